@@ -1,0 +1,169 @@
+"""The three plugin contracts: compressor, backend, policy.
+
+A plugin is one object that has these methods; inheriting is optional (the classes here are
+protocols, and `Backend` also gives defaults). A plugin imports nothing but this package's public
+names, and `reclaimactors.testing` has a suite to subclass for each kind.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Backend", "BatchCompressor", "Buffer", "Compressor", "Policy", "Verdict"]
+
+Buffer = bytes | memoryview
+
+
+class Verdict(enum.Enum):
+    """How the reclaim of one folio ended. Each folio that was isolated gets exactly one.
+
+    The first three mean that it left memory; after the others it is resident as before.
+    """
+
+    STORED = "stored"  #: its blob is in the zswap pool
+    ZERO = "zero"  #: it was one machine word repeated; nothing is kept but that word
+    DEVICE = "device"  #: a backing store has acknowledged it
+    ACTIVATE = "activate"  #: nobody can take it: do not try again soon
+    KEEP = "keep"  #: not now (no room in a mailbox, pinned, handed back): try again
+    CANCELLED = "cancelled"  #: it was read, overwritten or deleted meanwhile
+    ERROR = "error"  #: compressing or storing it raised; it is dirty as before
+
+
+@runtime_checkable
+class Compressor(Protocol):
+    """Turns a folio into a blob and back.
+
+    Pure: the same object may be used by several threads at once, and a worker process builds its
+    own by name and parameters.
+    """
+
+    name: str
+
+    def compress(self, data: Buffer) -> bytes:
+        """Return the blob of `data` (1 byte to max_folio)."""
+        ...
+
+    def decompress(self, blob: Buffer, size: int) -> bytes:
+        """Return exactly `size` bytes.
+
+        Raises:
+            CorruptData: if the blob is damaged or holds another number of bytes. Memory use is
+                bounded by `size` whatever the blob says.
+        """
+        ...
+
+
+class BatchCompressor(Compressor, Protocol):
+    """A compressor whose library does a whole batch with the GIL released."""
+
+    def compress_many(self, pages: Sequence[Buffer]) -> list[bytes]:
+        """Return the blob of each page, in order; equal to `compress` of each."""
+        ...
+
+
+class Backend:
+    """A backing store of slots of one page each. Subclass, and give the `*_many` methods.
+
+    Calls on different slots may overlap, on one slot never. Everything runs in the event loop:
+    a blocking call belongs in a thread, a whole batch at a time. A call may be cancelled.
+    Raise `BackendError` (or any OSError), `BackendFull` where there is no room.
+    """
+
+    capacity: int | None = None
+    """Slots it can hold, None where only the topology's `size` bounds it. Read after `open`."""
+
+    synchronous: ClassVar[bool] = False
+    """True where I/O is as cheap as a memory copy (the kernel's SWP_SYNCHRONOUS_IO)."""
+
+    async def open(self, page_size: int) -> None:
+        """Get ready for slots of `page_size` bytes. Called once, before anything else."""
+
+    async def aclose(self) -> None:
+        """Let go of every resource and of every slot. Called once, also after a failed open."""
+
+    async def store_many(self, items: Sequence[tuple[int, bytes]]) -> None:
+        """Store each (slot, 1 to page_size bytes). Returning acknowledges all of them.
+
+        Storing to a slot in use replaces it. If this raises, none of the items may ever be
+        returned by a later load; their old contents may be lost.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define store_many")
+
+    async def load_many(self, slots: Sequence[int]) -> list[bytes]:
+        """Return the bytes of each slot, in order; padding up to page_size may follow them.
+
+        Raises:
+            BackendError: if one of the slots was never stored, or cannot be read.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define load_many")
+
+    async def invalidate_many(self, slots: Sequence[int]) -> None:
+        """Forget the slots. One that was never stored is not an error."""
+
+    async def store(self, slot: int, data: bytes) -> None:
+        """Store one slot."""
+        await self.store_many([(slot, data)])
+
+    async def load(self, slot: int) -> bytes:
+        """Return one slot."""
+        return (await self.load_many([slot]))[0]
+
+    async def invalidate(self, slot: int) -> None:
+        """Forget one slot."""
+        await self.invalidate_many([slot])
+
+    def footprint(self, slots: Sequence[int]) -> int:  # noqa: ARG002 - a store elsewhere holds nothing here
+        """Return the bytes of *this process* that these stored slots hold: 0 for a file."""
+        return 0
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Which folio goes next. Synchronous, O(1) a folio, no I/O, no clock.
+
+    The core calls `insert` when a folio becomes resident, and `remove` when its key is deleted,
+    reclaimed or not. A folio is on the policy's lists, or isolated, or reclaimed. One pfn (a small
+    int, reused after `remove`) is one folio from put to delete, so ghosts may be keyed by it.
+    """
+
+    def insert(self, pfn: int, *, refault: int | None) -> bool | None:
+        """Put a resident folio on the lists. `refault` is what `shadow` returned, None = new.
+
+        Returning True says that the refault distance made it part of the workingset (the kernel's
+        workingset_activate); None or False that it was not.
+        """
+        ...
+
+    def access(self, pfn: int) -> None:
+        """Note that a resident folio was read. On the path of every hit: keep it tiny."""
+        ...
+
+    def remove(self, pfn: int) -> None:
+        """Forget a folio wherever it is: on the lists, isolated, or reclaimed."""
+        ...
+
+    def isolate(self, nr: int) -> list[int]:
+        """Take up to `nr` of the coldest folios off the lists; [] where there is none.
+
+        For each of them either `putback` or `shadow` or `remove` follows.
+        """
+        ...
+
+    def putback(self, pfns: Sequence[int], verdict: Verdict) -> None:
+        """Return isolated folios to the lists: ACTIVATE, KEEP, CANCELLED or ERROR says why."""
+        ...
+
+    def shadow(self, pfn: int) -> int:
+        """An isolated folio has left memory: return what `insert` shall get at its refault.
+
+        The int is at least 0 and fits 63 bits.
+        """
+        ...
+
+    def age(self, now: float) -> None:
+        """Let time pass (`now` in seconds): once per pass of kswapd."""
+        ...

@@ -1,0 +1,17 @@
+def compress(
+    source: bytes | memoryview,
+    mode: str = ...,
+    store_size: bool = ...,
+    acceleration: int = ...,
+    compression: int = ...,
+    return_bytearray: bool = ...,
+    dict: bytes | None = ...,
+) -> bytes: ...
+def decompress(
+    source: bytes | memoryview,
+    uncompressed_size: int = ...,
+    return_bytearray: bool = ...,
+    dict: bytes | None = ...,
+) -> bytes: ...
+
+class LZ4BlockError(Exception): ...
