@@ -1,0 +1,167 @@
+"""Measuring one round of a run: waits, faults, the loop's lag, CPU time and RSS.
+
+Everything is bounded in size however long the run: samples go into histograms whose buckets are
+2 % wide. Counters come from `memory.vmstat`; what a round amounts to is in `run.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["Histogram", "Measurement", "cpu_times", "rss_bytes"]
+
+TICK_S = 0.005
+STALL_S = 50e-6  # a put that took less has copied and counted, not waited
+_STEPS = 50  # buckets per factor e
+_SUMS = ("seconds", "puts", "cpu_s", "workers_cpu_s", "bare_pages", "bare_bytes", "bare_s")
+_GAUGES = ("stored_pages", "pool_total_size", "nr_writeback")  # what is now, not how often
+_ZERO = -(10**6)  # the bucket of values that are no more than 0
+
+
+@attrs.define(eq=False)
+class Histogram:
+    """Samples of a positive quantity in buckets 2 % wide, with exact count, total and maximum."""
+
+    count: int = 0
+    total: float = 0.0
+    max: float = 0.0
+    buckets: Counter[int] = attrs.field(factory=Counter, repr=False)
+
+    def add(self, sample: float) -> None:
+        """Count one sample; one of 0 or less is counted as 0."""
+        self.count += 1
+        if sample <= 0:
+            self.buckets[_ZERO] += 1
+            return
+        self.total += sample
+        self.max = max(self.max, sample)
+        self.buckets[math.floor(math.log(sample) * _STEPS)] += 1
+
+    def quantile(self, share: float) -> float:
+        """Return the value that a `share` (0 to 1) of the samples do not pass; 0.0 of none."""
+        wanted = share * self.count
+        for bucket in sorted(self.buckets):
+            wanted -= self.buckets[bucket]
+            if wanted <= 0 and bucket != _ZERO:
+                return min(self.max, math.exp((bucket + 0.5) / _STEPS))
+            if wanted <= 0:
+                break
+        return 0.0
+
+    def merge(self, other: Histogram) -> None:
+        """Add the samples of another histogram to these."""
+        self.count += other.count
+        self.total += other.total
+        self.max = max(self.max, other.max)
+        self.buckets.update(other.buckets)
+
+
+@attrs.define(eq=False)
+class Measurement:
+    """What one round measured, or, merged, what several did. Times are in seconds."""
+
+    seconds: float = 0.0
+    puts: int = 0
+    vmstat: Counter[str] = attrs.field(factory=Counter, repr=False)
+    stalls: Histogram = attrs.field(factory=Histogram)
+    faults: Histogram = attrs.field(factory=Histogram)
+    lag: Histogram = attrs.field(factory=Histogram)
+    cpu_s: float = 0.0
+    workers_cpu_s: float = 0.0
+    rss_start: int = 0
+    rss_peak: int = 0
+    bare_pages: int = 0
+    bare_bytes: int = 0
+    bare_s: float = 0.0
+
+    @contextlib.contextmanager
+    def measuring(self, vmstat: Mapping[str, int]) -> Iterator[None]:
+        """Measure the body; what it did until then counts however it ends."""
+        before, (cpu_s, workers_cpu_s) = dict(vmstat), cpu_times()
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+            cpu_end_s, workers_end_s = cpu_times()
+            self.cpu_s += cpu_end_s - cpu_s
+            self.workers_cpu_s += workers_end_s - workers_cpu_s
+            self.vmstat.update({name: now - before[name] for name, now in vmstat.items()})
+            self.rss_peak = max(self.rss_peak, rss_bytes())
+
+    def stalled(self, took_s: float) -> None:
+        """Count one put, and as a wait the time it took if that is more than a put's own work."""
+        self.puts += 1
+        self.stalls.add(took_s if took_s >= STALL_S else 0.0)
+
+    async def tick(self) -> None:
+        """Sample the loop's lag and RSS until cancelled."""
+        while True:
+            due = time.perf_counter() + TICK_S
+            await anyio.sleep(TICK_S)
+            self.lag.add(time.perf_counter() - due)
+            self.rss_peak = max(self.rss_peak, rss_bytes())
+
+    def merge(self, other: Measurement) -> None:
+        """Add another round: sums, and of RSS the round that grew most."""
+        if other.rss_peak - other.rss_start >= self.rss_peak - self.rss_start:
+            self.rss_start, self.rss_peak = other.rss_start, other.rss_peak
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.vmstat.update(other.vmstat)
+        self.vmstat.update({name: other.vmstat[name] - self.vmstat[name] for name in _GAUGES})
+        self.stalls.merge(other.stalls)
+        self.faults.merge(other.faults)
+        self.lag.merge(other.lag)
+
+    @property
+    def pgsteal_anon_per_s(self) -> float:
+        """Anonymous pages stolen per second."""
+        return self.vmstat["pgsteal_anon"] / self.seconds if self.seconds else 0.0
+
+
+def cpu_times() -> tuple[float, float]:
+    """Return CPU seconds so far of this process and its workers, and of the workers alone.
+
+    Workers are all threads but the calling one, and child processes; of those that still run
+    only Linux tells, elsewhere they count once they have ended.
+    """
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    children_s = children.ru_utime + children.ru_stime + _running_children_s()
+    process_s = time.process_time()
+    return process_s + children_s, process_s - time.thread_time() + children_s
+
+
+def _running_children_s() -> float:
+    """Return CPU seconds of the child processes that have not been waited for; 0.0 if unknown."""
+    ticks = 0
+    for listed in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for pid in listed.read_text().split():
+                fields = Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])  # utime, stime
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def rss_bytes() -> int:
+    """Return this process's resident bytes less shared ones; without /proc, its peak so far."""
+    try:
+        resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return (int(resident) - int(shared)) * resource.getpagesize()

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import anyio
+import pytest
+
+from reclaimactors.lab.data import Input
+
+
+class FakeMemory:
+    """A memory that keeps everything, notes what is asked of it, and may be made to lie."""
+
+    def __init__(self, budget: int = 16 * 4096, corrupt: object = None) -> None:
+        self.values: dict[object, bytes] = {}
+        self.asked: list[tuple[str, object]] = []
+        self.vmstat = Counter[str](pgfault=0, pgsteal_anon=0, stored_pages=0)
+        self.budget = budget
+        self.corrupt = corrupt
+        self.on_put = lambda: None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def usage(self) -> SimpleNamespace:
+        return SimpleNamespace(budget=self.budget)
+
+    async def put(self, key: object, data: bytes) -> None:
+        self.asked.append(("put", key))
+        await anyio.lowlevel.checkpoint()
+        self.values[key] = data
+        self.vmstat["pgsteal_anon"] += 1
+        self.on_put()
+
+    async def get(self, key: object) -> bytes:
+        self.asked.append(("get", key))
+        self.vmstat["pgfault"] += 1
+        value = self.values[key]
+        return value[:-1] + b"?" if key == self.corrupt else value
+
+
+@pytest.fixture
+def source() -> Input:
+    """Forty pages, each unlike any other."""
+    return Input(b"".join(nr.to_bytes(8, "little") * 512 for nr in range(1, 41)), 4096)
+
+
+@pytest.fixture
+def make_memory() -> type[FakeMemory]:
+    """The class of a memory that keeps everything and lies where it is told to."""
+    return FakeMemory
