@@ -11,7 +11,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["Links"]
 
@@ -84,6 +84,64 @@ class Links:
         pfn = node - self._shift
         self.remove(head, pfn)
         return pfn
+
+    def pop_many(self, head: int, nr: int) -> list[int]:
+        """Take up to `nr` pfns off the cold end of list `head`, coldest first."""
+        nxt, shift = self._next, self._shift
+        pfns: list[int] = []
+        node = nxt[head]
+        for _ in range(min(nr, self.sizes[head])):
+            pfns.append(node - shift)
+            after = nxt[node]
+            nxt[node] = -1
+            node = after
+        nxt[head] = node
+        self._prev[node] = head
+        self.sizes[head] -= len(pfns)
+        return pfns
+
+    def split(
+        self, head: int, nr: int, column: Sequence[int], cold: int, limit: int
+    ) -> tuple[list[int], list[int]]:
+        """Take pfns off the cold end until `nr` with ``column[pfn] == cold`` were met.
+
+        At most `limit` are walked. Returns those `nr` or fewer, and the others that were met;
+        both are off the list, coldest first. One walk and one splice, however many they are.
+        """
+        nxt, shift = self._next, self._shift
+        matching: list[int] = []
+        others: list[int] = []
+        node = nxt[head]
+        while node != head and limit > 0 and nr > 0:
+            limit -= 1
+            pfn = node - shift
+            if column[pfn] == cold:
+                matching.append(pfn)
+                nr -= 1
+            else:
+                others.append(pfn)
+            after = nxt[node]
+            nxt[node] = -1
+            node = after
+        nxt[head] = node
+        self._prev[node] = head
+        self.sizes[head] -= len(matching) + len(others)
+        return matching, others
+
+    def extend_tail(self, head: int, pfns: Iterable[int]) -> None:
+        """Put pfns that are on no list, and were on one before, at the hot end of list `head`."""
+        nxt, prv, shift = self._next, self._prev, self._shift
+        last = prv[head]
+        added = 0
+        for pfn in pfns:
+            node = pfn + shift
+            nxt[last] = node
+            prv[node] = last
+            last = node
+            added += 1
+        nxt[last] = head
+        prv[head] = last
+        self.sizes[head] += added
 
     def walk(self, head: int) -> Iterator[int]:
         """Yield list `head` from cold to hot; the pfn just yielded may be removed."""
