@@ -1,1 +1,40 @@
-"""offload"""
+"""On whose CPU a batch is compressed: the event loop's own, or a thread's.
+
+An `Offload` takes the bytes of a batch and gives the rows of `reclaimactors.mm.page_io.Squeezed`;
+it knows nothing of folios, budgets or actors. Blobs that stay are allocated in the event loop's
+thread, so that they share one malloc arena with everything else that the program holds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from reclaimactors.offload.inline import InlineOffload
+from reclaimactors.offload.thread import ThreadOffload
+
+if TYPE_CHECKING:
+    from reclaimactors.abc import Compressor
+    from reclaimactors.mm.page_io import Squeezed
+
+__all__ = ["InlineOffload", "Offload", "ThreadOffload", "build_offload"]
+
+
+class Offload(Protocol):
+    """Where batches are compressed."""
+
+    workers: int
+    """How many batches are compressed at the same instant."""
+
+    inline: bool
+    """Whether the event loop itself compresses, so that no worker exists."""
+
+    async def squeeze(self, pages: list[bytes]) -> Squeezed:
+        """Compress a batch. Cancelling it is safe at any time; a fault of the compressor is a row."""
+        ...
+
+
+def build_offload(kind: str, compressor: Compressor, *, workers: int) -> Offload:
+    """Return the offload named `kind`: ``"inline"`` or ``"thread"``."""
+    if kind == "inline":
+        return InlineOffload(compressor)
+    return ThreadOffload(compressor, workers=workers)

@@ -1,0 +1,192 @@
+"""What every actor has: a supervisor, a signal to wait for, a bounded FIFO.
+
+A crash is logged and counted, what the actor owned is handed back by the actor's own ``finally``,
+and it is started again after a back-off. More than `INTENSITY` crashes within `WINDOW_S` are not
+survived: the error leaves through the task group, and the memory closes loudly.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import anyio
+
+from reclaimactors.errors import ReclaimError
+from reclaimactors.log import log
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from reclaimactors.mm.batch import FolioBatch
+    from reclaimactors.mm.vmstat import Vmstat
+
+__all__ = ["INTENSITY", "WINDOW_S", "Fifo", "Mailbox", "Signal", "supervise"]
+
+T = TypeVar("T")
+
+INTENSITY = 5  #: crashes of one actor that are survived within WINDOW_S
+WINDOW_S = 10.0
+BACKOFF_S = 0.01  #: before the first restart; doubles with each crash in the window
+
+
+async def supervise(name: str, run: Callable[[], Awaitable[None]], vmstat: Vmstat) -> None:
+    """Run an actor until it returns, restarting it when it crashes.
+
+    Raises:
+        ReclaimError: when it crashed more than INTENSITY times within WINDOW_S.
+    """
+    crashes: deque[float] = deque(maxlen=INTENSITY + 1)
+    while True:
+        try:
+            await run()
+        except Exception as exc:
+            now = anyio.current_time()
+            crashes.append(now)
+            vmstat["actor_restarts"] += 1
+            log.error("actor.crashed", actor=name, crashes=len(crashes), exc_info=exc)
+            if len(crashes) > INTENSITY and now - crashes[0] < WINDOW_S:
+                msg = f"{name} crashed {len(crashes)} times within {WINDOW_S:g} s; the last: {exc!r}"
+                raise ReclaimError(msg) from exc
+            recent = sum(now - crash < WINDOW_S for crash in crashes)
+            await anyio.sleep(BACKOFF_S * 2**recent)
+        else:
+            return
+
+
+class Signal:
+    """Wakes everybody who waits for the next `notify`; keeps no memory of earlier ones."""
+
+    def __init__(self) -> None:
+        self._event: anyio.Event | None = None
+
+    def notify(self) -> None:
+        """Wake all who wait now."""
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+    async def wait(self) -> None:
+        """Wait for the next `notify`."""
+        if self._event is None:
+            self._event = anyio.Event()
+        await self._event.wait()
+
+
+class Mailbox(Generic[T]):
+    """A bounded memory-object stream that never loses a message.
+
+    A receiver that is cancelled at the very instant of delivery loses what the stream handed it;
+    here it is still among `waiting`, and `drain` gives it to whoever cleans up (I5).
+    """
+
+    def __init__(self, bound: int) -> None:
+        self.taken = Signal()  #: a message was taken: there is room
+        self.waiting: dict[int, T] = {}
+        self._next = 0
+        self._tx, self._rx = anyio.create_memory_object_stream[tuple[int, T]](bound)
+
+    def send_nowait(self, message: T) -> None:
+        """Put a message in.
+
+        Raises:
+            WouldBlock: if the mailbox is full.
+        """
+        self._next += 1
+        self._tx.send_nowait((self._next, message))
+        self.waiting[self._next] = message
+
+    async def receive(self) -> T:
+        """Wait for a message."""
+        return self._take(*await self._rx.receive())
+
+    def receive_nowait(self) -> T:
+        """Return a message.
+
+        Raises:
+            WouldBlock: if none waits.
+        """
+        return self._take(*self._rx.receive_nowait())
+
+    def _take(self, number: int, message: T) -> T:
+        del self.waiting[number]
+        self.taken.notify()
+        return message
+
+    def drain(self) -> list[T]:
+        """Return all that waits; no receiver may be left."""
+        left = list(self.waiting.values())
+        try:
+            while True:
+                self._rx.receive_nowait()
+        except anyio.WouldBlock:
+            self.waiting.clear()
+            self.taken.notify()
+        return left
+
+    def close(self) -> None:
+        """Close both ends; `drain` comes first."""
+        self._tx.close()
+        self._rx.close()
+
+
+class Fifo:
+    """The bounded queue in front of kcompressd or padata: batches of folios, bounded in base pages.
+
+    The bound counts pages that wait, not those being compressed. A sender takes credits per folio
+    with `room` and `send_nowait`; a worker returns them as it takes the batch. A folio larger than
+    the whole FIFO enters when it is empty.
+    """
+
+    def __init__(self, limit_pages: int) -> None:
+        self.limit = limit_pages
+        self.waiting_pages = 0
+        # Each message has a page at least, so the stream is never full before the credits are gone.
+        self._mailbox: Mailbox[FolioBatch] = Mailbox(limit_pages)
+        self.room_made = self._mailbox.taken
+
+    def room(self, pages: int) -> bool:
+        """Return whether a folio of so many pages may enter."""
+        return not self.waiting_pages or self.waiting_pages + pages <= self.limit
+
+    def oldest_since(self) -> float | None:
+        """Return when the oldest waiting batch was sent, None where none waits."""
+        return next((batch.since for batch in self._mailbox.waiting.values()), None)
+
+    def send_nowait(self, batch: FolioBatch) -> None:
+        """Put a batch in; there must be room for it."""
+        self._mailbox.send_nowait(batch)
+        self.waiting_pages += batch.nr_pages
+
+    async def take(self, max_pages: int) -> list[FolioBatch]:
+        """Wait for a batch, and return it with what else waits, up to about `max_pages`."""
+        batch = await self._mailbox.receive()
+        batches: list[FolioBatch] = []
+        while True:
+            self.waiting_pages -= batch.nr_pages
+            max_pages -= batch.nr_pages
+            batches.append(batch)
+            if max_pages <= 0:
+                return batches
+            try:
+                batch = self._mailbox.receive_nowait()
+            except anyio.WouldBlock:
+                return batches
+
+    def take_oldest(self) -> FolioBatch | None:
+        """Return the oldest waiting batch (steal_oldest), None where none waits."""
+        try:
+            batch = self._mailbox.receive_nowait()
+        except anyio.WouldBlock:
+            return None
+        self.waiting_pages -= batch.nr_pages
+        return batch
+
+    def drain(self) -> list[FolioBatch]:
+        """Return all that waits, for somebody to hand back: no worker is left to take it."""
+        self.waiting_pages = 0
+        return self._mailbox.drain()
+
+    def close(self) -> None:
+        """Close the queue; `drain` comes first."""
+        self._mailbox.close()

@@ -1,0 +1,63 @@
+"""kcompressd, and padata: take what waits in the FIFO, have it compressed, give the verdicts.
+
+One kcompressd has one worker, padata has N; the loop is the same. Each lane is one batch in flight:
+while one is being compressed another is on its way, so that a worker never waits for the event
+loop. A lane takes what waits, up to `batch_pages`, and never waits to fill a batch. In ordered mode
+the machine gives the verdicts in the order of submission, whichever lane is first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+if TYPE_CHECKING:
+    from reclaimactors.actors.machine import Machine
+    from reclaimactors.mm.batch import FolioBatch
+
+__all__ = ["KcompressdActor"]
+
+
+class KcompressdActor:
+    """The consumers of one FIFO."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._m = machine
+
+    async def run(self) -> None:
+        """Compress for ever. If a lane crashes, all that was taken or waits is handed back."""
+        machine = self._m
+        try:
+            async with anyio.create_task_group() as lanes:
+                for _ in range(machine.pipeline.in_flight):
+                    lanes.start_soon(self._lane)
+        finally:
+            for batch in machine.fifo.drain():
+                machine.hand_back(batch)
+
+    async def _lane(self) -> None:
+        machine = self._m
+        while True:
+            await self.compress(await machine.fifo.take(machine.pipeline.batch_pages))
+
+    async def compress(self, batches: list[FolioBatch]) -> None:
+        """Compress batches as one; each ends here, whatever happens."""
+        machine = self._m
+        ended = 0
+        try:
+            pages: list[bytes] = []
+            for batch in batches:
+                batch_pages, writes = machine.swapout.begin(batch, hold=True)
+                pages += batch_pages
+                machine.offer(writes)
+            out = await machine.offload.squeeze(pages)
+            start = 0
+            for batch in batches:
+                stop = start + len(batch.pfns)
+                ended += 1
+                machine.finish(batch, out.rows(start, stop))
+                start = stop
+        finally:
+            for batch in batches[ended:]:
+                machine.hand_back(batch)

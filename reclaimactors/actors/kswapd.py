@@ -1,0 +1,185 @@
+"""kswapd: sleeps until free memory is below *low*, then reclaims until it is at *high*.
+
+What to do is `reclaimactors.mm.vmscan.Kswapd`; here it is carried out. Who compresses is the mode:
+kswapd itself (``inline``: it waits for the offload), or a worker behind the FIFO (``kcompressd``,
+``padata``) with a declared rule for when that is full.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from reclaimactors.log import log
+from reclaimactors.mm.batch import FolioBatch, Reclaimer
+from reclaimactors.mm.page_io import Gate, gate
+from reclaimactors.mm.vmscan import Step
+from reclaimactors.offload.inline import SLICE_S
+
+if TYPE_CHECKING:
+    from reclaimactors.actors.machine import Machine
+
+__all__ = ["KswapdActor"]
+
+
+class KswapdActor:
+    """The actor of one node."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._m = machine
+        self._batch: FolioBatch | None = None  # isolated, not yet handed on: mine to hand back
+        self._passes = 0
+        self._slice_ends = 0.0
+
+    async def run(self) -> None:
+        """Balance at each wake-up, for ever."""
+        machine = self._m
+        try:
+            machine.kswapd.running = False  # a crash may have left a run half done
+            while True:
+                machine.wake_kswapd()
+                await machine.woken()
+                machine.revive()
+                await self.balance()
+                log.debug("kswapd.slept", hopeless=machine.kswapd.hopeless)
+        finally:
+            machine.awake = False
+            self._hand_back()
+
+    async def balance(self) -> None:
+        """One stay awake: until balanced or hopeless."""
+        machine = self._m
+        while True:
+            step = self.step()
+            if step is Step.SLEEP:
+                machine.awake = False
+                machine.verdicts.notify()  # the brake lets go of who waited for a sleeping kswapd
+                return
+            if step is Step.THROTTLE:
+                machine.verdicts.notify()
+                await machine.verdicts.wait()
+            elif step is Step.WAIT:
+                await machine.verdicts.wait()
+            elif self._batch is not None:
+                await self.route()
+            if perf_counter() > self._slice_ends:
+                await checkpoint()
+                self._slice_ends = perf_counter() + SLICE_S
+
+    def step(self) -> Step:
+        """The synchronous step: ask the core, and isolate what it says."""
+        machine = self._m
+        core = machine.kswapd
+        step = core.next()
+        if core.passes != self._passes:
+            self._passes = core.passes
+            machine.node.policy.age(anyio.current_time())
+        if step is Step.ISOLATE:
+            who = Reclaimer.PROACTIVE if core.requested else Reclaimer.KSWAPD
+            self._batch = machine.swapout.isolate(core.nr, core.max_bytes, who)
+            core.isolated(len(self._batch.pfns) if self._batch else 0)
+        return step
+
+    async def route(self) -> None:
+        """Send the isolated batch to whoever compresses."""
+        batch = self._batch
+        while batch is not None:
+            verdict = self._gate(batch)
+            if verdict is Gate.QUEUED:
+                self._batch = self._enqueue(batch)
+            elif verdict is Gate.FIFO_FULL:
+                await self._full(batch)
+            else:
+                self._batch = None
+                await self._compress_offloaded(batch)
+            batch = self._batch
+
+    def _gate(self, batch: FolioBatch) -> Gate:
+        """The seed's gates for the first folio of the batch; the first five hold for all of it."""
+        machine = self._m
+        node = machine.node
+        first = max(1, -(-node.mm.size[batch.pfns[0]] // node.page_size))
+        return gate(
+            kcompressd=machine.mode != "inline",
+            is_kswapd=True,
+            anon=True,
+            zswap_writeback=True,
+            zswap_enabled=node.zswap.enabled,
+            synchronous=any(swapd.synchronous for swapd in machine.swapds),
+            fifo_room=machine.fifo.room(first),
+        )
+
+    def _enqueue(self, batch: FolioBatch) -> FolioBatch | None:
+        """Put in what there is room for, folio by folio; return the rest."""
+        machine = self._m
+        node, fifo = machine.node, machine.fifo
+        limit = min(machine.pipeline.batch_pages, fifo.limit - fifo.waiting_pages)
+        rest = None
+        if batch.nr_pages > limit:
+            pages, nr = 0, 0
+            for pfn in batch.pfns:
+                pages += max(1, -(-node.mm.size[pfn] // node.page_size))
+                if pages > limit and nr:
+                    break
+                nr += 1
+            if nr < len(batch.pfns):
+                rest = machine.swapout.split(batch, nr)
+        machine.in_turn(batch)
+        batch.since = anyio.current_time()
+        node.vmstat["kcompressd_queued"] += batch.nr_pages
+        fifo.send_nowait(batch)
+        return rest
+
+    async def _full(self, batch: FolioBatch) -> None:
+        """The declared rule for a full FIFO."""
+        machine = self._m
+        rule = machine.on_full
+        if rule == "steal_oldest" and (oldest := machine.fifo.take_oldest()) is not None:
+            if machine.too_slow_inline(oldest.nr_bytes) and not machine.offload.inline:
+                await self._compress_offloaded(oldest)
+            else:
+                machine.node.vmstat["kcompressd_stolen"] += oldest.nr_pages
+                machine.compress_inline(oldest)
+            return
+        first = machine.node.mm.size[batch.pfns[0]]
+        slow = machine.too_slow_inline(first) and not machine.offload.inline
+        if rule == "wait" or slow:
+            await machine.fifo.room_made.wait()
+            return
+        self._batch = self._slice_off(batch)
+        machine.in_turn(batch)
+        machine.node.vmstat["kcompressd_inline"] += batch.nr_pages
+        machine.compress_inline(batch)
+
+    def _slice_off(self, batch: FolioBatch) -> FolioBatch | None:
+        """Cut a batch to what the loop can compress in one slice; return the rest."""
+        machine = self._m
+        limit, nr_bytes, nr = machine.slice_bytes(), 0, 0
+        for pfn in batch.pfns:
+            nr_bytes += machine.node.mm.size[pfn]
+            if nr_bytes > limit and nr:
+                return machine.swapout.split(batch, nr)
+            nr += 1
+        return None
+
+    async def _compress_offloaded(self, batch: FolioBatch) -> None:
+        """Have a batch compressed and wait for it: kswapd does nothing meanwhile."""
+        machine = self._m
+        machine.in_turn(batch)
+        pages, writes = machine.swapout.begin(batch, hold=True)
+        machine.offer(writes)
+        out = None
+        try:
+            out = await machine.offload.squeeze(pages)
+        finally:
+            if out is None:
+                machine.hand_back(batch)
+        machine.finish(batch, out)
+
+    def _hand_back(self) -> None:
+        if self._batch is not None:
+            self._m.hand_back(self._batch)
+            self._batch = None

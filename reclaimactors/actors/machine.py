@@ -1,0 +1,280 @@
+"""The machine: one node's core, the queues between its actors, and what several of them need.
+
+`finish` and `hand_back` are the only ways a batch ends, `offer` the only way a write reaches its
+store, `reclaim_inline` the only way anybody compresses in the event loop. Waiting goes one way:
+callers -> (kswapd | kcompressd | padata) -> swapd -> store.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import anyio
+
+from reclaimactors.actors.base import Fifo, Signal, supervise
+from reclaimactors.errors import ProtocolViolation
+from reclaimactors.log import log
+from reclaimactors.mm.padata import Reorder
+from reclaimactors.mm.page_io import Squeezed, squeeze
+from reclaimactors.mm.psi import Psi
+from reclaimactors.mm.swapin import Swapin
+from reclaimactors.mm.swapout import SWAP_CLUSTER_MAX, Swapout
+from reclaimactors.mm.vmscan import Kswapd
+from reclaimactors.offload.inline import SLICE_S
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from anyio.abc import TaskGroup
+
+    from reclaimactors.abc import Compressor
+    from reclaimactors.actors.swapd import Swapd
+    from reclaimactors.mm.batch import FolioBatch, Reclaimer, StoreBatch
+    from reclaimactors.mm.node import Node
+    from reclaimactors.offload import Offload
+
+__all__ = ["Machine", "Pipeline"]
+
+
+class Pipeline:
+    """How much may be in flight, fitted to the budget.
+
+    All that is in flight stays under 1/8 of the budget. Where that is less than the FIFO and the
+    worker's batches, the batches shrink first (to 32 pages, then to fewer), then the FIFO, so that
+    a full FIFO stays reachable.
+    """
+
+    def __init__(
+        self, *, budget: int, page_size: int, fifo: int, batch: int, in_flight: int, workers: int
+    ) -> None:
+        self.max_bytes = budget // 8
+        limit = self.max_bytes // page_size
+        in_flight = max(in_flight, workers)
+        while fifo + batch * in_flight > limit:
+            if batch > SWAP_CLUSTER_MAX:
+                batch = max(SWAP_CLUSTER_MAX, batch // 2)
+            elif in_flight > 1:
+                in_flight -= 1
+            else:
+                fifo = max(1, limit - batch)
+                break
+        self.fifo_pages = fifo
+        self.batch_pages = batch
+        self.in_flight = in_flight
+
+
+class Machine:
+    """What the actors of one node share."""
+
+    def __init__(
+        self,
+        node: Node,
+        compressor: Compressor,
+        offload: Offload,
+        pipeline: Pipeline,
+        *,
+        mode: str,
+        on_full: str,
+        ordered: bool,
+    ) -> None:
+        self.node = node
+        self.swapout = Swapout(node)
+        self.swapin = Swapin(node, self.swapout)
+        self.kswapd = Kswapd(node, self.swapout, max_in_flight=pipeline.max_bytes)
+        self.offload = offload
+        self.pipeline = pipeline
+        self.mode = mode
+        self.on_full = on_full
+        self.fifo = Fifo(pipeline.fifo_pages)
+        self.swapds: list[Swapd] = []
+        self.psi = Psi()
+        self.verdicts = Signal()  #: a batch or a write has ended, or kswapd has changed its state
+        self.wakeups, self._wakeup_rx = anyio.create_memory_object_stream[None](1)
+        self._reorder: Reorder[tuple[FolioBatch, Squeezed | None]] | None = (
+            Reorder() if ordered else None
+        )
+        self._compressor = compressor
+        self._rate = 200e6  #: bytes a second of the compressor in the loop, measured as it goes
+        self._actors: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+        self._tasks: TaskGroup | None = None
+        self._started = False
+        self.closing = False
+        self.awake = False  #: kswapd was woken and has not gone back to sleep
+        node.memcg.on_freed = self._freed
+        node.on_wake = self.wake_kswapd
+        node.on_pool_full = self.wake_shrinkers
+        node.on_stale = self.wake_swapd
+
+    # -- life -------------------------------------------------------------------------------------
+
+    def add_actor(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Name an actor that starts at the first pressure."""
+        self._actors.append((name, run))
+
+    def attach(self, tasks: TaskGroup) -> None:
+        """Give the task group that the actors run in."""
+        self._tasks = tasks
+
+    def start(self) -> None:
+        """Start the actors, once. Nothing runs before the first pressure."""
+        if self._started or self._tasks is None or self.closing:
+            return
+        self._started = True
+        for name, run in self._actors:
+            self._tasks.start_soon(supervise, name, run, self.node.vmstat, name=name)
+        log.debug("actors.started", actors=[name for name, _ in self._actors])
+
+    def close(self) -> None:
+        """Take back whatever the actors have left in the queues, and close them."""
+        self.closing = True
+        for batch in self.fifo.drain():
+            self.hand_back(batch)
+        self.fifo.close()
+        self.wakeups.close()
+        self._wakeup_rx.close()
+        for swapd in self.swapds:
+            swapd.close()
+        self.verdicts.notify()
+
+    # -- wake-ups ---------------------------------------------------------------------------------
+
+    def wake_kswapd(self) -> None:
+        """Wake kswapd where that is more than a no-op; wake-ups coalesce."""
+        if self.kswapd.wants_to_run() and not self.closing:
+            self.start()
+            self.awake = True
+            try:
+                self.wakeups.send_nowait(None)
+            except anyio.WouldBlock:
+                return  # one is waiting already: it will see everything that this one says
+
+    def _freed(self, _nr_bytes: int) -> None:
+        """The accounting's hook: whoever waits for room looks again."""
+        self.verdicts.notify()
+
+    async def woken(self) -> None:
+        """Wait for a wake-up of kswapd."""
+        await self._wakeup_rx.receive()
+
+    def wake_swapd(self, device: int) -> None:
+        """Tell a swapd that slots are to be forgotten."""
+        if not self.closing and self.swapds:
+            self.start()
+            self.swapds[device].wake()
+
+    def wake_shrinkers(self) -> None:
+        """Tell every swapd in service that the pool wants its coldest blobs written back."""
+        if self.node.zswap.needs_shrinking() and not self.closing:
+            for swapd in self.swapds:
+                if swapd.device.in_service:
+                    self.start()
+                    swapd.wake()
+
+    # -- how a batch ends ---------------------------------------------------------------------------
+
+    def in_turn(self, batch: FolioBatch) -> None:
+        """Give a batch its turn in the ordered stream of its producer, where there is one."""
+        if self._reorder is not None and batch.seq is None:
+            batch.seq = self._reorder.next_seq()
+
+    def finish(self, batch: FolioBatch, out: Squeezed) -> None:
+        """End a batch with what compressing it gave, and route the writes that follow."""
+        self._emit(batch, out)
+
+    def hand_back(self, batch: FolioBatch) -> None:
+        """End a batch without a result: its folios are resident as before."""
+        self.node.vmstat["kcompressd_handed_back"] += len(self.swapout.owned(batch))
+        self._emit(batch, None)
+
+    def _emit(self, batch: FolioBatch, out: Squeezed | None) -> None:
+        turns = [(batch, out)]
+        if self._reorder is not None and batch.seq is not None:
+            turns = self._reorder.push(batch.seq, (batch, out))
+        for ready, result in turns:
+            if result is None:
+                self.swapout.hand_back(ready)
+            else:
+                self.offer(self.swapout.complete(ready, result))
+        self.verdicts.notify()
+
+    def offer(self, writes: Iterable[StoreBatch]) -> None:
+        """Offer writes to their stores. A full mailbox: the folios stay, dirty, and kswapd throttles."""
+        for write in writes:
+            self.start()
+            if self.closing or not self.swapds[write.device].offer(write):
+                self.swapout.refuse(write)
+                self.kswapd.throttled = True
+                self.node.vmstat["nr_throttled_written"] += len(write.pfns)
+
+    # -- compressing in the loop --------------------------------------------------------------------
+
+    def too_slow_inline(self, nr_bytes: int) -> bool:
+        """Whether compressing so much in the loop would hold it for longer than a slice."""
+        return nr_bytes > self._rate * SLICE_S
+
+    def slice_bytes(self) -> int:
+        """Return how many bytes a slice of the loop can compress at the measured rate."""
+        return max(1, int(self._rate * SLICE_S))
+
+    def compress_inline(self, batch: FolioBatch, *, ram_only: bool = False) -> None:
+        """Compress a whole batch here and now, and end it. Size it with `slice_bytes`.
+
+        Args:
+            batch: isolated folios.
+            ram_only: whether a folio that needs a device is kept instead (`put_nowait`).
+        """
+        pages, writes = self.swapout.begin(batch, hold=False)
+        started = perf_counter()
+        out = squeeze(self._compressor, pages)
+        ended = perf_counter()
+        self._measure(sum(map(len, pages)), ended - started)
+        self.psi.stall_full(started, ended)
+        if ram_only:
+            for write in writes + self.swapout.complete(batch, out):
+                self.swapout.refuse(write)
+            self.verdicts.notify()
+        else:
+            self.offer(writes)
+            self.finish(batch, out)
+
+    def _measure(self, nr_bytes: int, seconds: float) -> None:
+        if nr_bytes >= self.node.page_size and seconds > 0:
+            self._rate += (nr_bytes / seconds - self._rate) * 0.2
+
+    def reclaim_inline(
+        self, nr: int, who: Reclaimer, *, max_bytes: int | None = None, ram_only: bool = False
+    ) -> int:
+        """Reclaim up to `nr` folios, about a slice's worth, in the calling task.
+
+        The one path of everybody who compresses in the event loop: direct reclaim, `put_nowait`,
+        proactive reclaim, and a machine without workers (I13). At least one folio is tried,
+        whatever its size.
+
+        Returns:
+            Bytes really freed at once: folio sizes less the blobs kept. Writes to a store free
+            theirs later.
+        """
+        before = self.swapout.freed_total
+        limit = min(self.slice_bytes(), max_bytes or self.pipeline.max_bytes)
+        batch = self.swapout.isolate(nr, limit, who)
+        if batch is None:
+            return 0
+        self.compress_inline(batch, ram_only=ram_only)
+        return self.swapout.freed_total - before
+
+    # -- for tests and close ------------------------------------------------------------------------
+
+    def revive(self) -> None:
+        """Try stores again that were full a while ago."""
+        now = anyio.current_time()
+        for swapd in self.swapds:
+            swapd.revive(now)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in flight."""
+        waiting = self._reorder is not None and self._reorder.pending
+        if waiting and not self.node.nr_in_flight:
+            raise ProtocolViolation("a batch waits for its turn, and nothing is in flight")
+        return self.node.idle

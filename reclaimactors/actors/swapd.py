@@ -1,0 +1,321 @@
+"""swapd: one per backing store. Stores, loads, forgets slots, and writes the pool's coldest back.
+
+Two mailboxes, each with lanes of its own, so that a load never waits for a store: loads (full: the
+caller waits) and stores (full: the folios stay dirty, and kswapd throttles). Slots are handed out
+again only after the store has forgotten them and nobody reads them, so that calls on one slot never
+overlap. Every call has a deadline. A store that keeps failing is taken out of service: it gets no
+new writes, its loads are still tried.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import attrs
+
+from reclaimactors.actors.base import Mailbox
+from reclaimactors.errors import BackendError, BackendFull, CorruptData
+from reclaimactors.log import log
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    from reclaimactors.abc import Backend
+    from reclaimactors.actors.machine import Machine
+    from reclaimactors.mm.batch import StoreBatch
+    from reclaimactors.mm.swap import SwapDevice
+    from reclaimactors.mm.swapin import Load
+
+__all__ = ["Swapd", "Ticket"]
+
+LOAD_LANES = 4
+STORE_LANES = 2
+MAX_LOADS = 64  #: requests that wait
+MAX_STORES = 8  #: batches of up to SWAP_CLUSTER_MAX folios that wait
+LOAD_BATCH = 64  #: slots of one load_many
+FAILURES_TO_RETIRE = 8  #: failed stores in a row after which a device gets no more
+RETRY_S = 0.5  #: after which a full store is tried again; doubles up to RETRY_MAX_S
+RETRY_MAX_S = 30.0
+
+
+@attrs.define(eq=False)
+class Ticket:
+    """One folio being read; everybody who wants it waits for the same ticket."""
+
+    load: Load
+    done: anyio.Event = attrs.Factory(anyio.Event)
+    data: bytes | None = None
+    error: Exception | None = None
+
+    async def wait(self) -> bytes:
+        """Return the folio's bytes, or raise why there are none."""
+        await self.done.wait()
+        if self.data is None:
+            raise self.error or anyio.ClosedResourceError
+        return self.data
+
+
+class Swapd:
+    """The actor of one backing store."""
+
+    def __init__(
+        self, machine: Machine, device: SwapDevice, backend: Backend, *, timeout: float
+    ) -> None:
+        self._m = machine
+        self.device = device
+        self.backend = backend
+        self.synchronous = bool(getattr(backend, "synchronous", False))
+        self._timeout = timeout
+        self._loads: Mailbox[list[Ticket]] = Mailbox(MAX_LOADS)
+        self._stores: Mailbox[StoreBatch | None] = Mailbox(MAX_STORES)
+        self.tickets: dict[int, Ticket] = {}
+        self._footprint = getattr(backend, "footprint", None)
+        self._retry_s = RETRY_S
+        self._retry_at = 0.0
+
+    # -- what others ask ----------------------------------------------------------------------------
+
+    def offer(self, write: StoreBatch) -> bool:
+        """Take a write if the mailbox has room."""
+        try:
+            self._stores.send_nowait(write)
+        except (anyio.WouldBlock, anyio.ClosedResourceError):
+            return False
+        return True
+
+    def wake(self) -> None:
+        """Have a look at the slots to forget and at the pool. A busy lane looks anyway."""
+        if not self._stores.waiting:
+            self.offer_nothing()
+
+    def offer_nothing(self) -> None:
+        """Put an empty message in, which only makes a store lane look around."""
+        try:
+            self._stores.send_nowait(None)
+        except (anyio.WouldBlock, anyio.ClosedResourceError):
+            return
+
+    def request(self, pfns: Sequence[int], *, promote: bool) -> list[Ticket] | None:
+        """Return a ticket for each folio, those that are being read already shared.
+
+        Returns None where the mailbox is full: wait for `room_for_loads`, and look again.
+        """
+        swapin = self._m.swapin
+        tickets: list[Ticket] = []
+        new: list[Ticket] = []
+        for pfn in pfns:
+            ticket = self.tickets.get(pfn)
+            if ticket is None:
+                ticket = Ticket(swapin.begin_load(pfn, promote=promote))
+                new.append(ticket)
+            tickets.append(ticket)
+        if new:
+            self._m.start()
+            try:
+                self._loads.send_nowait(new)
+            except anyio.WouldBlock:
+                for ticket in new:
+                    swapin.drop(ticket.load)
+                return None
+            for ticket in new:
+                self.tickets[ticket.load.pfn] = ticket
+        return tickets
+
+    @property
+    def loads_full(self) -> bool:
+        """Whether no further request for loads can wait."""
+        return len(self._loads.waiting) >= MAX_LOADS
+
+    async def room_for_loads(self) -> None:
+        """Wait until a load was taken."""
+        await self._loads.taken.wait()
+
+    def revive(self, now: float) -> None:
+        """Try a store again that was full a while ago."""
+        if self.device.full and now >= self._retry_at:
+            self.device.full = False
+
+    def close(self) -> None:
+        """End whatever waits, and close the mailboxes."""
+        self._clear()
+        self._loads.close()
+        self._stores.close()
+
+    # -- life -------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve for ever. If a lane crashes, all writes are handed back and all loads fail."""
+        try:
+            async with anyio.create_task_group() as lanes:
+                for _ in range(LOAD_LANES):
+                    lanes.start_soon(self._load_lane)
+                for _ in range(STORE_LANES):
+                    lanes.start_soon(self._store_lane)
+                self.offer_nothing()  # after a crash there may be something to look at
+        finally:
+            self._clear()
+
+    def _clear(self) -> None:
+        for write in self._stores.drain():
+            if write is not None:
+                self._m.swapout.refuse(write)
+        self._loads.drain()
+        for ticket in list(self.tickets.values()):
+            self._end(ticket, error=self._error("load", RuntimeError("its actor stopped")))
+
+    async def _call(self, what: str, call: Awaitable[Any]) -> Any:
+        """Await a call of the backend under the deadline; translate what it raises, once."""
+        with anyio.move_on_after(self._timeout) as scope:
+            try:
+                return await call
+            except BackendError:
+                raise
+            except Exception as exc:
+                raise self._error(what, exc) from exc
+        assert scope.cancelled_caught
+        raise _TooSlow(f"swap {self.device.name!r} took longer than {self._timeout:g} s to {what}")
+
+    def _error(self, what: str, exc: Exception) -> BackendError:
+        detail = f"{type(exc).__name__}: {exc}"
+        message = f"swap {self.device.name!r} failed to {what}: {detail}"
+        return BackendError(exc.errno or 5, message) if isinstance(exc, OSError) else BackendError(message)
+
+    # -- loads ------------------------------------------------------------------------------------
+
+    async def _load_lane(self) -> None:
+        while True:
+            tickets = await self._loads.receive()
+            while sum(len(ticket.load.slots) for ticket in tickets) < LOAD_BATCH:
+                try:
+                    tickets += self._loads.receive_nowait()
+                except anyio.WouldBlock:
+                    break
+            await self.load(tickets)
+
+    async def load(self, tickets: list[Ticket]) -> None:
+        """Read a batch of folios; one that cannot be read does not spoil the others."""
+        slots = [slot for ticket in tickets for slot in ticket.load.slots]
+        try:
+            stored = await self._call("load", self.backend.load_many(slots))
+        except BackendError as exc:
+            if len(tickets) == 1:
+                self._end(tickets[0], error=exc)
+                return
+            for ticket in tickets:
+                await self.load([ticket])
+            return
+        start = 0
+        for ticket in tickets:
+            stop = start + len(ticket.load.slots)
+            self._finish(ticket, stored[start:stop])
+            start = stop
+
+    def _finish(self, ticket: Ticket, stored: Sequence[bytes]) -> None:
+        if self.tickets.pop(ticket.load.pfn, None) is None:
+            return
+        try:
+            ticket.data = self._m.swapin.finish(ticket.load, stored)
+        except CorruptData as exc:
+            ticket.error = exc
+        ticket.done.set()
+
+    def _end(self, ticket: Ticket, *, error: Exception) -> None:
+        if self.tickets.pop(ticket.load.pfn, None) is None:
+            return
+        self._m.swapin.fail(ticket.load)
+        ticket.error = error
+        ticket.done.set()
+
+    # -- stores -----------------------------------------------------------------------------------
+
+    async def _store_lane(self) -> None:
+        while True:
+            write = await self._stores.receive()
+            if write is not None:
+                await self.store(write)
+            await self._forget()
+            await self._shrink()
+
+    async def store(self, write: StoreBatch) -> None:
+        """Write a batch and give its verdicts."""
+        machine = self._m
+        ended = False
+        try:
+            items = machine.swapout.items(write)
+            if items:
+                await self._call("store", self.backend.store_many(items))
+            ended = True
+            self.device.failures = 0
+            self._retry_s = RETRY_S
+            machine.swapout.stored(write, self._charges(write))
+        except BackendError as exc:
+            ended = True
+            self._failed(write, exc)
+        finally:
+            if not ended:
+                machine.swapout.refuse(write, retire=True)
+            machine.kswapd.throttled = False
+            machine.verdicts.notify()
+
+    def _charges(self, write: StoreBatch) -> list[int] | None:
+        if self._footprint is None:
+            return None
+        page = self._m.node.page_size
+        return [
+            self._footprint(range(slot, slot + max(1, -(-length // page))))
+            for slot, length in zip(write.slots, write.lengths, strict=True)
+        ]
+
+    def _failed(self, write: StoreBatch, exc: BackendError) -> None:
+        """A store raised: full is tried again later, anything else counts against the device."""
+        device = self.device
+        if isinstance(exc, BackendFull):
+            device.full = True
+            self._retry_at = anyio.current_time() + self._retry_s
+            self._retry_s = min(RETRY_MAX_S, 2 * self._retry_s)
+            log.warning("swapd.store_full", device=device.name, retry_in_s=self._retry_s)
+        else:
+            device.failures += 1
+            log.warning("swapd.store_failed", device=device.name, error=str(exc))
+            if device.failures >= FAILURES_TO_RETIRE and device.in_service:
+                device.in_service = False
+                self._m.node.vmstat["swap_out_of_service"] += 1
+                log.error("swapd.out_of_service", device=device.name, failures=device.failures)
+        self._m.offer(self._m.swapout.store_failed(write, retire=isinstance(exc, _TooSlow)))
+
+    async def _forget(self) -> None:
+        node = self._m.node
+        runs = node.take_stale(self.device.index)
+        if not runs:
+            return
+        forgotten = False
+        try:
+            slots = [slot for first, nr in runs for slot in range(first, first + nr)]
+            await self._call("forget", self.backend.invalidate_many(slots))
+            forgotten = True
+        except BackendError as exc:
+            log.warning("swapd.forget_failed", device=self.device.name, error=str(exc))
+            # Storing replaces what is there, so a refusal does no harm; a late success would.
+            forgotten = not isinstance(exc, _TooSlow)
+        finally:
+            if forgotten:
+                node.forgotten(self.device.index, runs)
+                self.device.full = False
+            else:
+                node.never_forgotten(self.device.index, runs)
+            self._m.verdicts.notify()
+
+    async def _shrink(self) -> None:
+        """The shrink worker: the pool's coldest blobs to this store, down to the threshold."""
+        while (
+            self.device.in_service
+            and not self.device.full
+            and (write := self._m.swapout.writeback(self.device)) is not None
+        ):
+            await self.store(write)
+            await self._forget()
+
+
+class _TooSlow(BackendError):
+    """The deadline passed; what was asked may still happen."""

@@ -1,0 +1,49 @@
+"""What actors hand to each other: a batch of folios to compress, a batch of slots to write.
+
+A batch is the owner of its folios (`MemMap.owner` holds its id), and whoever holds the batch owes
+each of them one verdict: `Swapout.complete`, `Swapout.hand_back`, or for a write `stored` or
+`store_failed`.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+__all__ = ["FolioBatch", "Reclaimer", "StoreBatch"]
+
+
+class Reclaimer(enum.Enum):
+    """Who asked: the suffix of pgscan_* and pgsteal_*."""
+
+    KSWAPD = "kswapd"
+    DIRECT = "direct"
+    PROACTIVE = "proactive"
+
+
+@attrs.define(eq=False)
+class FolioBatch:
+    """Folios isolated together, at most SWAP_CLUSTER_MAX of them (a worker merges several)."""
+
+    id: int
+    pfns: list[int]
+    nr_bytes: int
+    nr_pages: int
+    who: Reclaimer
+    seq: int | None = None  #: turn in an ordered padata stream
+    held: list[int] = attrs.Factory(list)  #: pfns whose bytes a worker looks at right now
+    since: float = 0.0  #: when it was queued, in the clock of the actors
+
+
+@attrs.define(eq=False)
+class StoreBatch:
+    """Folios on their way to one swap device, each with the slots it was given."""
+
+    id: int
+    device: int
+    pfns: list[int]
+    slots: list[int]
+    lengths: list[int]
+    who: Reclaimer
+    blobs: bool  #: True where they come from the zswap pool, False where they are resident

@@ -1,0 +1,115 @@
+"""The mem_map: one row of columns per folio, indexed by pfn. Mirrors struct page / struct folio.
+
+States of a folio, and who may move it on::
+
+    FREE -> RESIDENT <-> WRITEBACK -> ZSWAP | SAME | DEVICE -> RESIDENT (fault)
+               |             |           |             |
+               +-------------+---- DEAD -+-------------+ -> FREE      (delete, overwrite)
+
+A folio in WRITEBACK has an owner: the batch that was isolated with it. Its source bytes stay
+readable, and only a verdict from that very batch counts; a fault, overwrite or delete takes the
+ownership away, and the late verdict is thrown away. A blob on its way to a store stays in ZSWAP,
+owned by that write.
+
+`refs` counts those who still look at the bytes or the slot whatever becomes of the key: a worker
+thread, a store's write or load in flight, a pin. A folio deleted meanwhile is DEAD, charged, and
+freed by the last of them; so bytes and slots are never reused under anybody.
+
+Nothing here is tracked by the cyclic collector per folio: columns are arrays and one list of
+bytes objects.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final
+
+from reclaimactors.errors import ProtocolViolation
+
+__all__ = ["DEAD", "DEVICE", "FREE", "RESIDENT", "SAME", "WRITEBACK", "ZSWAP", "MemMap"]
+
+FREE: Final = 0  #: the pfn is not in use
+RESIDENT: Final = 1  #: its bytes are in memory, on the policy's lists
+WRITEBACK: Final = 2  #: its bytes are in memory, isolated, owned by a batch
+ZSWAP: Final = 3  #: its blob is in the pool
+SAME: Final = 4  #: one machine word repeated: the word is in `entry`
+DEVICE: Final = 5  #: a backing store has it, from slot `entry` on
+DEAD: Final = 6  #: its key is gone, somebody still holds a ref
+
+
+class MemMap:
+    """Columns of folios. A pfn is handed out by `alloc` and taken back by `free`."""
+
+    __slots__ = (
+        "_free", "charge", "codec", "crc", "data", "device", "entry", "length", "owner", "refs",
+        "shadow", "size", "state",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.state = bytearray()  #: one of the states above
+        self.data: list[bytes | None] = []  #: source bytes, or the blob in ZSWAP
+        self.size = array("Q")  #: bytes of the value's part
+        self.owner = array("Q")  #: the batch that owns its reclaim, 0 = nobody
+        self.refs = array("I")  #: holders of the bytes or of the slot
+        self.shadow = array("q")  #: what the policy said at eviction, -1 = never evicted
+        self.entry = array("Q")  #: first slot on `device`, or the word of a SAME folio
+        self.device = bytearray()  #: index of the swap device
+        self.length = array("Q")  #: bytes stored on the device
+        self.crc = array("I")  #: crc32 of what is stored on the device
+        self.codec = bytearray()  #: what is stored on the device: 0 = as it is, 1 = a blob
+        self.charge = array("Q")  #: bytes that an in-process device holds for it
+        self._free = array("Q")
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    def alloc(self, data: bytes) -> int:
+        """Return the pfn of a new RESIDENT folio that holds `data`."""
+        if self._free:
+            pfn = self._free.pop()
+            self.state[pfn] = RESIDENT
+            self.data[pfn] = data
+            self.size[pfn] = len(data)
+            return pfn
+        pfn = len(self.state)
+        self.state.append(RESIDENT)
+        self.data.append(data)
+        self.size.append(len(data))
+        for column in (self.owner, self.refs, self.entry, self.length, self.crc, self.charge):
+            column.append(0)
+        self.shadow.append(-1)
+        self.device.append(0)
+        self.codec.append(0)
+        return pfn
+
+    def free(self, pfn: int) -> None:
+        """Take a pfn back. Nobody may hold a ref."""
+        if self.refs[pfn] or self.state[pfn] == FREE:
+            msg = f"pfn {pfn} freed in state {self.state[pfn]} with {self.refs[pfn]} refs"
+            raise ProtocolViolation(msg)
+        self.state[pfn] = FREE
+        self.data[pfn] = None
+        self.owner[pfn] = 0
+        self.shadow[pfn] = -1
+        self._free.append(pfn)
+
+    def check(self) -> None:
+        """Assert that each row is consistent with its state."""
+        has_bytes = {RESIDENT, WRITEBACK, ZSWAP}
+        for pfn, state in enumerate(self.state):
+            data = self.data[pfn]
+            if state in has_bytes:
+                assert data is not None, f"pfn {pfn}: state {state} without bytes"
+            elif state != DEAD:
+                assert data is None, f"pfn {pfn}: state {state} still holds bytes"
+            if state in {RESIDENT, WRITEBACK}:
+                assert data is not None
+                assert len(data) == self.size[pfn], f"pfn {pfn}: wrong size"
+            if state == WRITEBACK:
+                assert self.owner[pfn], f"pfn {pfn}: in writeback, owned by nobody"
+            elif state != ZSWAP:
+                assert not self.owner[pfn], f"pfn {pfn}: state {state} has an owner"
+            if state == FREE:
+                assert not self.refs[pfn], f"pfn {pfn}: free with refs"
+        free = sorted(self._free)
+        assert free == [pfn for pfn, state in enumerate(self.state) if state == FREE]

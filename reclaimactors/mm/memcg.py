@@ -1,0 +1,87 @@
+"""The budget: what is charged, and how much is free. Mirrors mm/memcontrol.c and page_counter.
+
+`budget >= resident + compressed + overhead` holds at every instant: each change is checked here
+before it is made. Room is reserved first (a reservation counts as resident) and spent later, in
+one step. Only callers reserve; an actor never does. Where room is *given back*, `freed_total`
+grows and `on_freed` is called: that one hook wakes whoever waits for room.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from reclaimactors.errors import ProtocolViolation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["FOLIO_OVERHEAD", "KEY_OVERHEAD", "Memcg"]
+
+# Measured with tests/bench/overhead.py (RSS of a million values): a live key costs its slot in the
+# dict, its pfn and a short key object; a folio its columns, the header of its bytes object and the
+# rounding of malloc.
+KEY_OVERHEAD = 192
+FOLIO_OVERHEAD = 144
+
+
+def _nothing(_nr_bytes: int) -> None:
+    """Nobody waits for room."""
+
+
+@attrs.define(eq=False)
+class Memcg:
+    """Counters of one budget, in bytes."""
+
+    budget: int
+    resident: int = 0  #: source bytes in memory, in flight and reserved ones included
+    compressed: int = 0  #: blobs in the zswap pool, and what in-process stores hold
+    overhead: int = 0  #: a measured constant per live key and folio
+    in_flight: int = 0  #: the part of `resident` that an actor owns for reclaim
+    reserved: int = 0  #: the part of `resident` that callers and faults have reserved
+    pinned: int = 0  #: the part of `resident` that pins hold, overhead included
+    freed_total: int = 0  #: bytes given back since the start; only grows
+    on_freed: Callable[[int], None] = _nothing
+
+    @property
+    def free(self) -> int:
+        """Bytes that nobody holds: what the watermarks look at."""
+        return self.budget - self.resident - self.compressed - self.overhead
+
+    def adjust(self, resident: int = 0, compressed: int = 0, overhead: int = 0) -> None:
+        """Change all three counters in one step.
+
+        Raises:
+            ProtocolViolation: if that would pass the budget; nothing is changed.
+        """
+        delta = resident + compressed + overhead
+        if delta > 0 and delta > self.free:
+            msg = f"a charge of {delta} B passes the budget: only {self.free} B are free"
+            raise ProtocolViolation(msg)
+        self.resident += resident
+        self.compressed += compressed
+        self.overhead += overhead
+        if delta < 0:
+            self.freed_total -= delta
+            self.on_freed(-delta)
+
+    def reserve(self, nr_bytes: int) -> None:
+        """Set bytes aside; they count as resident until `adjust` spends them."""
+        if nr_bytes:
+            self.adjust(resident=nr_bytes)
+            self.reserved += nr_bytes
+
+    def unreserve(self, nr_bytes: int) -> None:
+        """Give a reservation back."""
+        if nr_bytes:
+            self.reserved -= nr_bytes
+            self.adjust(resident=-nr_bytes)
+
+    def check(self) -> None:
+        """Assert that the budget holds and that no part is larger than its whole."""
+        assert self.free >= 0, f"{-self.free} B over the budget"
+        assert min(self.resident, self.compressed, self.overhead) >= 0
+        assert 0 <= self.in_flight
+        assert 0 <= self.reserved
+        assert self.in_flight + self.reserved <= self.resident, "in flight bytes are resident"

@@ -1,0 +1,325 @@
+"""One node: the mem_map, the keys, the budget, the pool, the devices. Mirrors struct pglist_data.
+
+This module holds the state that the others share, and what keys do to it: `commit` a put in one
+step, `forget` a value. Reclaim is in `swapout`, faults in `swapin`, how much and when in `vmscan`.
+
+Invariants (`check`): the budget holds; each folio is in exactly one place (the policy's lists, a
+batch, the pool, a device, dead); what is charged is what is there; every folio that was isolated
+has had one verdict or is in flight (I1).
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+import attrs
+
+from reclaimactors.errors import ProtocolViolation
+from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, WRITEBACK, ZSWAP, MemMap
+from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
+from reclaimactors.mm.vmstat import Vmstat
+from reclaimactors.units import nr_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from reclaimactors.abc import Compressor, Policy
+    from reclaimactors.mm.swap import SwapDevices
+    from reclaimactors.mm.watermark import Watermarks
+    from reclaimactors.mm.zswap import Zswap
+
+__all__ = ["Node"]
+
+
+def _ignore(*_: object) -> None:
+    """Nobody listens."""
+
+
+@attrs.define(eq=False)
+class Node:
+    """Shared state of the mm core; not for use from more than one thread."""
+
+    page_size: int
+    memcg: Memcg
+    marks: Watermarks
+    policy: Policy
+    zswap: Zswap
+    swap: SwapDevices
+    compressor: Compressor
+    vmstat: Vmstat = attrs.Factory(Vmstat)
+    mm: MemMap = attrs.Factory(MemMap)
+    small: dict[Hashable, int] = attrs.Factory(dict[object, int])
+    """key -> pfn of a value of one folio"""
+    large: dict[Hashable, array[int]] = attrs.Factory(dict[object, "array[int]"])
+    """key -> pfns of a value of several folios"""
+    pins: dict[int, int] = attrs.Factory(dict[int, int])
+    """pfn -> how many views are open on it"""
+    nr_resident: int = 0
+    """folios whose source bytes are in memory, those in flight included"""
+    nr_in_flight: int = 0
+    """folios in WRITEBACK"""
+    nr_writes: int = 0
+    """store batches that have not had their verdict"""
+    swapped: int = 0
+    """bytes that swap devices hold for live folios"""
+    stale: dict[int, list[tuple[int, int]]] = attrs.Factory(dict[int, "list[tuple[int, int]]"])
+    """device -> (first slot, slots) that its store must still forget before they are reused"""
+    on_wake: Callable[[], None] = _ignore
+    """kswapd is wanted"""
+    on_stale: Callable[[int], None] = _ignore
+    """a device has slots to forget"""
+    on_pool_full: Callable[[], None] = _ignore
+    """the pool wants its coldest blobs written back"""
+    _next_id: int = 1
+
+    def new_id(self) -> int:
+        """Return an id for a batch, never used before."""
+        self._next_id += 1
+        return self._next_id - 1
+
+    # -- keys -------------------------------------------------------------------------------------
+
+    def pfns(self, key: Hashable) -> Sequence[int]:
+        """Return the pfns of a value in order.
+
+        Raises:
+            KeyError: if the key is absent.
+        """
+        pfn = self.small.get(key)
+        return self.large[key] if pfn is None else (pfn,)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self.small or key in self.large
+
+    def frees_now(self, key: Hashable) -> int:
+        """Return the bytes that the end of the key's value would free this instant."""
+        if key not in self:
+            return 0
+        mm = self.mm
+        total = KEY_OVERHEAD
+        for pfn in self.pfns(key):
+            if not mm.refs[pfn]:
+                data = mm.data[pfn]
+                total += FOLIO_OVERHEAD + (len(data) if data is not None else 0)
+        return total
+
+    def need(self, key: Hashable, size: int, nr_folios: int) -> int:
+        """Return the bytes that a put of `size` bytes must reserve before it may commit."""
+        new = size + KEY_OVERHEAD + nr_folios * FOLIO_OVERHEAD
+        return max(0, new - self.frees_now(key))
+
+    def fits(self, key: Hashable, size: int, nr_folios: int) -> bool:
+        """Return whether a value of `size` bytes can ever be put, everything else reclaimed."""
+        memcg = self.memcg
+        old = KEY_OVERHEAD + len(self.pfns(key)) * FOLIO_OVERHEAD if key in self else 0
+        others = memcg.overhead - old + memcg.pinned
+        own = size + KEY_OVERHEAD + nr_folios * FOLIO_OVERHEAD
+        return own + others <= memcg.budget - self.marks.min
+
+    def commit(self, key: Hashable, parts: list[bytes], reserved: int) -> None:
+        """Make `parts` the value of `key` in one step, spending a reservation.
+
+        Raises:
+            ProtocolViolation: if `reserved` is less than `need` says now and there is no room for
+                the rest; nothing is changed.
+        """
+        size = sum(map(len, parts))
+        memcg = self.memcg
+        if self.need(key, size, len(parts)) > reserved + memcg.free:
+            msg = f"put of {size} B with {reserved} B reserved and {memcg.free} B free"
+            raise ProtocolViolation(msg)
+        memcg.reserved -= reserved
+        resident, compressed, overhead = self._unlink(key) if key in self else (0, 0, 0)
+        memcg.adjust(
+            resident + size - reserved,
+            compressed,
+            overhead + KEY_OVERHEAD + len(parts) * FOLIO_OVERHEAD,
+        )
+        if len(parts) == 1:
+            self.small[key] = self._new_folio(parts[0])
+        else:
+            self.large[key] = array("Q", [self._new_folio(part) for part in parts])
+
+    def delete(self, key: Hashable) -> None:
+        """Forget a key and its value.
+
+        Raises:
+            KeyError: if the key is absent.
+        """
+        if key not in self:
+            raise KeyError(key)
+        self.memcg.adjust(*self._unlink(key))
+
+    def _new_folio(self, data: bytes) -> int:
+        pfn = self.mm.alloc(data)
+        self.nr_resident += 1
+        self.policy.insert(pfn, refault=None)
+        return pfn
+
+    def _unlink(self, key: Hashable) -> tuple[int, int, int]:
+        """Drop the key and its folios; return the change of resident, compressed, overhead."""
+        pfns = self.pfns(key)
+        if self.small.pop(key, None) is None:
+            del self.large[key]
+        resident = compressed = 0
+        overhead = -KEY_OVERHEAD
+        for pfn in pfns:
+            d_resident, d_compressed = self._kill(pfn)
+            resident += d_resident
+            compressed += d_compressed
+            if self.mm.state[pfn] == FREE:
+                overhead -= FOLIO_OVERHEAD
+        return resident, compressed, overhead
+
+    def _kill(self, pfn: int) -> tuple[int, int]:
+        """End a folio whose key is gone; return the change of resident and compressed."""
+        mm = self.mm
+        state = mm.state[pfn]
+        data = mm.data[pfn]
+        held = len(data) if data is not None else 0
+        resident = compressed = 0
+        if state == ZSWAP:
+            self.zswap.remove(pfn, held)
+            compressed = -held
+            resident = held  # a blob that a store still reads is charged as resident
+        elif state == WRITEBACK:
+            self._disown(pfn)
+        if state in {RESIDENT, WRITEBACK}:
+            self.nr_resident -= 1
+        self.policy.remove(pfn)
+        mm.owner[pfn] = 0
+        if mm.refs[pfn]:
+            mm.state[pfn] = DEAD
+            return resident, compressed
+        if state == DEVICE:
+            self.release_slots(pfn)
+            compressed -= mm.charge[pfn]
+        mm.free(pfn)
+        return resident - held, compressed
+
+    def _disown(self, pfn: int) -> None:
+        """Take a folio away from the batch that reclaims it: that is its verdict, CANCELLED."""
+        mm = self.mm
+        mm.owner[pfn] = 0
+        mm.state[pfn] = RESIDENT
+        self.memcg.in_flight -= mm.size[pfn]
+        self.nr_in_flight -= 1
+        self.vmstat["reclaim_cancelled"] += 1
+
+    # -- refs and slots -----------------------------------------------------------------------------
+
+    def hold(self, pfn: int) -> None:
+        """Take a ref: the bytes, or the slot, stay as they are until `release`."""
+        self.mm.refs[pfn] += 1
+
+    def release(self, pfn: int) -> None:
+        """Give a ref back; the last one frees a folio whose key is gone."""
+        mm = self.mm
+        mm.refs[pfn] -= 1
+        if mm.refs[pfn] or mm.state[pfn] != DEAD:
+            return
+        data = mm.data[pfn]
+        held = len(data) if data is not None else 0
+        compressed = 0
+        if data is None:
+            self.release_slots(pfn)
+            compressed = mm.charge[pfn]
+        mm.free(pfn)
+        self.memcg.adjust(-held, -compressed, -FOLIO_OVERHEAD)
+
+    def release_slots(self, pfn: int) -> None:
+        """Let the device forget a folio's slots; they are reused after that."""
+        mm = self.mm
+        slots = nr_pages(mm.length[pfn], self.page_size)
+        self.swapped -= mm.length[pfn]
+        self.forget_slots(mm.device[pfn], mm.entry[pfn], slots)
+
+    def forget_slots(self, device: int, slot: int, nr: int) -> None:
+        """Queue slots for their store to forget."""
+        self.stale.setdefault(device, []).append((slot, nr))
+        self.on_stale(device)
+
+    def take_stale(self, device: int) -> list[tuple[int, int]]:
+        """Return the runs that a device must forget now; `forgotten` follows."""
+        runs = self.stale.get(device, [])
+        if runs:
+            self.stale[device] = []
+        return runs
+
+    def forgotten(self, device: int, runs: list[tuple[int, int]]) -> None:
+        """The store has forgotten these runs: they may be used again."""
+        for slot, nr in runs:
+            self.swap[device].free(slot, nr)
+
+    def never_forgotten(self, device: int, runs: list[tuple[int, int]]) -> None:
+        """Nobody knows when the store will forget these runs: never use them again."""
+        for slot, nr in runs:
+            self.swap[device].retire(slot, nr)
+
+    def pin(self, pfn: int) -> None:
+        """Keep a resident folio where it is, and its bytes even after its key is gone."""
+        if self.pins.get(pfn, 0) == 0:
+            self.memcg.pinned += self.mm.size[pfn] + FOLIO_OVERHEAD
+        self.pins[pfn] = self.pins.get(pfn, 0) + 1
+        self.hold(pfn)
+
+    def unpin(self, pfn: int) -> None:
+        """Undo one `pin`."""
+        self.pins[pfn] -= 1
+        if not self.pins[pfn]:
+            del self.pins[pfn]
+            self.memcg.pinned -= self.mm.size[pfn] + FOLIO_OVERHEAD
+        self.release(pfn)
+
+    # -- the whole --------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether no folio, write or slot is on its way anywhere."""
+        return not (self.nr_in_flight or self.nr_writes or any(self.stale.values()))
+
+    def check(self) -> bool:
+        """Assert every invariant of the core; returns True. O(everything): for tests."""
+        mm, memcg = self.mm, self.memcg
+        memcg.check()
+        mm.check()
+        self.zswap.check()
+        resident = compressed = in_flight = nr_in_flight = folios = 0
+        pool = 0
+        for pfn, state in enumerate(mm.state):
+            data = mm.data[pfn]
+            held = len(data) if data is not None else 0
+            folios += state != FREE
+            if state in {RESIDENT, WRITEBACK, DEAD}:
+                resident += held
+            if state == ZSWAP:
+                pool += held
+            if state == WRITEBACK:
+                in_flight += held
+                nr_in_flight += 1
+            if state == DEVICE or (state == DEAD and data is None):
+                compressed += mm.charge[pfn]
+        live = {pfn for pfns in self.large.values() for pfn in pfns} | set(self.small.values())
+        dead = {pfn for pfn, state in enumerate(mm.state) if state == DEAD}
+        assert len(live) + len(dead) == folios, "a folio without a key, or shared by two"
+        assert memcg.compressed == compressed + pool, "compressed bytes drifted"
+        assert self.zswap.total == pool, "pool bytes drifted"
+        assert memcg.in_flight == in_flight, "in-flight bytes drifted"
+        assert self.nr_in_flight == nr_in_flight, "in-flight folios drifted"
+        swapped = sum(mm.length[pfn] for pfn, state in enumerate(mm.state)
+                      if state == DEVICE or (state == DEAD and mm.data[pfn] is None))
+        assert self.swapped == swapped, "swapped bytes drifted"
+        nr_resident = sum(state in {RESIDENT, WRITEBACK} for state in mm.state)
+        assert self.nr_resident == nr_resident, "resident folios drifted"
+        keys = len(self.small) + len(self.large)
+        assert memcg.overhead == keys * KEY_OVERHEAD + folios * FOLIO_OVERHEAD, "overhead drifted"
+        # what is reserved, and the joined copies of pins, are the rest of resident
+        assert memcg.resident - memcg.reserved >= resident, "resident bytes drifted"
+        vm = self.vmstat
+        verdicts = sum(
+            vm[f"reclaim_{verdict}"]
+            for verdict in ("stored", "zero", "device", "activate", "keep", "cancelled", "error")
+        )
+        assert vm["reclaim_isolated"] == verdicts + nr_in_flight, "a folio without one verdict"
+        return True

@@ -1,0 +1,173 @@
+"""The front end of swap-out: who compresses a folio, and what comes of it. Mirrors mm/page_io.c.
+
+`gate` is the seed patch's list of conditions, in its order; `squeeze` is what a worker does with a
+batch; `outcome` is the table of what becomes of a folio then. All three are plain functions: the
+same ones run in kswapd, in the caller of a direct reclaim, in a thread and in a worker process, so
+that a machine without workers gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Final
+from zlib import crc32
+
+import attrs
+
+from reclaimactors.abc import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reclaimactors.abc import Compressor
+
+__all__ = ["BLOB", "FAIL", "POOR", "SAME_FILLED", "Gate", "Squeezed", "expand", "gate", "outcome",
+           "same_filled", "squeeze"]  # fmt: skip
+
+
+class Gate(enum.Enum):
+    """Why a folio goes to kcompressd, or the first reason why it does not."""
+
+    QUEUED = "queued"
+    NO_KCOMPRESSD = "no kcompressd on this node"
+    NOT_KSWAPD = "the caller is not kswapd"
+    NOT_ANON = "not an anonymous folio"
+    NO_WRITEBACK = "the group forbids zswap writeback: the verdict is needed at once"
+    NO_COMPRESSION = "zswap is off and the swap device is not synchronous"
+    FIFO_FULL = "the FIFO has no room"
+
+
+def gate(
+    *,
+    kcompressd: bool,
+    is_kswapd: bool,
+    anon: bool,
+    zswap_writeback: bool,
+    zswap_enabled: bool,
+    synchronous: bool,
+    fifo_room: bool,
+) -> Gate:
+    """Return QUEUED, or the first gate of the seed's swap_sched_async_compress() that is shut."""
+    if not kcompressd:
+        return Gate.NO_KCOMPRESSD
+    if not is_kswapd:
+        return Gate.NOT_KSWAPD
+    if not anon:
+        return Gate.NOT_ANON
+    if not zswap_writeback:
+        return Gate.NO_WRITEBACK
+    if not (zswap_enabled or synchronous):
+        return Gate.NO_COMPRESSION
+    return Gate.QUEUED if fifo_room else Gate.FIFO_FULL
+
+
+BLOB: Final = 0  #: compressed to at most 15/16
+SAME_FILLED: Final = 1  #: one machine word repeated
+POOR: Final = 2  #: incompressible: the blob would free next to nothing
+FAIL: Final = 3  #: the compressor raised
+
+
+@attrs.define(eq=False)
+class Squeezed:
+    """What compressing a batch gave, in columns: folio i is row i."""
+
+    kinds: bytearray  #: BLOB, SAME_FILLED, POOR or FAIL
+    blobs: list[bytes | None]  #: the blob where the kind is BLOB
+    values: list[int]  #: the word of a SAME_FILLED folio; else a crc32 of what a store gets, or -1
+
+    def rows(self, start: int, stop: int) -> Squeezed:
+        """Return rows `start` to `stop` as columns of their own."""
+        return Squeezed(
+            self.kinds[start:stop], self.blobs[start:stop], self.values[start:stop]
+        )
+
+
+def same_filled(data: bytes) -> int | None:
+    """Return the 64-bit word that `data` repeats, None where it does not (or is under 16 B)."""
+    word = data[:8]
+    if word != data[8:16] or len(data) < 16:
+        return None
+    whole, rest = divmod(len(data), 8)
+    if data == word * whole + word[:rest]:
+        return int.from_bytes(word, "little")
+    return None
+
+
+def expand(word: int, size: int) -> bytes:
+    """Return the `size` bytes of a same-filled folio."""
+    if word == 0:
+        return bytes(size)
+    return (word.to_bytes(8, "little") * (size // 8 + 1))[:size]
+
+
+def squeeze(compressor: Compressor, pages: Sequence[bytes], *, checksum: bool = False) -> Squeezed:
+    """Compress a batch. Never raises: what a compressor throws is a FAIL in that folio's row.
+
+    Args:
+        compressor: used for the whole batch at once if it can.
+        pages: source bytes of each folio.
+        checksum: whether to give the crc32 of what a store would get, as a worker process does.
+    """
+    rows = len(pages)
+    out = Squeezed(bytearray(rows), [None] * rows, [-1] * rows)
+    todo: list[int] = []
+    for i, page in enumerate(pages):
+        word = same_filled(page)
+        if word is None:
+            todo.append(i)
+        else:
+            out.kinds[i] = SAME_FILLED
+            out.values[i] = word
+    blobs = _compress(compressor, [pages[i] for i in todo])
+    for i, blob in zip(todo, blobs, strict=True):
+        size = len(pages[i])
+        if blob is None:
+            out.kinds[i] = FAIL
+        elif len(blob) * 16 > size * 15:
+            out.kinds[i] = POOR
+            if checksum:
+                out.values[i] = crc32(pages[i])
+        else:
+            out.blobs[i] = blob
+            if checksum:
+                out.values[i] = crc32(blob)
+    return out
+
+
+def _compress(compressor: Compressor, pages: list[bytes]) -> list[bytes | None]:
+    many = getattr(compressor, "compress_many", None)
+    if many is not None and len(pages) > 1:
+        try:
+            blobs = list(many(pages))
+        except Exception:  # noqa: BLE001 - one bad page must not spoil the batch: page by page below
+            blobs = []
+        if len(blobs) == len(pages):
+            return blobs
+    return [_compress_one(compressor, page) for page in pages]
+
+
+def _compress_one(compressor: Compressor, page: bytes) -> bytes | None:
+    try:
+        return compressor.compress(page)
+    except Exception:  # noqa: BLE001 - any fault of a plugin is a FAIL row, counted by the core
+        return None
+
+
+def outcome(kind: int, *, pool_accepts: bool, swap_has_room: bool) -> Verdict:
+    """Return what becomes of a folio: the one table of what is stolen, and what is really freed.
+
+    | folio | swap has room | no swap, or full |
+    |---|---|---|
+    | same-filled | ZERO | ZERO |
+    | compressible, pool accepts | STORED | STORED |
+    | compressible, pool over its limit | DEVICE, as it is | ACTIVATE |
+    | incompressible | DEVICE, as it is | ACTIVATE |
+    | the compressor raised | DEVICE, as it is | ERROR |
+    """
+    if kind == SAME_FILLED:
+        return Verdict.ZERO
+    if kind == BLOB and pool_accepts:
+        return Verdict.STORED
+    if swap_has_room:
+        return Verdict.DEVICE
+    return Verdict.ERROR if kind == FAIL else Verdict.ACTIVATE

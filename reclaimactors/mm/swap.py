@@ -1,0 +1,256 @@
+"""Swap devices: which slots of which backing store a folio gets.
+
+Covers the kernel's mm/swapfile.c: the swap map, priorities, and a device taken out of service. What
+a slot holds is known to `page_io` and `zswap`; reading and writing it is the actors' work.
+
+Theory. A slot is free, used or bad, one byte each in a map that grows with the highest slot ever
+handed out. A folio takes a run of consecutive slots. The search is next-fit: it goes on from where
+the last run ended, so that what is written together lies together, and turns back to the start only
+where the map ends and cannot grow, or at least half of it is free (a sparse file then stays near
+twice the size of what it holds). A slot is reusable from the moment of `free`: the caller
+invalidates it in the backing store first.
+
+Cost. A search is one `bytearray.find` from the cursor (1 byte a slot, at the speed of memchr). Each
+slot is passed once a turn, so while a device has room an allocation costs O(1) amortised. On a full
+or fragmented device `_longest` bounds the longest free run: a search that failed lowers it, and
+longer requests fail without a search until a `free` joins a run that is longer, where the cursor
+then goes. So there is at most one fruitless search of the whole map for each `free`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import attrs
+
+from reclaimactors.errors import ProtocolViolation
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+__all__ = ["SwapDevice", "SwapDevices"]
+
+_FREE, _USED, _BAD = 0, 1, 2
+_MIN_MAP = 1024  # slots: the map's first size, 4 MiB of 4 KiB pages
+_NEAR = 512  # slots looked at on each side of a freed run, to see how long it has become
+
+
+@attrs.define(eq=False)
+class SwapDevice:
+    """The slots of one backing store, like a ``struct swap_info_struct``.
+
+    Attributes:
+        index: The kernel's swap type: its number, never used again for another device.
+        name: What people call it.
+        priority: Devices of higher priority are filled first.
+        capacity: Slots it has; None where nothing bounds it.
+        used: Slots that are handed out now.
+        bad: Slots that are never handed out again.
+        in_service: False = no new stores; loads of what it holds are still tried.
+        full: Its store said so, whatever the slots say; it is tried again later.
+        failures: Stores that failed in a row; the core counts them, and acts on them.
+    """
+
+    index: int
+    name: str
+    priority: int
+    capacity: int | None
+    used: int = attrs.field(default=0, init=False)
+    bad: int = attrs.field(default=0, init=False)
+    in_service: bool = attrs.field(default=True, init=False)
+    full: bool = attrs.field(default=False, init=False)
+    failures: int = attrs.field(default=0, init=False)
+    _map: bytearray = attrs.field(factory=bytearray, init=False, repr=False)
+    _cursor: int = attrs.field(default=0, init=False, repr=False)
+    _longest: int = attrs.field(default=sys.maxsize, init=False, repr=False)
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that could be handed out; `sys.maxsize` where nothing bounds it."""
+        return sys.maxsize if self.capacity is None else self.capacity - self.used - self.bad
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether new folios may be given slots here at all."""
+        return self.in_service and not self.full
+
+    def alloc(self, nr: int) -> int | None:
+        """Take `nr` (at least 1) consecutive slots: the first, or None where no run is so long."""
+        if nr < 1:
+            msg = f"{nr} slots asked for; a folio takes at least 1"
+            raise ProtocolViolation(msg)
+        if nr > self._longest or nr > self.free_slots:
+            return None
+        slot = self._find(nr)
+        if slot < 0:
+            self._longest = nr - 1
+            return None
+        self._map[slot : slot + nr] = b"\x01" * nr
+        self._cursor = slot + nr
+        self.used += nr
+        return slot
+
+    def free(self, slot: int, nr: int) -> None:
+        """Give back `nr` used slots. The backing store has forgotten them already.
+
+        Raises:
+            ProtocolViolation: if one of them is not used; nothing has changed then.
+        """
+        self._leave(slot, nr, _FREE)
+        if self._longest < sys.maxsize:
+            self._joined(slot, nr)
+
+    def retire(self, slot: int, nr: int) -> None:
+        """Never hand these used slots out again: a write given up on may still reach them.
+
+        Raises:
+            ProtocolViolation: if one of them is not used; nothing has changed then.
+        """
+        self._leave(slot, nr, _BAD)
+        self.bad += nr
+
+    def check(self) -> None:
+        """Assert that the counters and the bound agree with the map."""
+        size = len(self._map)
+        assert self._map.count(_USED) == self.used, f"{self.name}: used is {self.used}"
+        assert self._map.count(_BAD) == self.bad, f"{self.name}: bad is {self.bad}"
+        assert self.capacity is None or size <= self.capacity, f"{self.name}: map of {size} slots"
+        assert 0 <= self._cursor <= size, f"{self.name}: cursor at {self._cursor} of {size}"
+        if self._longest < sys.maxsize:
+            assert size == self.capacity, f"{self.name}: searches fail although the map can grow"
+            assert bytes(self._longest + 1) not in self._map, f"{self.name}: a longer run is free"
+
+    def _find(self, nr: int) -> int:
+        run = bytes(nr)
+        found = self._map.find(run, self._cursor)
+        if found < 0 and 2 * (self.used + self.bad) > len(self._map) and self._grow(nr):
+            found = self._map.find(run, self._cursor)
+        if found < 0:
+            found = self._map.find(run, 0, self._cursor + nr - 1)
+        if found < 0 and self._grow(nr):
+            found = self._map.find(run, self._cursor)
+        return found
+
+    def _grow(self, nr: int) -> bool:
+        size = len(self._map)
+        more = max(nr, size // 2, _MIN_MAP)
+        if self.capacity is not None:
+            more = min(more, self.capacity - size)
+        self._map.extend(bytes(more))
+        return more > 0
+
+    def _leave(self, slot: int, nr: int, state: int) -> None:
+        if nr < 1 or slot < 0 or self._map.count(_USED, slot, slot + nr) != nr:
+            msg = f"{self.name}: slots {slot}+{nr} are not all in use"
+            raise ProtocolViolation(msg)
+        self._map[slot : slot + nr] = bytes((state,)) * nr
+        self.used -= nr
+
+    def _joined(self, slot: int, nr: int) -> None:
+        """Note a run that has become free where the longest one is known."""
+        lowest = max(0, slot - _NEAR)
+        start = 1 + max(self._map.rfind(state, lowest, slot) for state in (_USED, _BAD))
+        start = max(start, lowest)
+        ends = [self._map.find(state, slot + nr, slot + nr + _NEAR) for state in (_USED, _BAD)]
+        end = min((at for at in ends if at >= 0), default=min(len(self._map), slot + nr + _NEAR))
+        if start == lowest > 0 or end == slot + nr + _NEAR:
+            self._longest = sys.maxsize  # it may reach further than we looked
+            self._cursor = start
+        elif end - start > self._longest:
+            self._longest = end - start
+            self._cursor = start
+
+
+class SwapDevices:
+    """The devices in the order in which they are filled, like ``swap_avail_heads``."""
+
+    def __init__(self, devices: tuple[SwapDevice, ...] = ()) -> None:
+        self._order: list[SwapDevice] = []
+        for device in devices:
+            self.add(device)
+
+    @property
+    def devices(self) -> list[SwapDevice]:
+        """All devices by index."""
+        return sorted(self._order, key=lambda device: device.index)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> SwapDevice:
+        for device in self._order:
+            if device.index == index:
+                return device
+        raise KeyError(index)
+
+    def add(self, device: SwapDevice) -> None:
+        """Let a device take part (swapon)."""
+        if any(device.index == other.index for other in self._order):
+            msg = f"swap device {device.index} takes part already"
+            raise ProtocolViolation(msg)
+        self._order.append(device)
+        self._order.sort(key=lambda device: -device.priority)
+
+    def remove(self, index: int) -> SwapDevice:
+        """Let a device leave that holds nothing any more (the end of swapoff), and return it."""
+        device = self[index]
+        if device.used:
+            msg = f"swap device {device.name} still holds {device.used} slots"
+            raise ProtocolViolation(msg)
+        self._order.remove(device)
+        return device
+
+    def alloc(
+        self, nr: int, exclude: AbstractSet[int] = frozenset()
+    ) -> tuple[SwapDevice, int] | None:
+        """Take `nr` consecutive slots of the best device: (device, first slot).
+
+        Highest priority first, in turn among equals; None where no device in service has such a
+        run. `exclude` holds the indexes of devices not to ask, say those that just failed.
+        """
+        order = self._order
+        for place, device in enumerate(order):
+            if not device.takes_writes or device.index in exclude:
+                continue
+            slot = device.alloc(nr)
+            if slot is None:
+                continue
+            if len(order) > 1:  # mirrors plist_requeue(): behind its equals
+                del order[place]
+                equals = (at for at, other in enumerate(order) if other.priority < device.priority)
+                order.insert(next(equals, len(order)), device)
+            return device, slot
+        return None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a device in service has a free slot."""
+        return any(device.takes_writes and device.free_slots > 0 for device in self._order)
+
+    @property
+    def used(self) -> int:
+        """Slots in use on all devices."""
+        return sum(device.used for device in self._order)
+
+    @property
+    def bad(self) -> int:
+        """Slots retired on all devices."""
+        return sum(device.bad for device in self._order)
+
+    @property
+    def capacity(self) -> int | None:
+        """Slots of all devices; None where one of them has no bound."""
+        total = 0
+        for device in self._order:
+            if device.capacity is None:
+                return None
+            total += device.capacity
+        return total
+
+    def check(self) -> None:
+        """Assert the order and the invariants of each device."""
+        priorities = [device.priority for device in self._order]
+        assert priorities == sorted(priorities, reverse=True), f"devices out of order: {priorities}"
+        for device in self._order:
+            device.check()

@@ -1,0 +1,227 @@
+"""Faults: bytes that were reclaimed come back. Mirrors do_swap_page and zswap_load.
+
+A fault never waits for room. Where promoting the folio would leave free memory below *low*, its
+bytes are handed out and the stored copy stays where it is; kswapd is woken. Otherwise the folio is
+resident again and the stored copy goes (exclusive load). A fault on a folio in flight takes it away
+from its batch and gives its source bytes at once: nobody waits for a queue to read a value.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import attrs
+
+from reclaimactors.errors import CorruptData
+from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, WRITEBACK, ZSWAP
+from reclaimactors.mm.page_io import expand
+from reclaimactors.units import nr_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reclaimactors.mm.node import Node
+    from reclaimactors.mm.swapout import Swapout
+
+__all__ = ["Load", "Swapin"]
+
+
+@attrs.define(eq=False)
+class Load:
+    """One folio to be read from its device; ends in `finish` or `fail`."""
+
+    pfn: int
+    device: int
+    slots: range
+    reserved: int  #: bytes set aside to promote it, 0 = hand out only
+
+
+class Swapin:
+    """The way back into memory."""
+
+    def __init__(self, node: Node, swapout: Swapout) -> None:
+        self._node = node
+        self._swapout = swapout
+
+    def shortfall(self, pfns: Sequence[int]) -> int:
+        """Return the bytes that promoting these folios would charge now."""
+        mm = self._node.mm
+        total = 0
+        for pfn in pfns:
+            state = mm.state[pfn]
+            if state == ZSWAP:
+                total += mm.size[pfn] - len(mm.data[pfn] or b"")
+            elif state == SAME:
+                total += mm.size[pfn]
+            elif state == DEVICE:
+                total += mm.size[pfn]
+        return total
+
+    def may_promote(self, pfns: Sequence[int]) -> bool:
+        """Return whether these folios may become resident without passing *low*; else wake kswapd."""
+        node = self._node
+        need = self.shortfall(pfns)
+        if not need or node.memcg.free - need >= node.marks.low:
+            return True
+        node.on_wake()
+        return False
+
+    def fault(self, pfn: int, *, promote: bool, reserved: int = 0) -> bytes | None:
+        """Return the bytes of a folio, or None where only its device has them.
+
+        Args:
+            pfn: any live folio.
+            promote: whether it becomes resident (`may_promote`, or a reservation, says so).
+            reserved: bytes of a reservation that this promotion spends.
+
+        Raises:
+            CorruptData: if its blob is damaged; the folio stays as it is.
+        """
+        node = self._node
+        mm = node.mm
+        state = mm.state[pfn]
+        data = mm.data[pfn]
+        if state == WRITEBACK:
+            self._swapout.cancel(pfn)
+            state = RESIDENT
+        if state == RESIDENT:
+            node.policy.access(pfn)
+            return data
+        if state == DEVICE:
+            return None
+        vm = node.vmstat
+        pages = nr_pages(mm.size[pfn], node.page_size)
+        vm["pgfault"] += pages
+        if state == SAME:
+            data = expand(mm.entry[pfn], mm.size[pfn])
+            vm["swpin_zero"] += pages if mm.entry[pfn] == 0 else 0
+        else:
+            data = self._decompress(pfn, data or b"", "the zswap pool")
+            vm["zswpin"] += pages
+        if promote:
+            self.promote(pfn, data, reserved)
+        else:
+            if state == ZSWAP:
+                node.zswap.rotate(pfn)
+            vm["workingset_refault_anon"] += pages
+        return data
+
+    def promote(self, pfn: int, data: bytes, reserved: int = 0) -> None:
+        """Make a reclaimed folio resident, dropping the stored copy."""
+        node = self._node
+        mm, vm = node.mm, node.vmstat
+        state = mm.state[pfn]
+        compressed = 0
+        if state == ZSWAP:
+            blob = len(mm.data[pfn] or b"")
+            compressed = -blob
+            node.zswap.remove(pfn, blob)
+            mm.owner[pfn] = 0
+            pages = nr_pages(mm.size[pfn], node.page_size)
+            vm["stored_pages"] -= pages
+            vm["pool_total_size"] = node.zswap.total
+        elif state == DEVICE:
+            compressed = -mm.charge[pfn]
+            node.release_slots(pfn)
+        node.memcg.reserved -= reserved
+        node.memcg.adjust(resident=len(data) - reserved, compressed=compressed)
+        mm.data[pfn] = data
+        mm.state[pfn] = RESIDENT
+        node.nr_resident += 1
+        pages = nr_pages(len(data), node.page_size)
+        vm["workingset_refault_anon"] += pages
+        if node.policy.insert(pfn, refault=mm.shadow[pfn]):
+            vm["workingset_activate_anon"] += pages
+        mm.shadow[pfn] = -1
+
+    def _decompress(self, pfn: int, blob: bytes, where: str) -> bytes:
+        node = self._node
+        size = node.mm.size[pfn]
+        try:
+            data = node.compressor.decompress(blob, size)
+        except CorruptData as exc:
+            node.vmstat["decompress_fail"] += 1
+            msg = f"{where} gave a blob that {node.compressor.name} cannot decompress: {exc}"
+            raise CorruptData(msg) from exc
+        except Exception as exc:
+            node.vmstat["decompress_fail"] += 1
+            msg = f"compressor {node.compressor.name} raised on a blob of {where}: {exc!r}"
+            raise CorruptData(msg) from exc
+        if len(data) != size:
+            node.vmstat["decompress_fail"] += 1
+            msg = f"compressor {node.compressor.name} gave {len(data)} B, not {size}, for {where}"
+            raise CorruptData(msg)
+        return data
+
+    # -- devices ----------------------------------------------------------------------------------
+
+    def begin_load(self, pfn: int, *, promote: bool) -> Load:
+        """Start reading a DEVICE folio; its slots stay until `finish` or `fail`."""
+        node = self._node
+        mm = node.mm
+        reserved = mm.size[pfn] if promote else 0
+        node.memcg.reserve(reserved)
+        node.hold(pfn)
+        first = mm.entry[pfn]
+        return Load(
+            pfn, mm.device[pfn], range(first, first + nr_pages(mm.length[pfn], node.page_size)),
+            reserved,
+        )  # fmt: skip
+
+    def finish(self, load: Load, stored: Sequence[bytes]) -> bytes:
+        """Return the folio's bytes from what its slots gave, and promote it if room was reserved.
+
+        Raises:
+            CorruptData: if they are not what was stored. The entry stays, so that it can be tried
+                again, and the error names the store.
+        """
+        node = self._node
+        mm, vm = node.mm, node.vmstat
+        pfn = load.pfn
+        try:
+            data = self._verified(load, stored)
+        except CorruptData:
+            self.fail(load)
+            raise
+        pages = nr_pages(mm.size[pfn], node.page_size)
+        vm["pswpin"] += len(load.slots)
+        vm["pgfault"] += pages
+        vm["pgmajfault"] += pages
+        if load.reserved and mm.state[pfn] == DEVICE:
+            self.promote(pfn, data, load.reserved)
+        else:
+            vm["workingset_refault_anon"] += pages
+            node.memcg.unreserve(load.reserved)
+        node.release(pfn)
+        return data
+
+    def fail(self, load: Load) -> None:
+        """The load raised: the folio stays where it is."""
+        self._node.vmstat["swapin_error"] += 1
+        self.drop(load)
+
+    def drop(self, load: Load) -> None:
+        """End a load that nobody counts as an error: it was never sent, or the memory closes."""
+        self._node.memcg.unreserve(load.reserved)
+        self._node.release(load.pfn)
+
+    def _verified(self, load: Load, stored: Sequence[bytes]) -> bytes:
+        node = self._node
+        mm, page = node.mm, node.page_size
+        pfn = load.pfn
+        name = node.swap[load.device].name
+        length = mm.length[pfn]
+        parts: list[bytes] = []
+        for i, part in enumerate(stored):
+            want = min(page, length - i * page)
+            if len(part) < want or len(stored) != len(load.slots):
+                msg = f"swap {name!r} gave {len(part)} B for slot {load.slots[i]}, not {want}"
+                raise CorruptData(msg)
+            parts.append(part if len(part) == want else bytes(part[:want]))
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if crc32(data) != mm.crc[pfn]:
+            slots = f"slots {load.slots[0]} to {load.slots[-1]}"
+            msg = f"swap {name!r} gave other bytes for {slots} than it was given (checksum)"
+            raise CorruptData(msg)
+        return self._decompress(pfn, data, f"swap {name!r}") if mm.codec[pfn] else data

@@ -1,0 +1,490 @@
+"""Reclaim of folios: isolate, verdict, write, write back. Mirrors shrink_folio_list and pageout.
+
+`isolate` hands folios to a batch; `begin` turns a batch into bytes to compress; `complete` gives
+each its verdict and returns the writes that follow; `stored` or `store_failed` ends a write. A
+folio is freed by the completion itself, with no second scan (the kernel rotates and rescans).
+
+`pgsteal` counts a folio whose source bytes were dropped. What is *freed*, and counts as progress,
+is its size less the blob that is kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from reclaimactors.abc import Verdict
+from reclaimactors.errors import PluginError
+from reclaimactors.mm.batch import FolioBatch, Reclaimer, StoreBatch
+from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, WRITEBACK, ZSWAP
+from reclaimactors.mm.page_io import BLOB, FAIL, POOR, SAME_FILLED, outcome, same_filled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from reclaimactors.mm.node import Node
+    from reclaimactors.mm.page_io import Squeezed
+    from reclaimactors.mm.swap import SwapDevice
+
+__all__ = ["SWAP_CLUSTER_MAX", "Swapout"]
+
+SWAP_CLUSTER_MAX = 32  #: folios isolated at a time
+
+_RAW, _BLOB = 0, 1  #: MemMap.codec
+
+
+class Swapout:
+    """The way out of memory."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.gain = 0.5  #: share of a stolen byte that was really freed, recently
+        self.freed_total = 0  #: bytes that reclaim has really freed since the start
+        self.freed_by = dict.fromkeys(Reclaimer, 0)  #: the same by who asked
+
+    # -- isolate ----------------------------------------------------------------------------------
+
+    def isolate(self, nr: int, max_bytes: int, who: Reclaimer) -> FolioBatch | None:
+        """Take up to `nr` cold folios of `max_bytes` in all, at least one, off the lists.
+
+        Returns:
+            A batch that owns them, or None where there is nothing to isolate.
+        """
+        node = self._node
+        mm, vm = node.mm, node.vmstat
+        state, size, refs, owner = mm.state, mm.size, mm.refs, mm.owner
+        candidates = node.policy.isolate(nr)
+        if not candidates:
+            return None
+        batch = FolioBatch(node.new_id(), [], 0, 0, who)
+        taken, back = batch.pfns, []
+        nr_bytes = 0
+        for pfn in candidates:
+            if state[pfn] != RESIDENT:
+                name = type(node.policy).__name__
+                raise PluginError(f"policy {name} isolated pfn {pfn}, which is not on its lists")
+            if refs[pfn] or (taken and nr_bytes + size[pfn] > max_bytes):
+                back.append(pfn)
+                continue
+            state[pfn] = WRITEBACK
+            owner[pfn] = batch.id
+            nr_bytes += size[pfn]
+            taken.append(pfn)
+        if back:
+            node.policy.putback(back, Verdict.KEEP)
+        if not taken:
+            return None
+        batch.nr_bytes = nr_bytes
+        batch.nr_pages = self._pages(taken)
+        node.memcg.in_flight += nr_bytes
+        node.nr_in_flight += len(taken)
+        vm["reclaim_isolated"] += len(taken)
+        vm["pgscan_" + who.value] += batch.nr_pages
+        vm["pgscan_anon"] += batch.nr_pages
+        return batch
+
+    def _pages(self, pfns: Iterable[int]) -> int:
+        size, page = self._node.mm.size, self._node.page_size
+        return sum([max(1, -(-size[pfn] // page)) for pfn in pfns])
+
+    def owned(self, batch: FolioBatch) -> list[int]:
+        """Return the pfns that the batch still owns: the others were cancelled meanwhile."""
+        owner, bid = self._node.mm.owner, batch.id
+        return [pfn for pfn in batch.pfns if owner[pfn] == bid]
+
+    def split(self, batch: FolioBatch, nr: int) -> FolioBatch:
+        """Move all but the first `nr` folios to a new batch, which owns them from then on."""
+        node = self._node
+        mm = node.mm
+        rest = FolioBatch(node.new_id(), batch.pfns[nr:], 0, 0, batch.who)
+        del batch.pfns[nr:]
+        for pfn in rest.pfns:
+            if mm.owner[pfn] == batch.id:
+                mm.owner[pfn] = rest.id
+        for part in (batch, rest):
+            part.nr_bytes = sum([mm.size[pfn] for pfn in part.pfns])
+            part.nr_pages = self._pages(part.pfns)
+        return rest
+
+    # -- compress ---------------------------------------------------------------------------------
+
+    def begin(self, batch: FolioBatch, *, hold: bool) -> tuple[list[bytes], list[StoreBatch]]:
+        """Return the bytes of the folios that are to be compressed now, and writes to route.
+
+        The policy is looked at again here, at execution: a pool that takes nothing is not
+        compressed for (each folio goes to a device as it is, or is activated). Afterwards
+        `batch.pfns` are those whose bytes were returned.
+
+        Args:
+            batch: isolated folios; those cancelled meanwhile are dropped.
+            hold: whether the bytes are looked at while the event loop goes on (a thread): the
+                folios are held until `complete` or `hand_back`.
+        """
+        node = self._node
+        data = node.mm.data
+        batch.pfns = self.owned(batch)
+        writes: list[StoreBatch] = []
+        if not node.zswap.accepts():
+            writes = self._divert(batch)
+        if hold:
+            for pfn in batch.pfns:
+                node.mm.refs[pfn] += 1
+            batch.held = list(batch.pfns)
+        return [page for pfn in batch.pfns if (page := data[pfn]) is not None], writes
+
+    def _divert(self, batch: FolioBatch) -> list[StoreBatch]:
+        """The pool takes nothing: settle the whole batch without compressing it."""
+        node = self._node
+        to_device: list[int] = []
+        same: list[tuple[int, int]] = []
+        for pfn in batch.pfns:
+            data = node.mm.data[pfn]
+            word = same_filled(data) if data is not None else None
+            if word is None:
+                to_device.append(pfn)
+            else:
+                same.append((pfn, word))
+        self._drop_same(same, batch.who)
+        if node.zswap.enabled:
+            node.vmstat["pool_limit_hit"] += len(to_device)
+            node.on_pool_full()
+        batch.pfns = []
+        return self._to_devices(to_device, batch, Verdict.ACTIVATE)
+
+    def complete(self, batch: FolioBatch, out: Squeezed) -> list[StoreBatch]:
+        """Give each folio of a batch its verdict; return the device writes to route.
+
+        Row i of `out` is `batch.pfns[i]`. A folio that the batch no longer owns is skipped: its
+        verdict was CANCELLED.
+        """
+        node = self._node
+        mm, vm, pool = node.mm, node.vmstat, node.zswap
+        owner, state, data, size = mm.owner, mm.state, mm.data, mm.size
+        shadow_of, shadow = node.policy.shadow, mm.shadow
+        kinds, blobs = out.kinds, out.blobs
+        bid, page = batch.id, node.page_size
+        accepts = pool.accepts()
+        stored = pages = source = kept = 0
+        orders: dict[int, int] = {}
+        same: list[tuple[int, int]] = []
+        rejected: dict[int, list[int]] = {BLOB: [], POOR: [], FAIL: []}
+        for i, pfn in enumerate(batch.pfns):
+            if owner[pfn] != bid:
+                continue
+            kind = kinds[i]
+            if kind == SAME_FILLED:
+                same.append((pfn, out.values[i]))
+                continue
+            blob = blobs[i]
+            if blob is None or not accepts:
+                rejected[kind].append(pfn)
+                mm.crc[pfn] = 0
+                continue
+            nr = size[pfn]
+            data[pfn] = blob
+            state[pfn] = ZSWAP
+            owner[pfn] = 0
+            shadow[pfn] = shadow_of(pfn)
+            pool.add(pfn, len(blob))
+            stored += 1
+            source += nr
+            kept += len(blob)
+            if nr <= page:
+                pages += 1
+            else:
+                nr = -(-nr // page)
+                pages += nr
+                order = (nr - 1).bit_length()
+                orders[order] = orders.get(order, 0) + 1
+            if pool.total >= pool.limit:
+                accepts = pool.accepts()
+        if stored:
+            vm["reclaim_stored"] += stored
+            vm["zswpout"] += pages
+            orders[0] = stored - sum(orders.values())
+            for order, nr in orders.items():
+                vm[f"zswpout_order_{order}"] += nr
+            vm["stored_pages"] += pages
+            vm["pool_total_size"] = pool.total
+            self._stolen(stored, pages, source, kept, batch.who)
+        self._drop_same(same, batch.who)
+        writes = self._settle(rejected, batch) if any(rejected.values()) else []
+        self._let_go(batch)
+        if pool.reached_full:
+            node.on_pool_full()
+        return writes
+
+    def _settle(self, rejected: dict[int, list[int]], batch: FolioBatch) -> list[StoreBatch]:
+        """Find a place for what the pool did not take, by the table of `page_io.outcome`."""
+        node = self._node
+        vm = node.vmstat
+        writes: list[StoreBatch] = []
+        vm["pool_limit_hit"] += len(rejected[BLOB])
+        vm["reject_compress_poor"] += len(rejected[POOR])
+        vm["reject_compress_fail"] += len(rejected[FAIL])
+        for kind, pfns in rejected.items():
+            if pfns:
+                otherwise = outcome(kind, pool_accepts=False, swap_has_room=False)
+                writes += self._to_devices(pfns, batch, otherwise)
+        return writes
+
+    def hand_back(self, batch: FolioBatch, verdict: Verdict = Verdict.KEEP) -> None:
+        """End a batch without a result: what it still owns is resident as before (D2, D3)."""
+        self._return(self.owned(batch), verdict)
+        self._let_go(batch)
+
+    def _let_go(self, batch: FolioBatch) -> None:
+        for pfn in batch.held:
+            self._node.release(pfn)
+        batch.held = []
+
+    # -- verdicts ---------------------------------------------------------------------------------
+
+    def _stolen(self, nr: int, pages: int, source: int, kept: int, who: Reclaimer) -> None:
+        """Account folios that have left memory, `kept` bytes of each blob staying."""
+        node = self._node
+        node.nr_in_flight -= nr
+        node.memcg.in_flight -= source
+        node.nr_resident -= nr
+        self.freed_total += max(0, source - kept)
+        self.freed_by[who] += max(0, source - kept)
+        node.memcg.adjust(resident=-source, compressed=kept)
+        node.vmstat["pgsteal_" + who.value] += pages
+        node.vmstat["pgsteal_anon"] += pages
+        if source:
+            weight = min(1.0, nr / 256)
+            self.gain += (max(0.0, 1.0 - kept / source) - self.gain) * weight
+
+    def _drop_same(self, same: Sequence[tuple[int, int]], who: Reclaimer) -> None:
+        """Verdict ZERO: keep the word, drop the bytes."""
+        if not same:
+            return
+        node = self._node
+        mm, vm = node.mm, node.vmstat
+        pages = source = 0
+        for pfn, word in same:
+            mm.data[pfn] = None
+            mm.state[pfn] = SAME
+            mm.owner[pfn] = 0
+            mm.entry[pfn] = word
+            mm.shadow[pfn] = node.policy.shadow(pfn)
+            source += mm.size[pfn]
+            nr = self._pages((pfn,))
+            pages += nr
+            vm["swpout_zero" if word == 0 else "same_filled"] += nr
+        vm["reclaim_zero"] += len(same)
+        self._stolen(len(same), pages, source, 0, who)
+
+    def _return(self, pfns: Sequence[int], verdict: Verdict) -> None:
+        """Verdicts that leave a folio resident."""
+        if not pfns:
+            return
+        node = self._node
+        mm, vm = node.mm, node.vmstat
+        for pfn in pfns:
+            mm.state[pfn] = RESIDENT
+            mm.owner[pfn] = 0
+            node.memcg.in_flight -= mm.size[pfn]
+        node.nr_in_flight -= len(pfns)
+        vm[f"reclaim_{verdict.value}"] += len(pfns)
+        if verdict is Verdict.ACTIVATE:
+            vm["pgactivate"] += self._pages(pfns)
+        node.policy.putback(pfns, verdict)
+
+    def cancel(self, pfn: int) -> None:
+        """A fault found the folio in flight: it stays, and the late verdict is thrown away."""
+        self._return((pfn,), Verdict.CANCELLED)
+
+    # -- devices ----------------------------------------------------------------------------------
+
+    def _to_devices(
+        self,
+        pfns: Sequence[int],
+        batch: FolioBatch | StoreBatch,
+        otherwise: Verdict,
+        *,
+        exclude: frozenset[int] = frozenset(),
+    ) -> list[StoreBatch]:
+        """Give folios slots on the best device that has room; `otherwise` where none has."""
+        node = self._node
+        mm = node.mm
+        writes: dict[int, StoreBatch] = {}
+        homeless: list[int] = []
+        for pfn in pfns:
+            length = mm.size[pfn]
+            found = node.swap.alloc(max(1, -(-length // node.page_size)), exclude)
+            if found is None:
+                homeless.append(pfn)
+                continue
+            device, slot = found
+            write = writes.get(device.index)
+            if write is None:
+                write = self._new_write(device, batch.who, blobs=False)
+                writes[device.index] = write
+            self._assign(write, pfn, slot, length)
+        self._return(homeless, otherwise)
+        return list(writes.values())
+
+    def _new_write(self, device: SwapDevice, who: Reclaimer, *, blobs: bool) -> StoreBatch:
+        self._node.nr_writes += 1
+        return StoreBatch(self._node.new_id(), device.index, [], [], [], who, blobs)
+
+    def _assign(self, write: StoreBatch, pfn: int, slot: int, length: int) -> None:
+        write.pfns.append(pfn)
+        write.slots.append(slot)
+        write.lengths.append(length)
+        self._node.mm.owner[pfn] = write.id
+        self._node.hold(pfn)
+
+    def items(self, write: StoreBatch) -> list[tuple[int, bytes]]:
+        """Return what the store is to write; the checksum of each folio is taken here."""
+        node = self._node
+        mm, page = node.mm, node.page_size
+        out: list[tuple[int, bytes]] = []
+        for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True):
+            data = mm.data[pfn]
+            if mm.owner[pfn] != write.id or data is None:
+                continue
+            mm.crc[pfn] = crc32(data)
+            if length <= page:
+                out.append((slot, data))
+            else:
+                out += [(slot + i, data[i * page : (i + 1) * page]) for i in range(-(-length // page))]
+        return out
+
+    def stored(self, write: StoreBatch, charges: Sequence[int] | None = None) -> None:
+        """The store has acknowledged: verdict DEVICE for what the write still owns.
+
+        Args:
+            write: the acknowledged write.
+            charges: bytes of this process that the store holds for each folio, None = nothing.
+        """
+        node = self._node
+        mm, vm = node.mm, node.vmstat
+        node.nr_writes -= 1
+        done = pages = source = kept = slots = 0
+        for i, (pfn, slot, length) in enumerate(
+            zip(write.pfns, write.slots, write.lengths, strict=True)
+        ):
+            nr_slots = max(1, -(-length // node.page_size))
+            if mm.owner[pfn] != write.id:
+                node.forget_slots(write.device, slot, nr_slots)
+                node.release(pfn)
+                continue
+            if write.blobs:
+                node.zswap.remove(pfn, length)
+                vm["zswpwb"] += self._pages((pfn,))
+                vm["written_back_pages"] += self._pages((pfn,))
+                vm["stored_pages"] -= self._pages((pfn,))
+            else:
+                mm.shadow[pfn] = node.policy.shadow(pfn)
+            mm.data[pfn] = None
+            mm.state[pfn] = DEVICE
+            mm.owner[pfn] = 0
+            mm.device[pfn] = write.device
+            mm.entry[pfn] = slot
+            mm.length[pfn] = length
+            node.swapped += length
+            mm.codec[pfn] = _BLOB if write.blobs else _RAW
+            mm.charge[pfn] = charges[i] if charges else 0
+            done += 1
+            slots += nr_slots
+            pages += self._pages((pfn,))
+            source += length
+            kept += mm.charge[pfn]
+            node.release(pfn)
+        vm["pswpout"] += slots
+        vm["nr_vmscan_write"] += slots
+        if write.blobs:
+            vm["pool_total_size"] = node.zswap.total
+            self.freed_total += max(0, source - kept)
+            node.memcg.adjust(compressed=kept - source)
+        elif done:
+            vm["reclaim_device"] += done
+            self._stolen(done, pages, source, kept, write.who)
+
+    def store_failed(self, write: StoreBatch, *, retire: bool = False) -> list[StoreBatch]:
+        """The store raised: the folios stay, dirty and counted; the next device is tried.
+
+        Args:
+            write: the write that failed.
+            retire: True where the write may still happen later (it timed out): its slots are
+                never handed out again.
+
+        Returns:
+            Writes to another device, for the folios that found one.
+        """
+        node = self._node
+        mm = node.mm
+        node.nr_writes -= 1
+        node.vmstat["swapout_error"] += 1
+        left: list[int] = []
+        for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True):
+            self._give_back_slots(write.device, slot, length, retire=retire)
+            if mm.owner[pfn] == write.id:
+                if write.blobs:
+                    mm.owner[pfn] = 0
+                    node.zswap.rotate(pfn)
+                else:
+                    left.append(pfn)
+            node.release(pfn)
+        if write.blobs:
+            node.vmstat["reject_reclaim_fail"] += len(write.pfns)
+            return []
+        return self._to_devices(
+            left, write, Verdict.ERROR, exclude=frozenset({write.device})
+        )
+
+    def refuse(self, write: StoreBatch, *, retire: bool = False) -> None:
+        """End a write without its store's answer: mailbox full, closing, or a crash (`retire`)."""
+        node = self._node
+        mm = node.mm
+        node.nr_writes -= 1
+        left: list[int] = []
+        for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True):
+            self._give_back_slots(write.device, slot, length, retire=retire)
+            if mm.owner[pfn] == write.id:
+                if write.blobs:
+                    mm.owner[pfn] = 0
+                else:
+                    left.append(pfn)
+            node.release(pfn)
+        self._return(left, Verdict.KEEP)
+
+    def _give_back_slots(self, device: int, slot: int, length: int, *, retire: bool) -> None:
+        nr = max(1, -(-length // self._node.page_size))
+        if retire:
+            self._node.swap[device].retire(slot, nr)
+        else:
+            self._node.forget_slots(device, slot, nr)
+
+    # -- the pool's shrinker ----------------------------------------------------------------------
+
+    def writeback(self, device: SwapDevice, nr: int = SWAP_CLUSTER_MAX) -> StoreBatch | None:
+        """Return a write of the coldest blobs to `device`, as they are; None if nothing is to do.
+
+        Mirrors shrink_worker(): it goes on until the pool is back at its accept threshold.
+        """
+        node = self._node
+        mm, pool = node.mm, node.zswap
+        if not pool.needs_shrinking():
+            return None
+        write: StoreBatch | None = None
+        excess = pool.total - pool.accept_below
+        for pfn in pool.coldest(nr + 2 * node.nr_writes * SWAP_CLUSTER_MAX):
+            data = mm.data[pfn]
+            if mm.owner[pfn]:
+                excess -= len(data or b"")
+                continue
+            if data is None or mm.refs[pfn] or excess <= 0:
+                continue
+            slot = device.alloc(max(1, -(-len(data) // node.page_size)))
+            if slot is None:
+                break
+            if write is None:
+                write = self._new_write(device, Reclaimer.KSWAPD, blobs=True)
+            self._assign(write, pfn, slot, len(data))
+            excess -= len(data)
+            if len(write.pfns) >= nr:
+                break
+        return write

@@ -1,0 +1,169 @@
+"""How much is reclaimed, and when: kswapd as a state machine. Mirrors balance_pgdat and friends.
+
+kswapd is woken below *low* and reclaims until free memory is at *high*. One run scans in passes of
+falling priority, 12 to 1: a pass may isolate ``resident folios >> priority`` (at least
+SWAP_CLUSTER_MAX), in steps of at most SWAP_CLUSTER_MAX. A pass that freed nothing lowers the
+priority, unless folios are in flight: those are pending progress, and kswapd waits for their
+verdicts instead (D9). A run that freed nothing is a failure; MAX_RECLAIM_RETRIES of them in a row make
+the node *hopeless*, and kswapd is not woken any more until somebody frees something (a direct
+reclaim, a delete) or a device is added.
+
+`Kswapd.next` answers what to do now; the actor does it and asks again.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from reclaimactors.mm.swapout import SWAP_CLUSTER_MAX
+
+if TYPE_CHECKING:
+    from reclaimactors.mm.node import Node
+    from reclaimactors.mm.swapout import Swapout
+
+__all__ = ["DEF_PRIORITY", "MAX_RECLAIM_RETRIES", "Kswapd", "Step"]
+
+DEF_PRIORITY = 12
+MAX_RECLAIM_RETRIES = 16
+
+
+class Step(enum.Enum):
+    """What kswapd does next."""
+
+    ISOLATE = "isolate"  #: take `nr` folios of `max_bytes` and route them
+    WAIT = "wait"  #: enough is in flight: wait for a verdict
+    THROTTLE = "throttle"  #: a store's mailbox is full: wait for it
+    SLEEP = "sleep"  #: balanced, or hopeless
+
+
+class Kswapd:
+    """balance_pgdat between two sleeps.
+
+    Args:
+        node: what it balances.
+        swapout: whose recent gain says what is in flight will free.
+        max_in_flight: bytes that may be isolated at once (1/8 of the budget); one folio may
+            always be.
+    """
+
+    def __init__(self, node: Node, swapout: Swapout, *, max_in_flight: int) -> None:
+        self._node = node
+        self._swapout = swapout
+        self.max_in_flight = max_in_flight
+        self.running = False
+        self.throttled = False  #: a store refused a write; cleared when a write ends
+        self.failures = 0
+        self.priority = DEF_PRIORITY
+        self.requested = 0  #: bytes that somebody asked for whatever the watermarks say (PAGEOUT)
+        self._run_freed = 0
+        self._pass_freed = 0
+        self._seen_freed = 0
+        self._quota = 0
+        self.passes = 0  #: since the start: the policy is aged once per pass
+        self.nr = 0  #: what ISOLATE asks for, in folios
+        self.max_bytes = 0  #: and in bytes
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether MAX_RECLAIM_RETRIES runs in a row freed nothing."""
+        return self.failures >= MAX_RECLAIM_RETRIES
+
+    @property
+    def balanced(self) -> bool:
+        """Whether free memory is at *high* and nobody asked for more."""
+        node = self._node
+        return node.memcg.free >= node.marks.high and self.requested <= 0
+
+    def wants_to_run(self) -> bool:
+        """Return whether a wake-up is more than a no-op."""
+        self._note_progress()
+        return not (self.running or self.hopeless or self.balanced)
+
+    def request(self, nr_bytes: int) -> None:
+        """Ask for bytes to be freed whatever the watermarks say (madvise PAGEOUT)."""
+        self.requested += nr_bytes
+
+    def _note_progress(self) -> None:
+        """Whatever reclaim freed since, by whomever, ends hopelessness and serves requests."""
+        freed = self._swapout.freed_total - self._seen_freed
+        if freed:
+            self._seen_freed += freed
+            self.failures = 0
+            self.requested = max(0, self.requested - freed)
+
+    def next(self) -> Step:
+        """Return the next step: one of `Step`, with `nr` and `max_bytes` set for ISOLATE."""
+        node = self._node
+        self._note_progress()
+        if self.hopeless or self.balanced:
+            return self._sleep(node)
+        if not self.running:
+            self._start_run(node)
+        if self.throttled and node.nr_writes:
+            return Step.THROTTLE
+        self.throttled = False
+        if self._covered(node) or not self._room(node):
+            return Step.WAIT
+        if self._quota <= 0:
+            return self._end_pass(node)
+        return self._isolate(node)
+
+    def isolated(self, nr: int) -> None:
+        """Tell how many folios ISOLATE found; none at all ends the pass."""
+        self._quota = self._quota - nr if nr else 0
+
+    def _isolate(self, node: Node) -> Step:
+        self.nr = min(SWAP_CLUSTER_MAX, self._quota)
+        self.max_bytes = self.max_in_flight - node.memcg.in_flight
+        return Step.ISOLATE
+
+    def _sleep(self, node: Node) -> Step:
+        self.running = False
+        self.throttled = False
+        self.priority = DEF_PRIORITY
+        if self.hopeless:
+            self.requested = 0
+        elif node.memcg.free >= node.marks.high:
+            self.failures = 0
+        return Step.SLEEP
+
+    def _start_run(self, node: Node) -> None:
+        self.running = True
+        self.priority = DEF_PRIORITY
+        self._run_freed = self._swapout.freed_total
+        node.vmstat["pageoutrun"] += 1
+        self._start_pass(node)
+
+    def _start_pass(self, node: Node) -> None:
+        self._pass_freed = self._swapout.freed_total
+        resident = node.nr_resident - node.nr_in_flight
+        self._quota = max(SWAP_CLUSTER_MAX, resident >> self.priority)
+        self.passes += 1
+
+    def _end_pass(self, node: Node) -> Step:
+        """A pass is over: the same again, harder, or give this run up."""
+        freed = self._swapout.freed_total
+        if freed == self._pass_freed:
+            if node.nr_in_flight:
+                return Step.WAIT
+            self.priority -= 1
+        if self.priority >= 1:
+            self._start_pass(node)
+            return self._isolate(node)
+        if freed == self._run_freed:
+            self.failures += 1
+        if self.hopeless:
+            return self._sleep(node)
+        self._start_run(node)
+        return self._isolate(node)
+
+    def _covered(self, node: Node) -> bool:
+        """Whether what is in flight will bring free memory to *high*, at the recent gain."""
+        if not node.nr_in_flight:
+            return False
+        expected = int(node.memcg.in_flight * self._swapout.gain)
+        return expected >= max(node.marks.high - node.memcg.free, self.requested)
+
+    def _room(self, node: Node) -> bool:
+        return not node.nr_in_flight or node.memcg.in_flight < self.max_in_flight

@@ -1,0 +1,75 @@
+"""The compressed pool: an LRU of blobs under a limit with hysteresis. Mirrors mm/zswap.c.
+
+At `max_pool_percent` of the budget the pool is full and takes nothing more until it is back at
+`accept_threshold_percent` of that limit, so that it does not swing from accept to reject with every
+folio. Blobs leave by a fault (exclusive: the pool keeps no second copy), by delete, or from the cold
+end by writeback to a backing store (`reclaimactors.mm.node` moves them, this module says which).
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from reclaimactors.mm.links import Links
+
+__all__ = ["Zswap"]
+
+
+class Zswap:
+    """Which blobs are in the pool, coldest first, and whether it takes another."""
+
+    def __init__(
+        self,
+        budget: int,
+        *,
+        enabled: bool,
+        max_pool_percent: float,
+        accept_threshold_percent: float,
+        shrinker: bool = True,
+    ) -> None:
+        self.enabled = enabled
+        self.shrinker = shrinker
+        self.limit = int(budget * max_pool_percent / 100)
+        self.accept_below = int(self.limit * accept_threshold_percent / 100)
+        self.total = 0  #: bytes of blobs in the pool
+        self.reached_full = False
+        self._lru = Links(1)
+
+    def __len__(self) -> int:
+        return self._lru.sizes[0]
+
+    def accepts(self) -> bool:
+        """Return whether the pool takes a blob now, and remember having been full."""
+        if self.total >= self.limit:
+            self.reached_full = True
+        elif self.reached_full and self.total <= self.accept_below:
+            self.reached_full = False
+        return self.enabled and not self.reached_full
+
+    def add(self, pfn: int, nr_bytes: int) -> None:
+        """Take a blob in, as the hottest."""
+        self.total += nr_bytes
+        self._lru.add_tail(0, pfn)
+
+    def remove(self, pfn: int, nr_bytes: int) -> None:
+        """Let a blob go."""
+        self.total -= nr_bytes
+        self._lru.remove(0, pfn)
+
+    def rotate(self, pfn: int) -> None:
+        """Make a blob the hottest: it was read where it lies, or a store refused it."""
+        self._lru.remove(0, pfn)
+        self._lru.add_tail(0, pfn)
+
+    def coldest(self, nr: int) -> list[int]:
+        """Return up to `nr` of the coldest pfns, leaving them where they are."""
+        return list(islice(self._lru.walk(0), nr))
+
+    def needs_shrinking(self) -> bool:
+        """Return whether writeback should go on: full was reached, the threshold is not."""
+        return self.shrinker and self.reached_full and self.total > self.accept_below
+
+    def check(self) -> None:
+        """Assert that the LRU is well linked."""
+        self._lru.check()
+        assert self.total >= 0

@@ -1,0 +1,125 @@
+"""From a topology to a machine: plugins, the core, the actors, wired together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from reclaimactors import registry
+from reclaimactors.actors.kcompressd import KcompressdActor
+from reclaimactors.actors.kswapd import KswapdActor
+from reclaimactors.actors.machine import Machine, Pipeline
+from reclaimactors.actors.swapd import Swapd
+from reclaimactors.errors import BackendError
+from reclaimactors.log import log
+from reclaimactors.mm.memcg import Memcg
+from reclaimactors.mm.node import Node
+from reclaimactors.mm.swap import SwapDevice, SwapDevices
+from reclaimactors.mm.watermark import Watermarks
+from reclaimactors.mm.zswap import Zswap
+from reclaimactors.offload import build_offload
+from reclaimactors.units import nr_pages
+
+if TYPE_CHECKING:
+    from reclaimactors.abc import Compressor
+    from reclaimactors.topology.spec import SwapSpec, Topology
+
+__all__ = ["build", "close_backends"]
+
+
+async def build(topology: Topology) -> Machine:
+    """Return a machine whose backing stores are open and whose actors have not started yet.
+
+    Raises:
+        PluginError: if a plugin cannot be had.
+        BackendError: if a store cannot be opened; those opened before are closed again.
+    """
+    machine = _machine(topology)
+    try:
+        for index, spec in enumerate(topology.swap):
+            await _swapon(machine, index, spec)
+    except BaseException:
+        await close_backends(machine, topology.close_timeout)
+        raise
+    return machine
+
+
+def _machine(topology: Topology) -> Machine:
+    compress = topology.compress
+    workers = compress.workers or 1
+    compressor = registry.build("compressors", compress.compressor)
+    pipeline = Pipeline(
+        budget=topology.budget,
+        page_size=topology.page_size,
+        fifo=compress.fifo,
+        batch=compress.batch,
+        in_flight=compress.in_flight,
+        workers=workers,
+    )
+    machine = Machine(
+        _node(topology, compressor),
+        compressor,
+        build_offload(compress.offload, compressor, workers=workers),
+        pipeline,
+        mode=compress.mode,
+        on_full=compress.on_full,
+        ordered=compress.ordered,
+    )
+    machine.add_actor("kswapd", KswapdActor(machine).run)
+    if compress.mode != "inline":
+        machine.add_actor(compress.mode, KcompressdActor(machine).run)
+    return machine
+
+
+def _node(topology: Topology, compressor: Compressor) -> Node:
+    pages = nr_pages(topology.budget, topology.page_size)
+    marks = topology.watermarks
+    zswap = topology.zswap
+    return Node(
+        page_size=topology.page_size,
+        memcg=Memcg(topology.budget),
+        marks=Watermarks(marks.min, marks.low, marks.high),
+        policy=registry.build("policies", topology.policy, pages=pages),
+        zswap=Zswap(
+            topology.budget,
+            enabled=zswap.enabled,
+            shrinker=zswap.shrinker,
+            max_pool_percent=zswap.max_pool_percent,
+            accept_threshold_percent=zswap.accept_threshold_percent,
+        ),
+        swap=SwapDevices(),
+        compressor=compressor,
+    )
+
+
+async def _swapon(machine: Machine, index: int, spec: SwapSpec) -> None:
+    """Open one backing store and give it its swapd."""
+    page_size = machine.node.page_size
+    backend = registry.build("backends", spec.backend)
+    name = f"{spec.backend.name}{index}"
+    device = SwapDevice(index, name, spec.priority, None)
+    swapd = Swapd(machine, device, backend, timeout=spec.timeout)
+    machine.swapds.append(swapd)
+    try:
+        with anyio.fail_after(spec.timeout):
+            await backend.open(page_size)
+    except TimeoutError as exc:
+        raise BackendError(f"swap {name!r} did not open within {spec.timeout:g} s") from exc
+    slots = spec.size // page_size
+    own = getattr(backend, "capacity", None)
+    device.capacity = slots if own is None else min(slots, own)
+    machine.node.swap.add(device)
+    machine.add_actor(f"swapd/{name}", swapd.run)
+
+
+async def close_backends(machine: Machine, timeout: float) -> None:
+    """Close every backing store within `timeout` seconds, whatever it does."""
+    for swapd in machine.swapds:
+        with anyio.move_on_after(timeout, shield=True) as scope:
+            try:
+                await swapd.backend.aclose()
+            except Exception as exc:  # noqa: BLE001 - the others still have to be closed
+                log.error("swapd.close_failed", device=swapd.device.name, exc_info=exc)
+        if scope.cancelled_caught:
+            log.error("swapd.close_timed_out", device=swapd.device.name, timeout_s=timeout)
