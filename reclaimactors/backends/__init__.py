@@ -1,1 +1,1 @@
-"""backends"""
+"""Built-in backing stores: `memory` (this process) and `file` (one file of slots)."""

@@ -1,0 +1,140 @@
+"""The file under `FileBackend`: where it is made, and when its descriptor may be closed.
+
+It is anonymous from birth: O_TMPFILE where the file system has it, else created and unlinked at
+once, so that nothing is left behind however the process ends. All of this may block on the disk
+and belongs in a worker thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reclaimactors.errors import BackendError, BackendFull
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = ["SwapFile"]
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
+
+
+class SwapFile:
+    """One open file that several threads share.
+
+    A thread whose caller was cancelled goes on using the descriptor, so `close` only says that
+    nobody may start: the last user closes. A number closed too early would be reused, and the
+    late write would land in someone else's file.
+
+    Args:
+        path: the folder to make it in; None = the first of /var/tmp and $TMPDIR that is on a disk.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.folder = path or "(no folder yet)"
+        self.fd = -1  #: for the thread that will call `close`, which knows that it has not yet
+        self._path = path
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
+
+    def open(self) -> None:
+        """Make the file.
+
+        Raises:
+            BackendError: naming the folder, the option and what to do.
+        """
+        self.folder = _default_folder() if self._path is None else self._path
+        try:
+            fd = _create(self.folder)
+        except OSError as exc:
+            why = f"cannot make a swap file in path = {self.folder!r}: {exc.strerror}"
+            todo = "give `path` a folder that this process may write to"
+            raise BackendError(exc.errno, f"{why}; {todo}") from exc
+        with self._lock:
+            self.fd = fd
+            self._close_if_unused()
+
+    @contextlib.contextmanager
+    def use(self) -> Generator[int]:
+        """Hold the descriptor open for a block, in any thread."""
+        with self._lock:
+            if self._closed:
+                raise OSError(errno.EBADF, "it is closed")
+            self._users += 1
+        try:
+            yield self.fd
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._close_if_unused()
+
+    def close(self) -> None:
+        """Let nobody start any more, and close as soon as nobody uses it."""
+        with self._lock:
+            self._closed = True
+            self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if self._closed and not self._users and self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+    def error(self, exc: OSError, doing: str) -> BackendError:
+        """Return `exc` as the error of a backing store, with the folder and what to do."""
+        where = f"{doing} the swap file in {self.folder!r}: {exc.strerror}"
+        if exc.errno in _NO_ROOM:
+            return BackendFull(f"{where}; free space there, or give another `path`")
+        return BackendError(exc.errno, f"{where}; check that disk, or give another `path`")
+
+
+def _create(folder: str) -> int:
+    """Return a descriptor of a new file of ours alone (0600) that has no name."""
+    flag = getattr(os, "O_TMPFILE", 0)
+    if flag:
+        try:  # O_EXCL: it can never be linked into the file system
+            return os.open(folder, flag | os.O_RDWR | os.O_CLOEXEC | os.O_EXCL, 0o600)
+        except OSError as exc:
+            if exc.errno not in _NO_TMPFILE:
+                raise
+    fd, name = tempfile.mkstemp(prefix="reclaimactors-", dir=folder)
+    Path(name).unlink()
+    return fd
+
+
+def _default_folder() -> str:
+    """Return the first folder for big temporary files that is not itself memory."""
+    passed_over: list[str] = []
+    for folder in ("/var/tmp", os.environ.get("TMPDIR")):  # noqa: S108 - the file made there has no name
+        if not folder:
+            passed_over.append("TMPDIR is not set")
+        elif not Path(folder).is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            passed_over.append(f"{folder} is no folder that this process may write to")
+        elif _in_memory(folder):
+            passed_over.append(f"{folder} is memory itself (a tmpfs)")
+        else:
+            return folder
+    msg = f"no folder for the swap file: {'; '.join(passed_over)}; give `path` a folder on a disk"
+    raise BackendError(errno.ENOENT, msg)
+
+
+def _in_memory(folder: str) -> bool:
+    """Return whether a folder is on a tmpfs or ramfs; False where that cannot be found out."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return False  # no Linux: nothing there mounts /var/tmp in memory by default
+    device = Path(folder).stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for mount in mounts:
+        place, _, kind = mount.partition(" - ")
+        if place.split()[2] == number:
+            return kind.split()[0] in {"tmpfs", "ramfs"}
+    return False
