@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCAN_MAX", "ActiveInactive"]
 
-SCAN_MAX = 4096
+SCAN_MAX = 2048
 """Folios of one list that one `isolate` looks at, whatever it finds."""
 
 _INACTIVE, _ACTIVE, _ISOLATED, _GONE = range(4)
@@ -119,7 +119,8 @@ class ActiveInactive:
 
     def shadow(self, pfn: int) -> int:
         """Let an isolated folio go and return the snapshot for its refault."""
-        self._expect_isolated((pfn,))
+        if self._where[pfn] != _ISOLATED:
+            raise _not_isolated(pfn)
         self._where[pfn] = _GONE
         return self._workingset.eviction()
 
@@ -163,5 +164,8 @@ class ActiveInactive:
     def _expect_isolated(self, pfns: Sequence[int]) -> None:
         for pfn in pfns:
             if self._where[pfn] != _ISOLATED:
-                msg = f"verdict for pfn {pfn}, which is not isolated"
-                raise ProtocolViolation(msg)
+                raise _not_isolated(pfn)
+
+
+def _not_isolated(pfn: int) -> ProtocolViolation:
+    return ProtocolViolation(f"verdict for pfn {pfn}, which is not isolated")

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCAN_MAX", "Mglru"]
 
-SCAN_MAX = 4096
+SCAN_MAX = 2048
 """Folios that one `isolate` looks at, whatever it finds."""
 
 _MIN_NR_GENS = 2
@@ -156,7 +156,8 @@ class Mglru:
 
     def shadow(self, pfn: int) -> int:
         """Let an isolated folio go and return the generation that was oldest then."""
-        self._expect_isolated((pfn,))
+        if self._where[pfn] != _ISOLATED:
+            raise _not_isolated(pfn)
         self._where[pfn] = _GONE
         return self.min_seq & EVICTION_MASK
 
@@ -222,5 +223,8 @@ class Mglru:
     def _expect_isolated(self, pfns: Sequence[int]) -> None:
         for pfn in pfns:
             if self._where[pfn] != _ISOLATED:
-                msg = f"verdict for pfn {pfn}, which is not isolated"
-                raise ProtocolViolation(msg)
+                raise _not_isolated(pfn)
+
+
+def _not_isolated(pfn: int) -> ProtocolViolation:
+    return ProtocolViolation(f"verdict for pfn {pfn}, which is not isolated")
