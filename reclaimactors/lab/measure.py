@@ -27,7 +27,16 @@ __all__ = ["Histogram", "Measurement", "cpu_times", "rss_bytes"]
 TICK_S = 0.005
 STALL_S = 50e-6  # a put that took less has copied and counted, not waited
 _STEPS = 50  # buckets per factor e
-_SUMS = ("seconds", "puts", "cpu_s", "workers_cpu_s", "bare_pages", "bare_bytes", "bare_s")
+_SUMS = (
+    "seconds",
+    "puts",
+    "verified",
+    "cpu_s",
+    "workers_cpu_s",
+    "bare_pages",
+    "bare_bytes",
+    "bare_s",
+)
 _GAUGES = ("stored_pages", "pool_total_size", "nr_writeback")  # what is now, not how often
 _ZERO = -(10**6)  # the bucket of values that are no more than 0
 
@@ -76,6 +85,7 @@ class Measurement:
 
     seconds: float = 0.0
     puts: int = 0
+    verified: int = 0
     vmstat: Counter[str] = attrs.field(factory=Counter, repr=False)
     stalls: Histogram = attrs.field(factory=Histogram)
     faults: Histogram = attrs.field(factory=Histogram)

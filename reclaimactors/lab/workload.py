@@ -104,6 +104,7 @@ class Keys:
             for key in keys:
                 if self.versions[key]:
                     await self.get(key)
+                    self.measured.verified += 1
 
         await self.each_client(verify_share, range(len(self.versions)))
 

@@ -12,13 +12,15 @@ from reclaimactors.lab.data import Input
 class FakeMemory:
     """A memory that keeps everything, notes what is asked of it, and may be made to lie."""
 
-    def __init__(self, budget: int = 16 * 4096, corrupt: object = None) -> None:
+    def __init__(
+        self, budget: int = 16 * 4096, corrupt: object = None, full: Exception | None = None
+    ) -> None:
         self.values: dict[object, bytes] = {}
         self.asked: list[tuple[str, object]] = []
         self.vmstat = Counter[str](pgfault=0, pgsteal_anon=0, stored_pages=0)
         self.budget = budget
         self.corrupt = corrupt
-        self.on_put = lambda: None
+        self.full = full
 
     def __len__(self) -> int:
         return len(self.values)
@@ -29,9 +31,10 @@ class FakeMemory:
     async def put(self, key: object, data: bytes) -> None:
         self.asked.append(("put", key))
         await anyio.lowlevel.checkpoint()
+        if self.full:
+            raise self.full
         self.values[key] = data
         self.vmstat["pgsteal_anon"] += 1
-        self.on_put()
 
     async def get(self, key: object) -> bytes:
         self.asked.append(("get", key))

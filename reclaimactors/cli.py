@@ -1,0 +1,327 @@
+"""The command line: run and compare topologies on real data, check one, list plugins.
+
+The one module that imports typer and rich, and the one that prints. Anything that a user can cause
+ends in one line on stderr and an exit status: 0 done, 1 the run failed, 2 usage or configuration,
+130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import anyio
+import attrs
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from reclaimactors import __version__
+from reclaimactors.errors import ReclaimError
+from reclaimactors.lab.compare import Comparison
+from reclaimactors.lab.data import load as load_input
+from reclaimactors.lab.run import Load, RunFailed, machine, usable_cpus
+from reclaimactors.lab.workload import WORKLOADS
+from reclaimactors.registry import known
+from reclaimactors.topology import explain, resolve
+from reclaimactors.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from reclaimactors.lab.run import Result
+    from reclaimactors.topology import Topology
+
+__all__ = ["main"]
+
+DEFAULT_COMPARED = ("kswapd_only", "kcompressd", "padata", "kswapd_only_inline")
+RUN_S, COMPARE_S = 10.0, 24.0
+MIN_S, MAX_S = 0.1, 86_400.0
+_UsageError = typer.BadParameter.__mro__[1]  # of the click that typer brings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+Inputs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--input",
+        metavar="PATH",
+        help="File or folder whose bytes become the values; may be given several times."
+        "  \\[default: the running Python's own library]",
+        show_default=False,
+    ),
+]
+WorkloadName = Annotated[
+    str, typer.Option("--workload", metavar="NAME", help=f"One of {', '.join(WORKLOADS)}.")
+]
+Seconds = Annotated[
+    float,
+    typer.Option("--seconds", metavar="N", help="How long clients work, all topologies together."),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="SIZE",
+        help="Memory budget, as 32MiB; clients use 4 x as much.  \\[default: the topology's]",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Decides what clients do.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def _one_line(text: str) -> str:
+    """Return text with each paragraph on one line, so that it is wrapped to the terminal."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"reclaimactors {__version__}")
+        raise typer.Exit
+
+
+_STORY = """Try Linux's memory reclaim as actors, on your own data.
+
+When memory runs low, Linux compresses what is cold. The thread that looks for cold pages (kswapd)
+did the compressing too, and phones stalled; so that work moved to a second thread (kcompressd), and
+one may ask whether a pool of them (padata) does better. This program builds each of these designs,
+a [b]topology[/b], in its own process, lets clients put four times more data than the memory budget
+allows, and shows in the kernel's own words how each one fared. It needs no root, and changes
+nothing outside."""
+
+_EXAMPLES = """[b]Examples[/b]
+
+reclaimactors compare  [dim]# four designs, within a minute[/dim]
+
+reclaimactors compare kcompressd padata --input ~/Pictures
+
+reclaimactors run kcompressd --workload phases --budget 32MiB
+
+reclaimactors check my-topology.toml  [dim]# what would it build?[/dim]
+
+[b]Exit status[/b]: 0 done, 1 the run failed, 2 usage or configuration, 130 Ctrl-C."""
+
+
+@app.callback(help=_one_line(_STORY), epilog=_EXAMPLES)
+def story(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and end."),
+    ] = False,
+) -> None:
+    """Tell the story; the rest is in the commands."""
+
+
+@app.command()
+def run(
+    topology: Annotated[str, typer.Argument(help="A built-in name or the path of a TOML file.")],
+    *,
+    inputs: Inputs = None,
+    workload: WorkloadName = "eater",
+    seconds: Seconds = RUN_S,
+    budget: Budget = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Run one topology, verify every value, and show what it did."""
+    load = _load(inputs, workload, seconds, seed)
+    _measure(Comparison(_resolve([topology], budget), load, seconds), as_json=as_json)
+
+
+@app.command()
+def compare(
+    topologies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Built-in names or paths of TOML files.  \\[default: "
+            + ", ".join(DEFAULT_COMPARED)
+            + "]",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    inputs: Inputs = None,
+    workload: WorkloadName = "eater",
+    seconds: Seconds = COMPARE_S,
+    budget: Budget = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Run several topologies in interleaved rounds and say what differed.
+
+    Every value is verified byte for byte at the end of each round.
+    """
+    load = _load(inputs, workload, seconds, seed)
+    named = _resolve(topologies or DEFAULT_COMPARED, budget)
+    _measure(Comparison(named, load, seconds), as_json=as_json)
+
+
+@app.command()
+def check(
+    topology: Annotated[str, typer.Argument(help="A built-in name or the path of a TOML file.")],
+) -> None:
+    """Validate a topology and explain it: who compresses where, what when full, what fits."""
+    _print(explain(resolve(topology)))
+
+
+@app.command()
+def plugins() -> None:
+    """List the compressors, backends and policies that a topology can name here."""
+    kinds = ("compressors", "backends", "policies")
+    _print("\n".join(f"{kind + ':':13}{', '.join(known(kind))}" for kind in kinds))
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(_status(sys.argv[1:] or ["--help"]))
+
+
+def _status(argv: Sequence[str]) -> int:
+    """Return the exit status of a command line; what is wrong is one line on stderr."""
+    try:
+        return app(argv, prog_name="reclaimactors", standalone_mode=False) or 0
+    except _UsageError as exc:
+        return _complain(f"{exc.format_message()} (try --help)", 2)
+    except RunFailed as exc:
+        return _complain(str(exc), 1)
+    except _StdoutLost as exc:
+        return _complain(str(exc), 1)
+    except ReclaimError as exc:
+        return _complain(str(exc), 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+
+
+def _complain(message: str, status: int) -> int:
+    """Print one line on stderr and return the exit status."""
+    with contextlib.suppress(OSError):
+        print("reclaimactors:", " ".join(message.split()), file=sys.stderr, flush=True)
+    return status
+
+
+class _StdoutLost(Exception):  # noqa: N818 - it says what happened
+    """Nobody reads the result, or there is no room for it."""
+
+
+def _print(text: str) -> None:
+    """Print the result."""
+    try:
+        print(text, flush=True)
+    except OSError as exc:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for what Python flushes at exit
+        msg = f"cannot write the result to stdout: {exc.strerror}"
+        raise _StdoutLost(msg) from exc
+
+
+def _load(inputs: Sequence[Path] | None, workload: str, seconds: float, seed: int) -> Load:
+    """Return what is done to each topology, from options that are checked here."""
+    if workload not in WORKLOADS:
+        msg = f"no workload {workload!r}; known: {', '.join(WORKLOADS)}"
+        raise typer.BadParameter(msg)
+    if not MIN_S <= seconds <= MAX_S:
+        msg = f"--seconds {seconds:g} is not from {MIN_S:g} to {MAX_S:g}"
+        raise typer.BadParameter(msg)
+    return Load(load_input(inputs or (), seed=seed), workload, seed)
+
+
+def _resolve(names: Sequence[str], budget: str | None) -> dict[str, Topology]:
+    """Return topologies by the names that results give them; one may be compared with itself."""
+    overrides = {} if budget is None else {"budget": budget}
+    named: dict[str, Topology] = {}
+    for i, name in enumerate(names):
+        again = names[:i].count(name)
+        named[f"{name} #{again + 1}" if again else name] = resolve(name, **overrides)
+    return named
+
+
+def _measure(comparison: Comparison, *, as_json: bool) -> None:
+    """Run topologies and print what was measured, also if Ctrl-C comes in the middle."""
+    interrupted = False
+    try:
+        with _progress() as comparison.on_round:
+            anyio.run(comparison.run)
+    except KeyboardInterrupt:
+        interrupted = True
+    _print(_as_json(comparison) if as_json else _as_table(comparison))
+    if interrupted:
+        raise typer.Exit(_complain("interrupted: the figures are of what was measured so far", 130))
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """Show a bar on stderr where that is a terminal."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+        console=console, disable=not console.is_terminal, transient=True, refresh_per_second=2,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("starting")
+
+        def on_round(done: int, total: int, name: str) -> None:
+            description = f"{name}, round {done + 1} of {total}"
+            bar.update(task, completed=done, total=total, description=description)
+
+        yield on_round
+
+
+def _as_json(comparison: Comparison) -> str:
+    results = [attrs.asdict(result) for result in comparison.results()]
+    return json.dumps({"machine": machine(), "results": results}, indent=2)
+
+
+def _or_dash(value: float) -> str:
+    """Return a figure that a round measures last, or a dash where none came so far."""
+    return f"{value:.2f}" if value else "-"
+
+
+_COLUMNS: Sequence[tuple[str, Callable[[Result], str]]] = (
+    ("pgsteal_anon\n/s", lambda result: f"{result.pgsteal_anon_per_s:,.0f}"),
+    ("allocstall", lambda result: f"{result.allocstall:,}"),
+    ("refaults", lambda result: f"{result.vmstat['workingset_refault_anon']:,}"),
+    ("stall\np99 ms", lambda result: f"{result.stall_ms.p99:.2f}"),
+    ("loop lag\np99 ms", lambda result: f"{result.loop_lag_ms.p99:.2f}"),
+    ("fault us\np50/p99", lambda result: f"{result.fault_us.p50:.0f}/{result.fault_us.p99:.0f}"),
+    ("effi-\nciency", lambda result: _or_dash(result.efficiency)),
+    ("ratio", lambda result: _or_dash(result.compression_ratio)),
+)
+
+
+def _heading(comparison: Comparison) -> str:
+    """Return in one line what was run on what."""
+    load, nr = comparison.load, max(map(len, comparison.rounds.values()), default=0)
+    budgets = {format_size(topology.budget) for topology in comparison.topologies.values()}
+    return (
+        f"{load.workload} of {len(load.input):,} pages ({load.input.same_filled_share():.1%}"
+        f" same-filled), budget {' or '.join(sorted(budgets))}, {nr} round{'s' * (nr > 1)},"
+        f" {usable_cpus()} CPUs; {comparison.verified:,} values verified"
+    )
+
+
+def _as_table(comparison: Comparison) -> str:
+    """Return the results as a table and the closing sentence."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("topology", overflow="fold")
+    for heading, _ in _COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in comparison.results():
+        table.add_row(result.topology, *(cell(result) for _, cell in _COLUMNS))
+    console = Console(file=io.StringIO(), width=max(100, Console().width), highlight=False)
+    with console.capture() as captured:
+        console.print(_heading(comparison), table, comparison.sentence(), sep="\n", markup=False)
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())

@@ -1,0 +1,152 @@
+"""Topologies compared: interleaved rounds of the same load, and what differed in one sentence.
+
+Rounds go A B C A B C, so that what the machine does meanwhile meets all of them. A difference
+counts where every round of one beats the same round of the other; else it is within the spread.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING
+
+import attrs
+
+from reclaimactors.lab.measure import Measurement
+from reclaimactors.lab.run import Result, RunFailed, measure_round
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from reclaimactors.lab.run import Load
+    from reclaimactors.topology import Topology
+
+__all__ = ["Comparison"]
+
+ROUNDS = 3
+MIN_ROUND_S = 0.5  # shorter rounds would measure the start and little else
+
+
+@attrs.define(eq=False)
+class Comparison:
+    """A comparison under way; what it has measured so far can be read at any time.
+
+    Args:
+        topologies: name to topology, at least one.
+        load: what is done to each.
+        seconds: how long clients work, all rounds of all topologies together.
+        on_round: called with (rounds begun before, rounds in all, topology's name) at each start.
+    """
+
+    topologies: Mapping[str, Topology]
+    load: Load
+    seconds: float
+    on_round: Callable[[int, int, str], None] = lambda _done, _total, _name: None
+    rounds: dict[str, list[Measurement]] = attrs.field(init=False, factory=dict, repr=False)
+
+    async def run(self) -> None:
+        """Run all rounds.
+
+        Raises:
+            RunFailed: if one fails; the message names its topology.
+        """
+        nr_rounds = max(1, min(ROUNDS, int(self.seconds / len(self.topologies) / MIN_ROUND_S)))
+        total = nr_rounds * len(self.topologies)
+        done = 0
+        for _ in range(nr_rounds):
+            for name, topology in self.topologies.items():
+                self.on_round(done, total, name)
+                measured = Measurement()
+                self.rounds.setdefault(name, []).append(measured)
+                try:
+                    await measure_round(topology, self.load, self.seconds / total, measured)
+                except RunFailed as exc:
+                    msg = f"topology {name}: {exc}"
+                    raise RunFailed(msg) from exc
+                done += 1
+
+    @property
+    def verified(self) -> int:
+        """How many values were read at the ends of rounds and found right, byte for byte."""
+        return sum(measured.verified for rounds in self.rounds.values() for measured in rounds)
+
+    def results(self) -> list[Result]:
+        """Return what was measured so far, in the order of the topologies."""
+        return [
+            Result.of(name, self.load, _sum(rounds))
+            for name, rounds in self.rounds.items()
+            if any(measured.seconds for measured in rounds)
+        ]
+
+    def sentence(self) -> str:
+        """Return what differed and by how much, whichever won."""
+        results = self.results()
+        if len(results) < 2:
+            return _alone(*results)
+        best = max(results, key=lambda result: result.pgsteal_anon_per_s)
+        if not best.pgsteal_anon_per_s:
+            return "Nothing was reclaimed: give them a smaller --budget or more --seconds."
+        # The first is what the others are held against; if it won itself, the runner-up is.
+        others = [result for result in results if result is not best]
+        other = max(others, key=lambda result: result.pgsteal_anon_per_s)
+        if best is not results[0]:
+            other = results[0]
+        return f"{self._headline(best, other)} {_asides(best, other)}"
+
+    def _headline(self, best: Result, other: Result) -> str:
+        """Return by how much the best stole more than another, and if rounds agree on it."""
+        ratios = [
+            mine.pgsteal_anon_per_s / theirs.pgsteal_anon_per_s
+            for mine, theirs in zip(
+                self.rounds[best.topology], self.rounds[other.topology], strict=False
+            )
+            if theirs.pgsteal_anon_per_s and mine.seconds
+        ]
+        rates = f"{best.pgsteal_anon_per_s:,.0f} against {other.pgsteal_anon_per_s:,.0f} pages/s"
+        if not ratios:
+            return f"{best.topology} stole {rates} of {other.topology}, which reclaimed nothing."
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds"
+        if len(ratios) == 1:
+            return (
+                f"{best.topology} stole {ratios[0]:.2f} x what {other.topology} did ({rates}),"
+                " in one round, which is too few to tell a difference from chance."
+            )
+        if min(ratios) <= 1:
+            return (
+                f"{best.topology} and {other.topology} do not differ by more than their rounds do"
+                f" ({rates}; {spread})."
+            )
+        return (
+            f"{best.topology} stole {median(ratios):.2f} x what {other.topology} did"
+            f" ({rates}; {spread})."
+        )
+
+
+def _sum(rounds: list[Measurement]) -> Measurement:
+    total = Measurement()
+    for measured in rounds:
+        total.merge(measured)
+    return total
+
+
+def _alone(result: Result | None = None) -> str:
+    if result is None:
+        return "Nothing was measured."
+    rate = f"{result.topology} stole {result.pgsteal_anon_per_s:,.0f} pages/s"
+    if not result.bare_pages_per_s:
+        return f"{rate}."
+    bare = f"{result.bare_pages_per_s:,.0f} pages/s"
+    return f"{rate}, {result.efficiency:.2f} x what its compressor alone does ({bare})."
+
+
+def _asides(best: Result, other: Result) -> str:
+    """Return what callers felt under the two, which need not favour the one that stole more."""
+    pairs = (
+        ("stall p99", best.stall_ms.p99, other.stall_ms.p99, " ms"),
+        ("loop lag p99", best.loop_lag_ms.p99, other.loop_lag_ms.p99, " ms"),
+        ("allocstall", best.allocstall, other.allocstall, ""),
+    )
+    felt = "; ".join(
+        f"{name} {mine:,.4g}{unit} against {theirs:,.4g}{unit}"
+        for name, mine, theirs, unit in pairs
+    )
+    return f"In the same order: {felt}."

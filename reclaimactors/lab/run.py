@@ -1,0 +1,262 @@
+"""One topology on one workload: a round, and the result that its rounds amount to.
+
+A round opens a fresh memory, runs the workload for its time, verifies every value, closes the
+memory, and calls the compressor alone on the same pages. Several topologies are in `compare.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import platform
+import time
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import attrs
+
+from reclaimactors import __version__, registry
+from reclaimactors.errors import OutOfMemory, ReclaimError
+from reclaimactors.lab.measure import Histogram, Measurement, rss_bytes
+from reclaimactors.lab.workload import WORKLOADS, Keys
+from reclaimactors.memory import open_memory
+from reclaimactors.units import MIB, PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reclaimactors.lab.data import Input
+    from reclaimactors.memory import Memory
+    from reclaimactors.topology import Topology
+
+__all__ = ["Load", "Result", "RunFailed", "machine", "measure_round", "run_topology", "usable_cpus"]
+
+BARE_S = 0.1  # how long the compressor runs alone in each round
+GRACE_S = 30.0  # how much later than its time a round's workload may end
+
+
+class RunFailed(ReclaimError):  # noqa: N818 - it says what happened
+    """A run lost or changed a value, ran out of memory, or did not end."""
+
+
+@attrs.frozen
+class Load:
+    """What is done to each topology: the same for all that are compared.
+
+    Args:
+        input: what the values are made of.
+        workload: a name of `WORKLOADS`.
+        seed: decides what clients do.
+    """
+
+    input: Input
+    workload: str = attrs.field(default="eater", validator=attrs.validators.in_(WORKLOADS))
+    seed: int = 0
+
+
+@attrs.frozen
+class Stalls:
+    """Milliseconds that puts waited, over all puts; one that did not wait counts 0."""
+
+    total: float
+    p50: float
+    p99: float
+    max: float
+
+
+@attrs.frozen
+class Lag:
+    """Milliseconds by which a timer of the event loop was late."""
+
+    p50: float
+    p99: float
+    max: float
+
+
+@attrs.frozen
+class Faults:
+    """Microseconds of a get that found its value reclaimed; pure hits do not count."""
+
+    p50: float
+    p99: float
+
+
+@attrs.frozen
+class Rss:
+    """Resident bytes less shared ones, of the round that grew most."""
+
+    start: int
+    peak: int
+
+
+@attrs.frozen
+class Result:
+    """What the rounds of one topology measured: sums, and rates over the sum of their seconds."""
+
+    topology: str
+    workload: str
+    seconds: float
+    input_pages: int
+    vmstat: Mapping[str, int] = attrs.field(repr=False)
+    pgsteal_anon_per_s: float
+    freed_mib_per_s: float
+    puts_per_s: float
+    allocstall: int
+    stall_ms: Stalls
+    loop_lag_ms: Lag
+    fault_us: Faults
+    cpu_s: float
+    workers_cpu_s: float
+    cpus: int
+    rss_bytes: Rss
+    compression_ratio: float
+    same_filled_share: float
+    bare_pages_per_s: float
+    efficiency: float
+
+    @classmethod
+    def of(cls, topology: str, load: Load, measured: Measurement) -> Result:
+        """Return the result of what was measured, of however little."""
+        vmstat, seconds = measured.vmstat, measured.seconds or 1.0
+        bare_per_s = measured.bare_pages / measured.bare_s if measured.bare_s else 0.0
+        blob_bytes = measured.bare_bytes / measured.bare_pages if measured.bare_pages else 0.0
+        page_bytes = min(load.input.value_size, PAGE_SIZE)
+        freed = vmstat["pgsteal_anon"] * page_bytes - vmstat["zswpout"] * blob_bytes
+        return cls(
+            topology=topology,
+            workload=load.workload,
+            seconds=round(measured.seconds, 3),
+            input_pages=len(load.input),
+            vmstat=dict(vmstat),
+            pgsteal_anon_per_s=round(measured.pgsteal_anon_per_s, 1),
+            freed_mib_per_s=round(freed / seconds / MIB, 2),
+            puts_per_s=round(measured.puts / seconds, 1),
+            allocstall=sum(nr for name, nr in vmstat.items() if name.startswith("allocstall")),
+            stall_ms=Stalls(round(measured.stalls.total * 1e3, 3), *_points(measured.stalls, 1e3)),
+            loop_lag_ms=Lag(*_points(measured.lag, 1e3)),
+            fault_us=Faults(*_points(measured.faults, 1e6)[:2]),
+            cpu_s=round(measured.cpu_s, 3),
+            workers_cpu_s=round(measured.workers_cpu_s, 3),
+            cpus=usable_cpus(),
+            rss_bytes=Rss(measured.rss_start, measured.rss_peak),
+            compression_ratio=round(page_bytes / blob_bytes, 3) if blob_bytes else 0.0,
+            same_filled_share=round(load.input.same_filled_share(), 4),
+            bare_pages_per_s=round(bare_per_s, 1),
+            efficiency=round(measured.pgsteal_anon_per_s / bare_per_s, 3) if bare_per_s else 0.0,
+        )
+
+
+def _points(samples: Histogram, unit: float) -> tuple[float, float, float]:
+    """Return p50, p99 and the maximum, times `unit`."""
+    points = (samples.quantile(0.5), samples.quantile(0.99), samples.max)
+    p50, p99, most = (round(point * unit, 3) for point in points)
+    return p50, p99, most
+
+
+async def measure_round(
+    topology: Topology, load: Load, seconds: float, measured: Measurement
+) -> None:
+    """Run one round; cancelled or failed, `measured` holds what there was until then.
+
+    Args:
+        topology: what is built for this round, and torn down after it.
+        load: what is done to it.
+        seconds: how long clients work; opening, verifying and closing come on top.
+        measured: where everything goes.
+
+    Raises:
+        RunFailed: if a value differs, memory runs out, or the workload does not end.
+        ReclaimError: what opening the memory raises.
+    """
+    gc.collect()  # the last round's values are not this round's RSS
+    measured.rss_start = measured.rss_peak = rss_bytes()
+    opened = False
+    try:
+        async with open_memory(topology) as memory:
+            opened = True
+            await _drive(memory, load, seconds, measured)
+    except (ReclaimError, TimeoutError, ExceptionGroup) as exc:
+        cause = _first(exc)
+        if not opened or not isinstance(cause, ReclaimError | TimeoutError):
+            raise cause from exc
+        raise RunFailed(_why(cause)) from exc
+    _measure_bare(topology, load.input, measured)
+
+
+async def _drive(memory: Memory, load: Load, seconds: float, measured: Measurement) -> None:
+    """Let the workload's clients loose on a memory for a time, then verify every value."""
+    ends = time.perf_counter() + seconds
+    budget = memory.usage().budget
+    keys = Keys(
+        memory, load.input, budget, load.seed, measured, lambda: time.perf_counter() >= ends
+    )
+    with measured.measuring(memory.vmstat), anyio.fail_after(seconds + GRACE_S):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(measured.tick)
+            await WORKLOADS[load.workload](keys)
+            tasks.cancel_scope.cancel()
+    await keys.verify()
+
+
+def _measure_bare(topology: Topology, source: Input, measured: Measurement) -> None:
+    """Call the topology's compressor alone on the same pages."""
+    compress = registry.build("compressors", topology.compress.compressor).compress
+    pages = itertools.cycle(source.values())
+    while measured.bare_s < BARE_S:
+        batch = list(itertools.islice(pages, 128))
+        started = time.perf_counter()
+        blobs = [compress(page) for page in batch]
+        measured.bare_s += time.perf_counter() - started
+        measured.bare_bytes += sum(map(len, blobs))
+        measured.bare_pages += len(blobs)
+
+
+def _first(exc: Exception) -> Exception:
+    """Return the first plain exception in groups of groups."""
+    while isinstance(exc, ExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
+
+
+def _why(cause: ReclaimError | TimeoutError) -> str:
+    match cause:
+        case OutOfMemory():
+            return f"out of memory: {cause}; give it swap that holds 4 x its budget"
+        case TimeoutError():
+            return f"the clients did not end within {GRACE_S:.0f} s of their time"
+        case _:
+            return str(cause)
+
+
+async def run_topology(topology: Topology, load: Load, *, seconds: float, name: str) -> Result:
+    """Run one topology for one round and return its result.
+
+    Args:
+        topology: what to build.
+        load: what to do to it.
+        seconds: how long clients work.
+        name: what the result calls the topology.
+    """
+    measured = Measurement()
+    await measure_round(topology, load, seconds, measured)
+    return Result.of(name, load, measured)
+
+
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def machine() -> dict[str, Any]:
+    """Return what a reader must know of the machine that the figures come from."""
+    return {
+        "system": platform.system(),
+        "release": platform.release(),
+        "machine": platform.machine(),
+        "cpus": usable_cpus(),
+        "python": platform.python_version(),
+        "reclaimactors": __version__,
+    }
