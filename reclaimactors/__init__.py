@@ -1,6 +1,7 @@
 """Memory reclaim for asyncio programs: kswapd, kcompressd, padata and swap as actors."""
 
 from reclaimactors.abc import Backend, BatchCompressor, Buffer, Compressor, Policy, Verdict
+from reclaimactors.advice import Advice
 from reclaimactors.errors import (
     BackendError,
     BackendFull,
@@ -11,10 +12,13 @@ from reclaimactors.errors import (
     ReclaimError,
     TopologyError,
 )
+from reclaimactors.memory import Memory, Usage, open_memory
+from reclaimactors.topology import Topology
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
     "Backend",
     "BackendError",
     "BackendFull",
@@ -22,11 +26,15 @@ __all__ = [
     "Buffer",
     "Compressor",
     "CorruptData",
+    "Memory",
     "OutOfMemory",
     "PluginError",
     "Policy",
     "ProtocolViolation",
     "ReclaimError",
+    "Topology",
     "TopologyError",
+    "Usage",
     "Verdict",
+    "open_memory",
 ]

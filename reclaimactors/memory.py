@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from reclaimactors.actors.machine import Machine
+    from reclaimactors.actors.swapd import Swapd, Ticket
     from reclaimactors.mm.psi import Pressure
     from reclaimactors.topology import Topology
 
@@ -97,15 +98,14 @@ class Memory:
         """
         if self._closed or get_ident() != self._thread:
             self._refuse()
+        self._credit -= 1
+        if self._credit < 0:
+            await self._yield()
         pfn = self._small.get(key)
         if pfn is None or self._state[pfn] != RESIDENT:
             return await self._get(key)
         self._access(pfn)
-        data = self._data[pfn]
-        self._credit -= 1
-        if self._credit < 0:
-            await self._yield()
-        return data  # type: ignore[return-value] # a RESIDENT folio has its bytes
+        return self._data[pfn]  # type: ignore[return-value] # a RESIDENT folio has its bytes
 
     def get_nowait(self, key: Hashable) -> bytes:
         """Return the value of `key` if it is in memory, compressed or not.
@@ -124,36 +124,34 @@ class Memory:
         pfns = self._node.pfns(key)
         if any(self._state[pfn] == DEVICE for pfn in pfns):
             raise anyio.WouldBlock
-        return _join(self._fault(pfns))
+        return _join(self._fault(pfns, promote=self._machine.swapin.may_promote(pfns)))
 
     async def _get(self, key: Hashable) -> bytes:
         """The path of a fault: from the pool at once, from a store through its swapd."""
         while True:
             pfns = self._node.pfns(key)
-            tickets = self._request(pfns)
+            # All or nothing: what is asked for is reserved before the first load goes out.
+            promote = self._machine.swapin.may_promote(pfns)
+            tickets = self._request(pfns, promote=promote)
             if tickets is None:
                 await self._wait(self._full_swapd(pfns).room_for_loads)
                 continue
-            parts = self._fault(pfns)
+            parts = self._fault(pfns, promote=promote)
             if tickets:
                 with _Stalled(self._machine):
                     for ticket in tickets:
                         parts[pfns.index(ticket.load.pfn)] = await ticket.wait()
             value = _join(parts)
-            self._credit -= 1 + len(value) // _BYTES_PER_CALL
-            if self._credit < 0:
-                await self._yield()
+            self._credit -= len(value) // _BYTES_PER_CALL
             return value
 
-    def _request(self, pfns: Sequence[int]) -> list[Any] | None:
+    def _request(self, pfns: Sequence[int], *, promote: bool) -> list[Ticket] | None:
         """Ask the stores for the folios that only they have; None where a mailbox is full."""
         away = [pfn for pfn in pfns if self._state[pfn] == DEVICE]
         if not away:
             return []
         machine = self._machine
-        # All or nothing: what is asked for is reserved before the first load goes out.
-        promote = machine.swapin.may_promote(pfns)
-        tickets: list[Any] = []
+        tickets: list[Ticket] = []
         for swapd in machine.swapds:
             mine = [pfn for pfn in away if self._node.mm.device[pfn] == swapd.device.index]
             if mine:
@@ -163,18 +161,15 @@ class Memory:
                 tickets += got
         return tickets
 
-    def _full_swapd(self, pfns: Sequence[int]) -> Any:
-        devices = [self._node.mm.device[pfn] for pfn in pfns if self._state[pfn] == DEVICE]
-        return next(
-            (self._machine.swapds[device] for device in devices
-             if self._machine.swapds[device].loads_full),
-            self._machine.swapds[devices[0]],
-        )  # fmt: skip
+    def _full_swapd(self, pfns: Sequence[int]) -> Swapd:
+        """Return the swapd whose mailbox for loads was full."""
+        swapds, device = self._machine.swapds, self._node.mm.device
+        wanted = [swapds[device[pfn]] for pfn in pfns if self._state[pfn] == DEVICE]
+        return next((swapd for swapd in wanted if swapd.loads_full), wanted[0])
 
-    def _fault(self, pfns: Sequence[int]) -> list[bytes]:
+    def _fault(self, pfns: Sequence[int], *, promote: bool) -> list[bytes]:
         """Return the bytes of each folio, b"" for those that a store must give."""
         machine = self._machine
-        promote = machine.swapin.may_promote(pfns)
         started = perf_counter()
         parts = [machine.swapin.fault(pfn, promote=promote) or b"" for pfn in pfns]
         machine.psi.stall_full(started, perf_counter())
@@ -205,16 +200,16 @@ class Memory:
             TypeError: if `data` is not bytes-like.
         """
         self._check()
+        if self._credit < 0:
+            await self._yield()  # before anything is changed: a cancelled put is no put
         parts = self._split(data)
         size = sum(map(len, parts))
+        self._credit -= 1 + size // _BYTES_PER_CALL
         node = self._node
         if not self._turn.locked():
             need = node.need(key, size, len(parts))
             if node.memcg.free - need >= node.marks.low:
                 node.commit(key, parts, 0)
-                self._credit -= 1 + size // _BYTES_PER_CALL
-                if self._credit < 0:
-                    await self._yield()
                 return
         self._must_fit(key, size, len(parts))
         await self._put(key, parts, size)
@@ -223,14 +218,16 @@ class Memory:
         node = self._node
         reserved = 0
         braked = False
+
+        def short() -> int:
+            return node.need(key, size, len(parts)) - reserved
+
         try:
-            while True:
-                reserved += await self._admit(lambda: node.need(key, size, len(parts)) - reserved)
+            while short() > 0 or not braked:
+                reserved += await self._admit(short)
                 if not braked:
                     braked = True
                     await self._brake(node.marks.brake(node.memcg.free, size))
-                if node.need(key, size, len(parts)) <= reserved:
-                    break
             node.commit(key, parts, reserved)
             reserved = 0
         finally:
@@ -253,7 +250,10 @@ class Memory:
             raise anyio.WouldBlock
         stalled = False
         fruitless = 0
-        while node.memcg.free - (need := node.need(key, size, len(parts))) < node.marks.min and need:
+        while True:
+            need = node.need(key, size, len(parts))
+            if not need or node.memcg.free - need >= node.marks.min:
+                break
             if not stalled:
                 stalled = True
                 node.vmstat["allocstall_normal"] += 1
@@ -278,10 +278,10 @@ class Memory:
             KeyError: if the key is absent.
         """
         self._check()
-        self._node.delete(key)
         self._credit -= 1
         if self._credit < 0:
             await self._yield()
+        self._node.delete(key)
 
     def _split(self, data: bytes | bytearray | memoryview) -> list[bytes]:
         """Return the folios of a value: the caller's own object if it is bytes and fits in one."""
@@ -307,7 +307,7 @@ class Memory:
         msg = (
             f"a value of {format_size(size)} does not fit: {format_size(need)} more is needed, "
             f"{format_size(memcg.free)} of the budget of {format_size(memcg.budget)} is free "
-            f"(min {format_size(node.marks.min)} stays free, {format_size(memcg.pinned)} is pinned, "
+            f"({format_size(node.marks.min)} stays free, {format_size(memcg.pinned)} is pinned, "
             f"{format_size(memcg.overhead)} is overhead of {len(self)} keys); "
             "delete keys, raise the budget or add swap"
         )
@@ -320,6 +320,7 @@ class Memory:
             fruitless = 0
             try:
                 while True:
+                    self._check()
                     need = max(0, need_of())
                     memcg, marks = self._node.memcg, self._node.marks
                     if not need or memcg.free - need >= marks.min:
@@ -501,9 +502,9 @@ class Memory:
         pfns = self._node.pfns(key)
         machine = self._machine
         if advice is Advice.WILLNEED:
-            self._request(pfns)
             if machine.swapin.may_promote(pfns):
-                self._fault(pfns)
+                self._request(pfns, promote=True)
+                self._fault(pfns, promote=True)
             return
         resident = [pfn for pfn in pfns if self._state[pfn] == RESIDENT]
         deactivate = getattr(self._node.policy, "deactivate", None)
@@ -541,8 +542,8 @@ class Memory:
 
     def __repr__(self) -> str:
         used = self._node.memcg.budget - self._node.memcg.free
-        budget = format_size(self._node.memcg.budget)
-        return f"<Memory {self._topology.name!r}: {len(self)} keys, {format_size(used)} of {budget}>"
+        held = f"{format_size(used)} of {format_size(self._node.memcg.budget)}"
+        return f"<Memory {self._topology.name!r}: {len(self)} keys, {held}>"
 
     # -- guards -----------------------------------------------------------------------------------
 
@@ -562,8 +563,9 @@ class Memory:
         self._check()
 
     def _close(self) -> None:
+        """Refuse new calls from now on; the actors are told by cancellation."""
         self._closed = True
-        self._machine.close()
+        self._machine.closing = True
 
 
 class _Stalled:
@@ -619,6 +621,7 @@ class _Opening:
             log.error("memory.crashed", error=str(crash))
             raise crash from crash.__cause__
         finally:
+            self._machine.close()
             await close_backends(self._machine, self._topology.close_timeout)
 
 

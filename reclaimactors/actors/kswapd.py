@@ -65,9 +65,13 @@ class KswapdActor:
                 await machine.verdicts.wait()
             elif self._batch is not None:
                 await self.route()
-            if perf_counter() > self._slice_ends:
-                await checkpoint()
-                self._slice_ends = perf_counter() + SLICE_S
+            await self._breathe()
+
+    async def _breathe(self) -> None:
+        """Let the event loop go on once a slice is used up."""
+        if perf_counter() > self._slice_ends:
+            await checkpoint()
+            self._slice_ends = perf_counter() + SLICE_S
 
     def step(self) -> Step:
         """The synchronous step: ask the core, and isolate what it says."""
@@ -92,6 +96,7 @@ class KswapdActor:
                 self._batch = self._enqueue(batch)
             elif verdict is Gate.FIFO_FULL:
                 await self._full(batch)
+                await self._breathe()
             else:
                 self._batch = None
                 await self._compress_offloaded(batch)

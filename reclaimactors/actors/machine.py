@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import anyio
 
 from reclaimactors.actors.base import Fifo, Signal, supervise
-from reclaimactors.errors import ProtocolViolation
 from reclaimactors.log import log
 from reclaimactors.mm.padata import Reorder
 from reclaimactors.mm.page_io import Squeezed, squeeze
@@ -126,8 +125,7 @@ class Machine:
         log.debug("actors.started", actors=[name for name, _ in self._actors])
 
     def close(self) -> None:
-        """Take back whatever the actors have left in the queues, and close them."""
-        self.closing = True
+        """Take back whatever the actors have left in the queues, and close these; they have ended."""
         for batch in self.fifo.drain():
             self.hand_back(batch)
         self.fifo.close()
@@ -165,9 +163,9 @@ class Machine:
 
     def wake_shrinkers(self) -> None:
         """Tell every swapd in service that the pool wants its coldest blobs written back."""
-        if self.node.zswap.needs_shrinking() and not self.closing:
+        if self.node.zswap.excess() and not self.closing:
             for swapd in self.swapds:
-                if swapd.device.in_service:
+                if swapd.device.takes_writes:
                     self.start()
                     swapd.wake()
 
@@ -199,7 +197,7 @@ class Machine:
         self.verdicts.notify()
 
     def offer(self, writes: Iterable[StoreBatch]) -> None:
-        """Offer writes to their stores. A full mailbox: the folios stay, dirty, and kswapd throttles."""
+        """Offer writes to their stores. Mailbox full: folios stay, dirty, and kswapd throttles."""
         for write in writes:
             self.start()
             if self.closing or not self.swapds[write.device].offer(write):
@@ -259,11 +257,13 @@ class Machine:
         limit = min(self.slice_bytes(), max_bytes or self.pipeline.max_bytes)
         batch = self.swapout.isolate(nr, limit, who)
         if batch is None:
+            if not ram_only:
+                self.node.want_writeback()
             return 0
         self.compress_inline(batch, ram_only=ram_only)
         return self.swapout.freed_total - before
 
-    # -- for tests and close ------------------------------------------------------------------------
+    # -- stores -----------------------------------------------------------------------------------
 
     def revive(self) -> None:
         """Try stores again that were full a while ago."""
@@ -274,7 +274,4 @@ class Machine:
     @property
     def idle(self) -> bool:
         """Whether nothing is in flight."""
-        waiting = self._reorder is not None and self._reorder.pending
-        if waiting and not self.node.nr_in_flight:
-            raise ProtocolViolation("a batch waits for its turn, and nothing is in flight")
         return self.node.idle

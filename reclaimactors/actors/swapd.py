@@ -9,11 +9,13 @@ new writes, its loads are still tried.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import attrs
 
+from reclaimactors.abc import Backend
 from reclaimactors.actors.base import Mailbox
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.log import log
@@ -21,7 +23,6 @@ from reclaimactors.log import log
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
-    from reclaimactors.abc import Backend
     from reclaimactors.actors.machine import Machine
     from reclaimactors.mm.batch import StoreBatch
     from reclaimactors.mm.swap import SwapDevice
@@ -32,7 +33,7 @@ __all__ = ["Swapd", "Ticket"]
 LOAD_LANES = 4
 STORE_LANES = 2
 MAX_LOADS = 64  #: requests that wait
-MAX_STORES = 8  #: batches of up to SWAP_CLUSTER_MAX folios that wait
+MAX_STORES = 16  #: writes of up to 1 MiB that wait
 LOAD_BATCH = 64  #: slots of one load_many
 FAILURES_TO_RETIRE = 8  #: failed stores in a row after which a device gets no more
 RETRY_S = 0.5  #: after which a full store is tried again; doubles up to RETRY_MAX_S
@@ -70,7 +71,9 @@ class Swapd:
         self._loads: Mailbox[list[Ticket]] = Mailbox(MAX_LOADS)
         self._stores: Mailbox[StoreBatch | None] = Mailbox(MAX_STORES)
         self.tickets: dict[int, Ticket] = {}
-        self._footprint = getattr(backend, "footprint", None)
+        footprint = getattr(backend, "footprint", None)
+        elsewhere = getattr(footprint, "__func__", None) is Backend.footprint
+        self._footprint = None if elsewhere else footprint
         self._retry_s = RETRY_S
         self._retry_at = 0.0
 
@@ -162,7 +165,8 @@ class Swapd:
                 self._m.swapout.refuse(write)
         self._loads.drain()
         for ticket in list(self.tickets.values()):
-            self._end(ticket, error=self._error("load", RuntimeError("its actor stopped")))
+            stopped = self._error("load", RuntimeError("its swapd stopped"))
+            self._end(ticket, error=anyio.ClosedResourceError() if self._m.closing else stopped)
 
     async def _call(self, what: str, call: Awaitable[Any]) -> Any:
         """Await a call of the backend under the deadline; translate what it raises, once."""
@@ -173,13 +177,14 @@ class Swapd:
                 raise
             except Exception as exc:
                 raise self._error(what, exc) from exc
-        assert scope.cancelled_caught
+        assert scope.cancelled_caught  # nothing else gets here
         raise _TooSlow(f"swap {self.device.name!r} took longer than {self._timeout:g} s to {what}")
 
     def _error(self, what: str, exc: Exception) -> BackendError:
         detail = f"{type(exc).__name__}: {exc}"
         message = f"swap {self.device.name!r} failed to {what}: {detail}"
-        return BackendError(exc.errno or 5, message) if isinstance(exc, OSError) else BackendError(message)
+        number = exc.errno if isinstance(exc, OSError) else None
+        return BackendError(number or errno.EIO, message)
 
     # -- loads ------------------------------------------------------------------------------------
 
@@ -308,14 +313,17 @@ class Swapd:
 
     async def _shrink(self) -> None:
         """The shrink worker: the pool's coldest blobs to this store, down to the threshold."""
-        while (
-            self.device.in_service
-            and not self.device.full
-            and (write := self._m.swapout.writeback(self.device)) is not None
-        ):
+        node = self._m.node
+        while self.device.takes_writes:
+            write = self._m.swapout.writeback(self.device)
+            if write is None:
+                break
             await self.store(write)
             await self._forget()
+        if node.zswap.wanted and not node.nr_writes:
+            node.zswap.wanted = 0  # done, or nobody can do it: not pending any more
+            self._m.verdicts.notify()
 
 
-class _TooSlow(BackendError):
+class _TooSlow(BackendError):  # noqa: N818 - says what happened
     """The deadline passed; what was asked may still happen."""

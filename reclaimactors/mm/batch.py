@@ -32,7 +32,7 @@ class FolioBatch:
     nr_pages: int
     who: Reclaimer
     seq: int | None = None  #: turn in an ordered padata stream
-    held: list[int] = attrs.Factory(list)  #: pfns whose bytes a worker looks at right now
+    held: list[int] = attrs.Factory(list[int])  #: pfns whose bytes a worker looks at right now
     since: float = 0.0  #: when it was queued, in the clock of the actors
 
 
@@ -42,8 +42,9 @@ class StoreBatch:
 
     id: int
     device: int
-    pfns: list[int]
-    slots: list[int]
-    lengths: list[int]
     who: Reclaimer
     blobs: bool  #: True where they come from the zswap pool, False where they are resident
+    pfns: list[int] = attrs.Factory(list[int])
+    slots: list[int] = attrs.Factory(list[int])
+    lengths: list[int] = attrs.Factory(list[int])
+    nr_bytes: int = 0

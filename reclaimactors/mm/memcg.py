@@ -82,6 +82,6 @@ class Memcg:
         """Assert that the budget holds and that no part is larger than its whole."""
         assert self.free >= 0, f"{-self.free} B over the budget"
         assert min(self.resident, self.compressed, self.overhead) >= 0
-        assert 0 <= self.in_flight
-        assert 0 <= self.reserved
+        assert self.in_flight >= 0
+        assert self.reserved >= 0
         assert self.in_flight + self.reserved <= self.resident, "in flight bytes are resident"

@@ -277,7 +277,20 @@ class Node:
     @property
     def idle(self) -> bool:
         """Whether no folio, write or slot is on its way anywhere."""
-        return not (self.nr_in_flight or self.nr_writes or any(self.stale.values()))
+        return not (
+            self.nr_in_flight or self.nr_writes or self.zswap.wanted or any(self.stale.values())
+        )
+
+    def want_writeback(self) -> None:
+        """Nothing resident is left to reclaim: ask for cold blobs to go to a device instead.
+
+        Mirrors zswap's dynamic shrinker, which memory pressure drives whether the pool is full or
+        not. What is asked for is pending progress until a swapd has done it or given it up.
+        """
+        short = self.marks.high - self.memcg.free
+        if short > 0 and self.zswap.shrinker and len(self.zswap) and self.swap.has_room:
+            self.zswap.wanted = min(short, self.zswap.total)
+            self.on_pool_full()
 
     def check(self) -> bool:
         """Assert every invariant of the core; returns True. O(everything): for tests."""
@@ -307,8 +320,11 @@ class Node:
         assert self.zswap.total == pool, "pool bytes drifted"
         assert memcg.in_flight == in_flight, "in-flight bytes drifted"
         assert self.nr_in_flight == nr_in_flight, "in-flight folios drifted"
-        swapped = sum(mm.length[pfn] for pfn, state in enumerate(mm.state)
-                      if state == DEVICE or (state == DEAD and mm.data[pfn] is None))
+        swapped = sum(
+            mm.length[pfn]
+            for pfn, state in enumerate(mm.state)
+            if state == DEVICE or (state == DEAD and mm.data[pfn] is None)
+        )
         assert self.swapped == swapped, "swapped bytes drifted"
         nr_resident = sum(state in {RESIDENT, WRITEBACK} for state in mm.state)
         assert self.nr_resident == nr_resident, "resident folios drifted"

@@ -53,8 +53,10 @@ class Reorder(Generic[T]):
         return ready
 
     def check(self) -> None:
-        """Assert that what waits is ahead of its turn."""
-        assert all(self._emitted < seq < self._given for seq in self._early)
+        """Assert that what waits is ahead of its turn, and was given one."""
+        assert self._emitted <= self._given, f"{self._emitted} out of {self._given} came out"
+        stray = [seq for seq in self._early if not self._emitted < seq < self._given]
+        assert not stray, f"turns {stray} wait although {self._emitted} is next"
 
 
 def chunks(size: int, *, workers: int, min_chunk: int, align: int = 1) -> list[tuple[int, int]]:
@@ -68,7 +70,7 @@ def chunks(size: int, *, workers: int, min_chunk: int, align: int = 1) -> list[t
     """
     workers = max(1, min(workers, size // max(min_chunk, align, 1)))
     if workers == 1:
-        return [(0, size)] if size else []
+        return [(0, size)] if size > 0 else []
     chunk = max(size // (workers * LOAD_BALANCE_FACTOR), min_chunk)
     chunk = -(-chunk // align) * align
     return [(start, min(start + chunk, size)) for start in range(0, size, chunk)]

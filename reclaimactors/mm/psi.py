@@ -1,8 +1,14 @@
 """Pressure stall information: the share of time lost to reclaim. Mirrors kernel/sched/psi.c.
 
-*some*: a caller waits (in the brake, in direct reclaim, for a refault). *full*: the event loop's own
-thread is spent in reclaim or (de)compression, so that nobody can run; full implies some. Averages
-decay over 10, 60 and 300 s and are sampled every 2 s, as in the kernel.
+*some*: a caller waits (in the brake, in direct reclaim, for a refault). *full*: the event loop's
+own thread is spent in reclaim or (de)compression, so that nobody can run; full implies some.
+
+Theory. Time is accounted once and in order: each call closes the stretch since the last one. Every
+2 s a sample is taken, the stalled share of just these 2 s, and folded into averages that decay
+over 10, 60 and 300 s. A gap that spans several samples was in one state throughout, so they are
+folded in at once, and the averages do not depend on how often anybody looks. Between two samples
+they stand still, as in the kernel; `total` is always current. Times are seconds of any monotonic
+clock, the same for all calls.
 """
 
 from __future__ import annotations
@@ -11,19 +17,21 @@ import math
 
 import attrs
 
+from reclaimactors.errors import ProtocolViolation
+
 __all__ = ["Pressure", "PressureLine", "Psi"]
 
 PERIOD_S = 2.0
-_WINDOWS = (10.0, 60.0, 300.0)
+_DECAYS = tuple(math.exp(-PERIOD_S / window) for window in (10.0, 60.0, 300.0))
 
 
 @attrs.frozen
 class PressureLine:
     """One line of /proc/pressure/memory."""
 
-    avg10: float  #: percent of the last 10 s, decaying
-    avg60: float
-    avg300: float
+    avg10: float  #: percent of the last 10 s, decaying; 0 to 100
+    avg60: float  #: of the last 60 s
+    avg300: float  #: of the last 300 s
     total: int  #: microseconds since the start
 
 
@@ -35,67 +43,103 @@ class Pressure:
     full: PressureLine
 
 
-class _Average:
-    """The decaying averages of one line."""
+class _Line:
+    """One line in the making; seconds, and shares of 1."""
+
+    __slots__ = ("averages", "in_period", "total")
 
     def __init__(self) -> None:
         self.total = 0.0
-        self._sampled = 0.0
-        self._averages = [0.0, 0.0, 0.0]
+        self.in_period = 0.0  # stalled since the last sample
+        self.averages = [0.0, 0.0, 0.0]
 
-    def sample(self, periods: int) -> None:
-        """Take the stall since the last sample as spread evenly over so many periods."""
-        share = min(1.0, (self.total - self._sampled) / (periods * PERIOD_S))
-        self._sampled = self.total
-        for i, window in enumerate(_WINDOWS):
-            decay = math.exp(-PERIOD_S * periods / window)
-            self._averages[i] = self._averages[i] * decay + share * (1 - decay)
+    def add(self, stalled: float) -> None:
+        """Account a stall that ends before the next sample."""
+        self.total += stalled
+        self.in_period += stalled
+
+    def sample(self, left: float, periods: float, rest: float, *, stalled: bool) -> None:
+        """Account the end of this period, whole ones after it, and the begin of the last."""
+        if stalled:
+            self.add(left)
+            self.total += periods * PERIOD_S + rest
+        share = min(1.0, self.in_period / PERIOD_S)
+        self.in_period = rest if stalled else 0.0
+        for i, decay in enumerate(_DECAYS):
+            first = self.averages[i] * decay + share * (1 - decay)
+            gap = decay**periods
+            self.averages[i] = first * gap + (1 - gap if stalled else 0.0)
 
     def line(self) -> PressureLine:
-        avg10, avg60, avg300 = (100 * average for average in self._averages)
-        return PressureLine(avg10, avg60, avg300, int(self.total * 1e6))
+        avg10, avg60, avg300 = (min(100.0, 100 * average) for average in self.averages)
+        return PressureLine(avg10, avg60, avg300, round(self.total * 1e6))
 
 
 class Psi:
-    """Stall clocks. Times are seconds of any monotonic clock, the same for all calls."""
+    """Stall clocks of one memory."""
+
+    __slots__ = ("_full", "_now", "_sample_at", "_some", "_waiting")
 
     def __init__(self) -> None:
-        self._some, self._full = _Average(), _Average()
+        self._some, self._full = _Line(), _Line()
         self._waiting = 0
-        self._some_until = 0.0  # up to when `some` is accounted
-        self._sampled_at: float | None = None
+        self._now = -math.inf  # all is accounted up to here
+        self._sample_at = math.inf
 
     def enter_some(self, now: float) -> None:
-        """One more caller waits from now on."""
+        """One more caller waits from `now` on."""
         self._advance(now)
         self._waiting += 1
 
     def leave_some(self, now: float) -> None:
-        """One caller less waits."""
+        """One caller less waits from `now` on.
+
+        Raises:
+            ProtocolViolation: if none waits.
+        """
+        if not self._waiting:
+            raise ProtocolViolation("leave_some without enter_some")
         self._advance(now)
         self._waiting -= 1
 
     def stall_full(self, start: float, end: float) -> None:
-        """The loop's thread was spent in reclaim or (de)compression from `start` to `end`."""
-        self._full.total += end - start
+        """The loop's thread was spent in reclaim or (de)compression from `start` to `end`.
+
+        Report each stretch when it ends and report no stretch inside another: what is accounted
+        already is not accounted again.
+        """
         self._advance(start)
-        if not self._waiting:
-            self._some.total += max(0.0, end - max(start, self._some_until))
-            self._some_until = max(end, self._some_until)
+        self._advance(end, full=True)
 
     def snapshot(self, now: float) -> Pressure:
-        """Return both lines as of now."""
+        """Return both lines as of `now`."""
         self._advance(now)
         return Pressure(some=self._some.line(), full=self._full.line())
 
-    def _advance(self, now: float) -> None:
-        if self._sampled_at is None:
-            self._sampled_at = self._some_until = now
-        if self._waiting:
-            self._some.total += max(0.0, now - self._some_until)
-        self._some_until = max(now, self._some_until)
-        periods = int((now - self._sampled_at) / PERIOD_S)
-        if periods > 0:
-            self._sampled_at += periods * PERIOD_S
-            self._some.sample(periods)
-            self._full.sample(periods)
+    def check(self) -> None:
+        """Assert that full implies some, and that no period is longer than it is."""
+        some, full = self._some, self._full
+        assert 0 <= full.total <= some.total, f"full {full.total} s, some {some.total} s"
+        assert 0 <= full.in_period <= some.in_period < PERIOD_S + 1e-6, "a period is too full"
+        assert all(0 <= f <= s for f, s in zip(full.averages, some.averages, strict=True))
+
+    def _advance(self, now: float, *, full: bool = False) -> None:
+        """Account the time up to `now`: `full`, or else as many wait as `_waiting` says."""
+        since = self._now
+        if now <= since:
+            return
+        self._now = now
+        some = full or self._waiting > 0
+        if now < self._sample_at:
+            if since == -math.inf:  # time begins
+                self._sample_at = now + PERIOD_S
+            elif some:
+                self._some.add(now - since)
+                if full:
+                    self._full.add(now - since)
+            return
+        periods, rest = divmod(now - self._sample_at, PERIOD_S)
+        left = self._sample_at - since
+        self._some.sample(left, periods, rest, stalled=some)
+        self._full.sample(left, periods, rest, stalled=full)
+        self._sample_at = now - rest + PERIOD_S

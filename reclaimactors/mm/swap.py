@@ -11,10 +11,11 @@ twice the size of what it holds). A slot is reusable from the moment of `free`: 
 invalidates it in the backing store first.
 
 Cost. A search is one `bytearray.find` from the cursor (1 byte a slot, at the speed of memchr). Each
-slot is passed once a turn, so while a device has room an allocation costs O(1) amortised. On a full
-or fragmented device `_longest` bounds the longest free run: a search that failed lowers it, and
-longer requests fail without a search until a `free` joins a run that is longer, where the cursor
-then goes. So there is at most one fruitless search of the whole map for each `free`.
+slot is passed once a turn, so while a device has room an allocation costs O(1) amortised. Once a
+search has failed, `_longest` bounds the longest free run: longer requests fail without a search,
+until a `free` joins a longer run; it is noted, the cursor goes there, and taking it brings back the
+bound of the runs elsewhere. So on a full or fragmented device allocations cost O(1) as well, and a
+search of the whole map happens only where the bound says that there may be a run.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ class SwapDevice:
     _map: bytearray = attrs.field(factory=bytearray, init=False, repr=False)
     _cursor: int = attrs.field(default=0, init=False, repr=False)
     _longest: int = attrs.field(default=sys.maxsize, init=False, repr=False)
+    _elsewhere: int = attrs.field(default=0, init=False, repr=False)  # but for the noted run
+    _noted: int = attrs.field(default=-1, init=False, repr=False)  # its start, -1 for none
+    _noted_end: int = attrs.field(default=-1, init=False, repr=False)
 
     @property
     def free_slots(self) -> int:
@@ -80,15 +84,20 @@ class SwapDevice:
         if nr < 1:
             msg = f"{nr} slots asked for; a folio takes at least 1"
             raise ProtocolViolation(msg)
-        if nr > self._longest or nr > self.free_slots:
+        if nr > self._longest:
             return None
-        slot = self._find(nr)
+        room = self.free_slots
+        slot = self._find(nr) if nr <= room else -1
         if slot < 0:
-            self._longest = nr - 1
+            if len(self._map) == self.capacity:
+                self._longest = min(room, nr - 1)
             return None
         self._map[slot : slot + nr] = b"\x01" * nr
         self._cursor = slot + nr
         self.used += nr
+        if slot == self._noted:
+            self._noted = slot + nr
+            self._longest = max(self._elsewhere, self._noted_end - self._noted)
         return slot
 
     def free(self, slot: int, nr: int) -> None:
@@ -155,11 +164,14 @@ class SwapDevice:
         ends = [self._map.find(state, slot + nr, slot + nr + _NEAR) for state in (_USED, _BAD)]
         end = min((at for at in ends if at >= 0), default=min(len(self._map), slot + nr + _NEAR))
         if start == lowest > 0 or end == slot + nr + _NEAR:
-            self._longest = sys.maxsize  # it may reach further than we looked
+            self._longest, self._noted = sys.maxsize, -1  # it may reach further than we looked
             self._cursor = start
         elif end - start > self._longest:
-            self._longest = end - start
-            self._cursor = start
+            self._elsewhere, self._longest = self._longest, end - start
+            self._cursor = self._noted = start
+            self._noted_end = end
+        else:
+            self._elsewhere = max(self._elsewhere, end - start)
 
 
 class SwapDevices:

@@ -52,14 +52,15 @@ class Swapin:
             state = mm.state[pfn]
             if state == ZSWAP:
                 total += mm.size[pfn] - len(mm.data[pfn] or b"")
-            elif state == SAME:
-                total += mm.size[pfn]
-            elif state == DEVICE:
+            elif state in {SAME, DEVICE}:
                 total += mm.size[pfn]
         return total
 
     def may_promote(self, pfns: Sequence[int]) -> bool:
-        """Return whether these folios may become resident without passing *low*; else wake kswapd."""
+        """Return whether these folios may become resident without passing *low*.
+
+        Where they may not, kswapd is woken.
+        """
         node = self._node
         need = self.shortfall(pfns)
         if not need or node.memcg.free - need >= node.marks.low:

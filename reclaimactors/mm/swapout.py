@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["SWAP_CLUSTER_MAX", "Swapout"]
 
 SWAP_CLUSTER_MAX = 32  #: folios isolated at a time
+MAX_PINNED_BATCHES = 8  #: batches of nothing but pinned folios that one isolate looks past
+MAX_WRITE_BYTES = 1 << 20  #: of one write, so that its checksums hold the event loop under 1 ms
 
 _RAW, _BLOB = 0, 1  #: MemMap.codec
 
@@ -51,37 +53,53 @@ class Swapout:
             A batch that owns them, or None where there is nothing to isolate.
         """
         node = self._node
-        mm, vm = node.mm, node.vmstat
-        state, size, refs, owner = mm.state, mm.size, mm.refs, mm.owner
-        candidates = node.policy.isolate(nr)
-        if not candidates:
+        vm = node.vmstat
+        for _ in range(MAX_PINNED_BATCHES):
+            candidates = node.policy.isolate(nr)
+            if not candidates:
+                return None
+            taken = self._claim(candidates, max_bytes)
+            if taken:
+                break
+        else:
             return None
-        batch = FolioBatch(node.new_id(), [], 0, 0, who)
-        taken, back = batch.pfns, []
-        nr_bytes = 0
-        for pfn in candidates:
-            if state[pfn] != RESIDENT:
-                name = type(node.policy).__name__
-                raise PluginError(f"policy {name} isolated pfn {pfn}, which is not on its lists")
-            if refs[pfn] or (taken and nr_bytes + size[pfn] > max_bytes):
-                back.append(pfn)
-                continue
-            state[pfn] = WRITEBACK
-            owner[pfn] = batch.id
-            nr_bytes += size[pfn]
-            taken.append(pfn)
-        if back:
-            node.policy.putback(back, Verdict.KEEP)
-        if not taken:
-            return None
-        batch.nr_bytes = nr_bytes
+        batch = FolioBatch(node.new_id(), taken, 0, 0, who)
+        for pfn in taken:
+            node.mm.owner[pfn] = batch.id
+        batch.nr_bytes = sum([node.mm.size[pfn] for pfn in taken])
         batch.nr_pages = self._pages(taken)
-        node.memcg.in_flight += nr_bytes
+        node.memcg.in_flight += batch.nr_bytes
         node.nr_in_flight += len(taken)
         vm["reclaim_isolated"] += len(taken)
         vm["pgscan_" + who.value] += batch.nr_pages
         vm["pgscan_anon"] += batch.nr_pages
         return batch
+
+    def _claim(self, candidates: list[int], max_bytes: int) -> list[int]:
+        """Move candidates to WRITEBACK; pinned ones, and those too many, go back to the lists."""
+        node = self._node
+        state, size, refs = node.mm.state, node.mm.size, node.mm.refs
+        taken: list[int] = []
+        pinned: list[int] = []
+        too_many: list[int] = []
+        nr_bytes = 0
+        for pfn in candidates:
+            if state[pfn] != RESIDENT:
+                name = type(node.policy).__name__
+                raise PluginError(f"policy {name} isolated pfn {pfn}, which is not on its lists")
+            if refs[pfn]:
+                pinned.append(pfn)
+            elif taken and nr_bytes + size[pfn] > max_bytes:
+                too_many.append(pfn)
+            else:
+                state[pfn] = WRITEBACK
+                nr_bytes += size[pfn]
+                taken.append(pfn)
+        if pinned:
+            node.policy.putback(pinned, Verdict.ACTIVATE)
+        if too_many:
+            node.policy.putback(too_many, Verdict.KEEP)
+        return taken
 
     def _pages(self, pfns: Iterable[int]) -> int:
         size, page = self._node.mm.size, self._node.page_size
@@ -308,6 +326,7 @@ class Swapout:
         """Give folios slots on the best device that has room; `otherwise` where none has."""
         node = self._node
         mm = node.mm
+        out: list[StoreBatch] = []
         writes: dict[int, StoreBatch] = {}
         homeless: list[int] = []
         for pfn in pfns:
@@ -318,21 +337,23 @@ class Swapout:
                 continue
             device, slot = found
             write = writes.get(device.index)
-            if write is None:
+            if write is None or write.nr_bytes + length > MAX_WRITE_BYTES:
                 write = self._new_write(device, batch.who, blobs=False)
                 writes[device.index] = write
+                out.append(write)
             self._assign(write, pfn, slot, length)
         self._return(homeless, otherwise)
-        return list(writes.values())
+        return out
 
     def _new_write(self, device: SwapDevice, who: Reclaimer, *, blobs: bool) -> StoreBatch:
         self._node.nr_writes += 1
-        return StoreBatch(self._node.new_id(), device.index, [], [], [], who, blobs)
+        return StoreBatch(self._node.new_id(), device.index, who, blobs)
 
     def _assign(self, write: StoreBatch, pfn: int, slot: int, length: int) -> None:
         write.pfns.append(pfn)
         write.slots.append(slot)
         write.lengths.append(length)
+        write.nr_bytes += length
         self._node.mm.owner[pfn] = write.id
         self._node.hold(pfn)
 
@@ -349,7 +370,8 @@ class Swapout:
             if length <= page:
                 out.append((slot, data))
             else:
-                out += [(slot + i, data[i * page : (i + 1) * page]) for i in range(-(-length // page))]
+                starts = range(0, length, page)
+                out += [(slot + i, data[at : at + page]) for i, at in enumerate(starts)]
         return out
 
     def stored(self, write: StoreBatch, charges: Sequence[int] | None = None) -> None:
@@ -398,6 +420,7 @@ class Swapout:
         if write.blobs:
             vm["pool_total_size"] = node.zswap.total
             self.freed_total += max(0, source - kept)
+            node.zswap.wanted = max(0, node.zswap.wanted - source)
             node.memcg.adjust(compressed=kept - source)
         elif done:
             vm["reclaim_device"] += done
@@ -467,10 +490,10 @@ class Swapout:
         """
         node = self._node
         mm, pool = node.mm, node.zswap
-        if not pool.needs_shrinking():
+        excess = pool.excess()
+        if not excess:
             return None
         write: StoreBatch | None = None
-        excess = pool.total - pool.accept_below
         for pfn in pool.coldest(nr + 2 * node.nr_writes * SWAP_CLUSTER_MAX):
             data = mm.data[pfn]
             if mm.owner[pfn]:
@@ -485,6 +508,6 @@ class Swapout:
                 write = self._new_write(device, Reclaimer.KSWAPD, blobs=True)
             self._assign(write, pfn, slot, len(data))
             excess -= len(data)
-            if len(write.pfns) >= nr:
+            if len(write.pfns) >= nr or write.nr_bytes >= MAX_WRITE_BYTES:
                 break
         return write

@@ -110,8 +110,10 @@ class Kswapd:
         return self._isolate(node)
 
     def isolated(self, nr: int) -> None:
-        """Tell how many folios ISOLATE found; none at all ends the pass."""
+        """Tell how many folios ISOLATE found; none at all ends the pass, and the pool must give."""
         self._quota = self._quota - nr if nr else 0
+        if not nr:
+            self._node.want_writeback()
 
     def _isolate(self, node: Node) -> Step:
         self.nr = min(SWAP_CLUSTER_MAX, self._quota)
@@ -145,7 +147,7 @@ class Kswapd:
         """A pass is over: the same again, harder, or give this run up."""
         freed = self._swapout.freed_total
         if freed == self._pass_freed:
-            if node.nr_in_flight:
+            if node.nr_in_flight or node.nr_writes or node.zswap.wanted:
                 return Step.WAIT
             self.priority -= 1
         if self.priority >= 1:

@@ -1,7 +1,10 @@
 """Counters with the kernel's names. Mirrors mm/vmstat.c, and zswap's debugfs directory.
 
-All are present from the start, at 0; a name that is not listed here raises KeyError, so that a typo
-in the core fails. Pages are base pages unless the name says otherwise.
+All are present from the start, at 0. Adding to a name that is not listed here raises KeyError, so
+that a typo in the core fails; setting one is caught by `check`, because a Python ``__setitem__``
+would make every count five times as slow. Pages are base pages unless the name says otherwise.
+`pool_total_size` is in bytes, and with `stored_pages`, `stored_incompressible_pages`,
+`nr_writeback` and `nr_swapcached` goes down as well as up; everything else only grows.
 """
 
 from __future__ import annotations
@@ -9,53 +12,61 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from reclaimactors.abc import Verdict
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["KERNEL", "OURS", "ZSWAP", "Vmstat"]
 
-_WHO = ("kswapd", "direct", "khugepaged", "proactive")
-KERNEL = (
-    *(f"pgscan_{who}" for who in _WHO),
-    *(f"pgsteal_{who}" for who in _WHO),
-    *"pgscan_anon pgscan_file pgsteal_anon pgsteal_file pgrefill pgactivate pgdeactivate".split(),
-    *"pgrotated pageoutrun allocstall_dma allocstall_dma32 allocstall_normal".split(),
-    *"allocstall_movable pgscan_direct_throttle kswapd_low_wmark_hit_quickly".split(),
-    *"kswapd_high_wmark_hit_quickly nr_vmscan_write nr_vmscan_immediate_reclaim".split(),
-    *"nr_throttled_written nr_writeback nr_swapcached pswpin pswpout zswpin zswpout zswpwb".split(),
-    *"swpin_zero swpout_zero thp_swpout thp_swpout_fallback pgfault pgmajfault oom_kill".split(),
-    *"workingset_refault_anon workingset_refault_file workingset_activate_anon".split(),
-    *"workingset_activate_file workingset_restore_anon workingset_restore_file".split(),
-    "workingset_nodereclaim",
-)
-ZSWAP = (
-    *"pool_limit_hit written_back_pages reject_reclaim_fail reject_compress_fail".split(),
-    *"reject_compress_poor reject_alloc_fail reject_kmemcache_fail decompress_fail".split(),
-    *"pool_total_size stored_pages stored_incompressible_pages".split(),
-)
-ORDERS = 19  #: zswpout_order_N: folios of 2^N pages stored, N = 0 to 18
+_ZONES = ("dma", "dma32", "normal", "movable")
+_VMSTAT = """
+pgscan_kswapd pgscan_direct pgscan_khugepaged pgscan_proactive pgscan_anon pgscan_file
+pgsteal_kswapd pgsteal_direct pgsteal_khugepaged pgsteal_proactive pgsteal_anon pgsteal_file
+pgrefill pgactivate pgdeactivate pgrotated pageoutrun
+allocstall_dma allocstall_dma32 allocstall_normal allocstall_movable pgscan_direct_throttle
+kswapd_low_wmark_hit_quickly kswapd_high_wmark_hit_quickly
+nr_vmscan_write nr_vmscan_immediate_reclaim nr_throttled_written nr_writeback nr_swapcached
+pswpin pswpout zswpin zswpout zswpwb swpin_zero swpout_zero thp_swpout thp_swpout_fallback
+pgfault pgmajfault oom_kill
+workingset_refault_anon workingset_activate_anon workingset_restore_anon
+workingset_refault_file workingset_activate_file workingset_restore_file workingset_nodereclaim
+"""
+_DEBUGFS = """
+pool_limit_hit written_back_pages decompress_fail
+reject_reclaim_fail reject_compress_fail reject_compress_poor reject_alloc_fail
+reject_kmemcache_fail pool_total_size stored_pages stored_incompressible_pages
+"""
+KERNEL = tuple(_VMSTAT.split())  #: /proc/vmstat
+ZSWAP = tuple(_DEBUGFS.split())  #: /sys/kernel/debug/zswap
 OURS = (
-    # each folio that was isolated ends in one of these (folios, not pages)
-    *"reclaim_isolated reclaim_stored reclaim_zero reclaim_device reclaim_activate".split(),
-    *"reclaim_keep reclaim_cancelled reclaim_error".split(),
+    # each folio that was isolated ends in one of the seven verdicts (folios, not pages):
+    # reclaim_isolated = their sum + what is in flight
+    "reclaim_isolated",
+    *(f"reclaim_{verdict.value}" for verdict in Verdict),
     "same_filled",  # pages of one word that is not zero
-    # pages sent to the FIFO; full: compressed by kswapd, stolen from its head; and handed back
-    *"kcompressd_queued kcompressd_inline kcompressd_stolen kcompressd_handed_back".split(),
-    *"swapout_error swapin_error actor_restarts swap_out_of_service".split(),
-    *(f"zswpout_order_{order}" for order in range(ORDERS)),
+    "kcompressd_queued",  # pages sent to the FIFO
+    "kcompressd_inline",  # pages that found it full: compressed by kswapd
+    "kcompressd_stolen",  # pages taken from its head to make room: compressed by kswapd
+    "kcompressd_handed_back",  # folios that a crash or the close took back
+    "swapout_error",  # writes that a store did not take
+    "swapin_error",  # folios that a store did not give back
+    "swap_out_of_service",  # devices that get no more stores
+    "actor_restarts",
 )
 
 
 class Vmstat(dict[str, int]):
-    """The counters: ``vmstat["pgfault"] += 1``."""
+    """The counters: ``vmstat["pgfault"] += 1``, at the speed of a plain dict.
 
-    def __init__(self) -> None:
-        super().__init__(dict.fromkeys((*KERNEL, *ZSWAP, *OURS), 0))
+    Args:
+        max_order: the order of the largest folio; ``zswpout_order_N`` go from 0 to it.
+    """
 
-    def __setitem__(self, name: str, value: int) -> None:
-        if name not in self:
-            raise KeyError(name)
-        super().__setitem__(name, value)
+    def __init__(self, max_order: int = 18) -> None:
+        orders = (f"zswpout_order_{order}" for order in range(max_order + 1))
+        super().__init__(dict.fromkeys((*KERNEL, *ZSWAP, *OURS, *orders), 0))
+        self._names = frozenset(self)
 
     @property
     def view(self) -> Mapping[str, int]:
@@ -65,4 +76,10 @@ class Vmstat(dict[str, int]):
     @property
     def allocstall(self) -> int:
         """Stalled allocations of all zones."""
-        return sum(self[f"allocstall_{zone}"] for zone in ("dma", "dma32", "normal", "movable"))
+        return sum(self[f"allocstall_{zone}"] for zone in _ZONES)
+
+    def check(self) -> None:
+        """Assert that no name was added or lost, and that all count from 0.."""
+        assert self.keys() == self._names, f"counters {sorted(self.keys() ^ self._names)}"
+        negative = {name: nr for name, nr in self.items() if nr < 0}
+        assert not negative, f"negative counters: {negative}"

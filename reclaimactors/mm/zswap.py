@@ -32,6 +32,7 @@ class Zswap:
         self.limit = int(budget * max_pool_percent / 100)
         self.accept_below = int(self.limit * accept_threshold_percent / 100)
         self.total = 0  #: bytes of blobs in the pool
+        self.wanted = 0  #: bytes that reclaim wants written back though the pool is not full
         self.reached_full = False
         self._lru = Links(1)
 
@@ -65,9 +66,12 @@ class Zswap:
         """Return up to `nr` of the coldest pfns, leaving them where they are."""
         return list(islice(self._lru.walk(0), nr))
 
-    def needs_shrinking(self) -> bool:
-        """Return whether writeback should go on: full was reached, the threshold is not."""
-        return self.shrinker and self.reached_full and self.total > self.accept_below
+    def excess(self) -> int:
+        """Return the bytes to write back: down to the threshold once full, or what is wanted."""
+        if not self.shrinker:
+            return 0
+        full = self.total - self.accept_below if self.reached_full else 0
+        return max(0, full, min(self.wanted, self.total))
 
     def check(self) -> None:
         """Assert that the LRU is well linked."""

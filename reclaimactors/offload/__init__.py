@@ -29,7 +29,7 @@ class Offload(Protocol):
     """Whether the event loop itself compresses, so that no worker exists."""
 
     async def squeeze(self, pages: list[bytes]) -> Squeezed:
-        """Compress a batch. Cancelling it is safe at any time; a fault of the compressor is a row."""
+        """Compress a batch. Cancelling is safe at any time; a fault of the compressor is a row."""
         ...
 
 

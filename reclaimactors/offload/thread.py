@@ -20,7 +20,7 @@ __all__ = ["ThreadOffload"]
 
 
 class ThreadOffload:
-    """At most `workers` batches at a time, in threads of anyio's pool under a limiter of our own."""
+    """At most `workers` batches at a time, in anyio's threads under a limiter of our own."""
 
     inline = False
 

@@ -38,7 +38,7 @@ async def build(topology: Topology) -> Machine:
     machine = _machine(topology)
     try:
         for index, spec in enumerate(topology.swap):
-            await _swapon(machine, index, spec)
+            await _swapon(machine, index, spec, topology.swap_bytes(spec))
     except BaseException:
         await close_backends(machine, topology.close_timeout)
         raise
@@ -47,7 +47,7 @@ async def build(topology: Topology) -> Machine:
 
 def _machine(topology: Topology) -> Machine:
     compress = topology.compress
-    workers = compress.workers or 1
+    workers = compress.nr_workers
     compressor = registry.build("compressors", compress.compressor)
     pipeline = Pipeline(
         budget=topology.budget,
@@ -74,12 +74,12 @@ def _machine(topology: Topology) -> Machine:
 
 def _node(topology: Topology, compressor: Compressor) -> Node:
     pages = nr_pages(topology.budget, topology.page_size)
-    marks = topology.watermarks
+    low, mid, high = topology.watermarks.resolve(topology.budget)
     zswap = topology.zswap
     return Node(
         page_size=topology.page_size,
         memcg=Memcg(topology.budget),
-        marks=Watermarks(marks.min, marks.low, marks.high),
+        marks=Watermarks(low, mid, high),
         policy=registry.build("policies", topology.policy, pages=pages),
         zswap=Zswap(
             topology.budget,
@@ -93,7 +93,7 @@ def _node(topology: Topology, compressor: Compressor) -> Node:
     )
 
 
-async def _swapon(machine: Machine, index: int, spec: SwapSpec) -> None:
+async def _swapon(machine: Machine, index: int, spec: SwapSpec, size: int) -> None:
     """Open one backing store and give it its swapd."""
     page_size = machine.node.page_size
     backend = registry.build("backends", spec.backend)
@@ -106,7 +106,7 @@ async def _swapon(machine: Machine, index: int, spec: SwapSpec) -> None:
             await backend.open(page_size)
     except TimeoutError as exc:
         raise BackendError(f"swap {name!r} did not open within {spec.timeout:g} s") from exc
-    slots = spec.size // page_size
+    slots = size // page_size
     own = getattr(backend, "capacity", None)
     device.capacity = slots if own is None else min(slots, own)
     machine.node.swap.add(device)
@@ -114,12 +114,17 @@ async def _swapon(machine: Machine, index: int, spec: SwapSpec) -> None:
 
 
 async def close_backends(machine: Machine, timeout: float) -> None:
-    """Close every backing store within `timeout` seconds, whatever it does."""
-    for swapd in machine.swapds:
-        with anyio.move_on_after(timeout, shield=True) as scope:
-            try:
-                await swapd.backend.aclose()
-            except Exception as exc:  # noqa: BLE001 - the others still have to be closed
-                log.error("swapd.close_failed", device=swapd.device.name, exc_info=exc)
-        if scope.cancelled_caught:
-            log.error("swapd.close_timed_out", device=swapd.device.name, timeout_s=timeout)
+    """Close every backing store within `timeout` seconds in all, whatever they do."""
+    with anyio.move_on_after(timeout, shield=True) as scope:
+        async with anyio.create_task_group() as tasks:
+            for swapd in machine.swapds:
+                tasks.start_soon(_close_backend, swapd)
+    if scope.cancelled_caught:
+        log.error("swapd.close_timed_out", timeout_s=timeout)
+
+
+async def _close_backend(swapd: Swapd) -> None:
+    try:
+        await swapd.backend.aclose()
+    except Exception as exc:  # noqa: BLE001 - the others still have to be closed
+        log.error("swapd.close_failed", device=swapd.device.name, exc_info=exc)

@@ -1,0 +1,86 @@
+"""What a topology means, in words: for ``reclaimactors check``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reclaimactors.units import format_size
+
+if TYPE_CHECKING:
+    from reclaimactors.topology.spec import Topology
+
+__all__ = ["explain"]
+
+_CPU = {"inline": "in the event loop, in slices of about 1 ms", "thread": "in worker threads"}
+
+
+def explain(topology: Topology) -> list[str]:
+    """Return lines that say who compresses where, what happens when full, and what fits."""
+    low, mid, high = topology.watermarks.resolve(topology.budget)
+    lines = [
+        f"{topology.name}: a budget of {format_size(topology.budget)} "
+        f"in pages of {format_size(topology.page_size)}, policy {topology.policy.name}",
+        f"free below {format_size(mid)}: kswapd wakes, and sleeps again at {format_size(high)}; "
+        f"puts are slowed down to {format_size(low)}, and reclaim for themselves below it",
+        _who(topology),
+    ]
+    if topology.compress.mode != "inline":
+        lines.append(_when_full(topology))
+    lines += _tiers(topology)
+    lines += [_capacity(topology, ratio) for ratio in (1, 2, 3)]
+    return lines
+
+
+def _who(topology: Topology) -> str:
+    compress = topology.compress
+    where = _CPU[compress.offload]
+    name = compress.compressor.name
+    if compress.mode == "inline":
+        return f"kswapd compresses with {name} itself, {where}, and waits for each batch"
+    if compress.mode == "kcompressd":
+        return f"kcompressd compresses with {name}, {where}, while kswapd goes on"
+    order = ", verdicts in submission order" if compress.ordered else ""
+    return f"padata: {compress.nr_workers} workers compress with {name}, {where}{order}"
+
+
+def _when_full(topology: Topology) -> str:
+    compress = topology.compress
+    rule = {
+        "inline": "kswapd compresses the newest folio itself, in the event loop (the seed's rule)",
+        "steal_oldest": "kswapd takes the oldest batch back and compresses it in the event loop",
+        "wait": "kswapd waits for room",
+    }[compress.on_full]
+    return f"the FIFO holds {compress.fifo} pages; when it is full, {rule}"
+
+
+def _tiers(topology: Topology) -> list[str]:
+    zswap = topology.zswap
+    lines: list[str] = []
+    if zswap.enabled:
+        pool = int(topology.budget * zswap.max_pool_percent / 100)
+        lines.append(
+            f"zswap: up to {format_size(pool)} of blobs; once full, nothing more until it is at "
+            f"{zswap.accept_threshold_percent:g}% of that"
+        )
+    else:
+        lines.append("zswap is off: folios go to a store as they are")
+    for spec in sorted(topology.swap, key=lambda spec: -spec.priority):
+        size = format_size(topology.swap_bytes(spec))
+        lines.append(f"swap {spec.backend.name}: {size}, priority {spec.priority}")
+    if not topology.swap:
+        lines.append("no swap: what the pool does not take stays in memory")
+    return lines
+
+
+def _capacity(topology: Topology, ratio: int) -> str:
+    """Values that fit, less what keys cost: RAM that is not pool, the pool, the stores."""
+    _, _, high = topology.watermarks.resolve(topology.budget)
+    percent = topology.zswap.max_pool_percent if topology.zswap.enabled and ratio > 1 else 0
+    pool = int(topology.budget * percent / 100)
+    resident = max(0, topology.budget - high - pool)
+    swap = sum(topology.swap_bytes(spec) for spec in topology.swap)
+    total = resident + pool * ratio + swap
+    return (
+        f"at {ratio}:1 it holds about {format_size(total)}: {format_size(resident)} as they are, "
+        f"{format_size(pool * ratio)} in the pool, {format_size(swap)} on swap"
+    )
