@@ -23,6 +23,8 @@ import time
 
 __all__ = ["VirtualClockLoop"]
 
+_POLL_S = 0.001
+
 
 class VirtualClockLoop(asyncio.SelectorEventLoop):
     """An event loop whose `time()` starts at 0 and jumps when all is idle."""
@@ -44,13 +46,13 @@ class _VirtualClock(selectors.DefaultSelector):
         self.now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        busy = _threads_busy()  # asked first: one that ends after this has woken the select
+        busy = _threads_busy()  # asked first: what ends after this has its report in the select
         ready = super().select(0)
         if ready or timeout == 0:
             return ready
-        if busy or timeout is None:
+        if busy or timeout is None:  # a thread is still busy for a moment after its report: poll
             start = time.monotonic()
-            ready = super().select(timeout)
+            ready = super().select(min(timeout, _POLL_S) if timeout else None)
             self.now += time.monotonic() - start
         else:
             self.now += timeout
