@@ -138,7 +138,7 @@ class SwapDevice:
         if found < 0:
             found = self._map.find(run, 0, self._cursor + nr - 1)
         if found < 0 and self._grow(nr):
-            found = self._map.find(run, self._cursor)
+            found = self._map.find(run)  # it may begin before the cursor
         return found
 
     def _grow(self, nr: int) -> bool:
