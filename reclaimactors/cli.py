@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import anyio
 import attrs
@@ -34,7 +34,7 @@ from reclaimactors.topology import explain, resolve
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from reclaimactors.lab.run import Result
     from reclaimactors.topology import Topology
@@ -44,7 +44,8 @@ __all__ = ["main"]
 DEFAULT_COMPARED = ("kswapd_only", "kcompressd", "padata", "kswapd_only_inline")
 RUN_S, COMPARE_S = 10.0, 24.0
 MIN_S, MAX_S = 0.1, 86_400.0
-_UsageError = typer.BadParameter.__mro__[1]  # of the click that typer brings
+# typer names no class for wrong usage, and may or may not bring a click of its own.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -176,14 +177,18 @@ def check(
     topology: Annotated[str, typer.Argument(help="A built-in name or the path of a TOML file.")],
 ) -> None:
     """Validate a topology and explain it: who compresses where, what when full, what fits."""
-    _print(explain(resolve(topology)))
+    _print("\n".join(explain(resolve(topology))))
 
 
 @app.command()
 def plugins() -> None:
     """List the compressors, backends and policies that a topology can name here."""
-    kinds = ("compressors", "backends", "policies")
-    _print("\n".join(f"{kind + ':':13}{', '.join(known(kind))}" for kind in kinds))
+    lines = [
+        f"{kind.ljust(12)} {name.ljust(16)} {origin}"
+        for kind in ("compressors", "backends", "policies")
+        for name, origin in known(kind)
+    ]
+    _print("\n".join(lines))
 
 
 def main() -> None:
@@ -263,7 +268,7 @@ def _measure(comparison: Comparison, *, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int, str], None]]:
+def _progress() -> Generator[Callable[[int, int, str], None]]:
     """Show a bar on stderr where that is a terminal."""
     console = Console(stderr=True)
     bar = Progress(
@@ -290,13 +295,17 @@ def _or_dash(value: float) -> str:
     return f"{value:.2f}" if value else "-"
 
 
+def _us(value: float) -> str:
+    return f"{value:.0f}" if value < 10_000 else f"{value / 1000:.0f}k"
+
+
 _COLUMNS: Sequence[tuple[str, Callable[[Result], str]]] = (
     ("pgsteal_anon\n/s", lambda result: f"{result.pgsteal_anon_per_s:,.0f}"),
     ("allocstall", lambda result: f"{result.allocstall:,}"),
     ("refaults", lambda result: f"{result.vmstat['workingset_refault_anon']:,}"),
     ("stall\np99 ms", lambda result: f"{result.stall_ms.p99:.2f}"),
     ("loop lag\np99 ms", lambda result: f"{result.loop_lag_ms.p99:.2f}"),
-    ("fault us\np50/p99", lambda result: f"{result.fault_us.p50:.0f}/{result.fault_us.p99:.0f}"),
+    ("fault us\np50/p99", lambda result: f"{_us(result.fault_us.p50)}/{_us(result.fault_us.p99)}"),
     ("effi-\nciency", lambda result: _or_dash(result.efficiency)),
     ("ratio", lambda result: _or_dash(result.compression_ratio)),
 )
@@ -316,7 +325,7 @@ def _heading(comparison: Comparison) -> str:
 def _as_table(comparison: Comparison) -> str:
     """Return the results as a table and the closing sentence."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("topology", overflow="fold")
+    table.add_column("topology", overflow="fold", min_width=18)
     for heading, _ in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
     for result in comparison.results():

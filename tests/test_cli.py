@@ -117,7 +117,7 @@ def test_what_a_user_may_mistype_is_one_line_and_status_2(args, says):
 def test_a_bad_topology_is_one_line_and_status_2(toml, says, tmp_path):
     path = tmp_path / "my.toml"
     path.write_bytes(toml if isinstance(toml, bytes) else toml.encode())
-    assert_one_line(run("run", path, *SHORT), 2, says)
+    assert_one_line(run("run", path, "--seconds", "0.5"), 2, says)
 
 
 def test_an_input_without_bytes_is_one_line_and_status_2(tmp_path):

@@ -20,7 +20,7 @@ import anyio
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Mapping
 
 __all__ = ["Histogram", "Measurement", "cpu_times", "rss_bytes"]
 
@@ -48,7 +48,7 @@ class Histogram:
     count: int = 0
     total: float = 0.0
     max: float = 0.0
-    buckets: Counter[int] = attrs.field(factory=Counter, repr=False)
+    buckets: Counter[int] = attrs.field(factory=Counter[int], repr=False)
 
     def add(self, sample: float) -> None:
         """Count one sample; one of 0 or less is counted as 0."""
@@ -86,7 +86,7 @@ class Measurement:
     seconds: float = 0.0
     puts: int = 0
     verified: int = 0
-    vmstat: Counter[str] = attrs.field(factory=Counter, repr=False)
+    vmstat: Counter[str] = attrs.field(factory=Counter[str], repr=False)
     stalls: Histogram = attrs.field(factory=Histogram)
     faults: Histogram = attrs.field(factory=Histogram)
     lag: Histogram = attrs.field(factory=Histogram)
@@ -99,7 +99,7 @@ class Measurement:
     bare_s: float = 0.0
 
     @contextlib.contextmanager
-    def measuring(self, vmstat: Mapping[str, int]) -> Iterator[None]:
+    def measuring(self, vmstat: Mapping[str, int]) -> Generator[None]:
         """Measure the body; what it did until then counts however it ends."""
         before, (cpu_s, workers_cpu_s) = dict(vmstat), cpu_times()
         started = time.perf_counter()

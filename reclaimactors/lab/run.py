@@ -11,7 +11,7 @@ import itertools
 import os
 import platform
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import attrs
@@ -214,8 +214,8 @@ def _measure_bare(topology: Topology, source: Input, measured: Measurement) -> N
 
 def _first(exc: Exception) -> Exception:
     """Return the first plain exception in groups of groups."""
-    while isinstance(exc, ExceptionGroup):
-        exc = exc.exceptions[0]
+    if isinstance(exc, ExceptionGroup):
+        return _first(cast("ExceptionGroup[Exception]", exc).exceptions[0])
     return exc
 
 

@@ -11,7 +11,7 @@ import random
 import time
 from array import array
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import attrs
@@ -19,7 +19,7 @@ import attrs
 from reclaimactors.errors import ReclaimError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from reclaimactors.lab.data import Input
     from reclaimactors.lab.measure import Measurement
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["CLIENTS", "WORKLOADS", "Keys", "ValueDiffers", "eater", "phases", "scan"]
 
 CLIENTS = 8
+VERIFIERS = 64  # so that loads from a store come in batches
 SET_BUDGETS = 4  # the set of all keys, in budgets
 
 
@@ -78,12 +79,18 @@ class Keys:
         vmstat = self.memory.vmstat
         faults = vmstat["pgfault"]
         started = time.perf_counter()
-        try:
-            value = await self.memory.get(key)
-        except KeyError:
-            value = b""
+        value = await self._read(key)
         if vmstat["pgfault"] != faults:
             self.measured.faults.add(time.perf_counter() - started)
+        self._compare(key, value)
+
+    async def _read(self, key: int) -> bytes | None:
+        try:
+            return await self.memory.get(key)
+        except KeyError:
+            return None
+
+    def _compare(self, key: int, value: bytes | None) -> None:
         version = self.versions[key]
         if value != self.input.value(key, version):
             msg = f"key {key} does not hold the bytes of its last put, number {version}"
@@ -103,18 +110,21 @@ class Keys:
         async def verify_share(keys: range, _: random.Random) -> None:
             for key in keys:
                 if self.versions[key]:
-                    await self.get(key)
+                    self._compare(key, await self._read(key))
                     self.measured.verified += 1
 
-        await self.each_client(verify_share, range(len(self.versions)))
+        await self.each_client(verify_share, range(len(self.versions)), VERIFIERS)
 
     async def each_client(
-        self, client: Callable[[range, random.Random], Awaitable[None]], keys: range
+        self,
+        client: Callable[[range, random.Random], Coroutine[Any, Any, None]],
+        keys: range,
+        nr: int = CLIENTS,
     ) -> None:
         """Run clients together, each with its share of the keys and its own randomness."""
         async with anyio.create_task_group() as tasks:
-            for number in range(CLIENTS):
-                if share := keys[number::CLIENTS]:
+            for number in range(nr):
+                if share := keys[number::nr]:
                     # A string, so that keys and seed count and the order of clients does not.
                     rng = random.Random(f"{self.seed} {keys} {number}")  # noqa: S311 - no secret
                     tasks.start_soon(client, share, rng)
