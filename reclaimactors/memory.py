@@ -342,6 +342,7 @@ class Memory:
             OutOfMemory: after MAX_RECLAIM_RETRIES such rounds, with nothing in flight.
         """
         machine, node = self._machine, self._node
+        machine.revive()
         machine.wake_kswapd()
         missing = need - (node.memcg.free - node.marks.min)
         if node.memcg.in_flight * machine.swapout.gain >= missing:

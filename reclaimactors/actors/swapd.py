@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import attrs
 
-from reclaimactors.abc import Backend
+from reclaimactors.abc import Backend, Verdict
 from reclaimactors.actors.base import Mailbox
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.log import log
@@ -275,19 +275,24 @@ class Swapd:
     def _failed(self, write: StoreBatch, exc: BackendError) -> None:
         """A store raised: full is tried again later, anything else counts against the device."""
         device = self.device
-        if isinstance(exc, BackendFull):
+        full = isinstance(exc, BackendFull)
+        if full and not device.full:
             device.full = True
             self._retry_at = anyio.current_time() + self._retry_s
-            self._retry_s = min(RETRY_MAX_S, 2 * self._retry_s)
             log.warning("swapd.store_full", device=device.name, retry_in_s=self._retry_s)
-        else:
+            self._retry_s = min(RETRY_MAX_S, 2 * self._retry_s)
+        elif not full:
             device.failures += 1
-            log.warning("swapd.store_failed", device=device.name, error=str(exc))
+            if device.failures == 1:
+                log.warning("swapd.store_failed", device=device.name, error=str(exc))
             if device.failures >= FAILURES_TO_RETIRE and device.in_service:
                 device.in_service = False
                 self._m.node.vmstat["swap_out_of_service"] += 1
                 log.error("swapd.out_of_service", device=device.name, failures=device.failures)
-        self._m.offer(self._m.swapout.store_failed(write, retire=isinstance(exc, _TooSlow)))
+        machine = self._m
+        verdict = Verdict.ACTIVATE if full else Verdict.ERROR
+        late = isinstance(exc, _TooSlow)
+        machine.offer(machine.swapout.store_failed(write, verdict, retire=late))
 
     async def _forget(self) -> None:
         node = self._m.node
@@ -306,7 +311,6 @@ class Swapd:
         finally:
             if forgotten:
                 node.forgotten(self.device.index, runs)
-                self.device.full = False
             else:
                 node.never_forgotten(self.device.index, runs)
             self._m.verdicts.notify()

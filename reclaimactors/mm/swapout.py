@@ -426,11 +426,14 @@ class Swapout:
             vm["reclaim_device"] += done
             self._stolen(done, pages, source, kept, write.who)
 
-    def store_failed(self, write: StoreBatch, *, retire: bool = False) -> list[StoreBatch]:
+    def store_failed(
+        self, write: StoreBatch, otherwise: Verdict = Verdict.ERROR, *, retire: bool = False
+    ) -> list[StoreBatch]:
         """The store raised: the folios stay, dirty and counted; the next device is tried.
 
         Args:
             write: the write that failed.
+            otherwise: the verdict where there is no next device: ERROR, or ACTIVATE if it is full.
             retire: True where the write may still happen later (it timed out): its slots are
                 never handed out again.
 
@@ -454,9 +457,7 @@ class Swapout:
         if write.blobs:
             node.vmstat["reject_reclaim_fail"] += len(write.pfns)
             return []
-        return self._to_devices(
-            left, write, Verdict.ERROR, exclude=frozenset({write.device})
-        )
+        return self._to_devices(left, write, otherwise, exclude=frozenset({write.device}))
 
     def refuse(self, write: StoreBatch, *, retire: bool = False) -> None:
         """End a write without its store's answer: mailbox full, closing, or a crash (`retire`)."""
