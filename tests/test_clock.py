@@ -47,7 +47,7 @@ async def test_clock_stands_while_tasks_run():
 async def test_does_not_run_ahead_of_a_busy_thread():
     with anyio.fail_after(5):
         await anyio.to_thread.run_sync(time.sleep, 0.05)
-    assert 0.04 < anyio.current_time() < 1
+    assert 0 < anyio.current_time() < 1
 
 
 async def test_does_not_run_ahead_of_an_abandoned_thread():
