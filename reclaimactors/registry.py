@@ -1,26 +1,39 @@
-"""Names to plugins: built-in, entry point, or ``"package.module:attr"``.
+"""From a name to a plugin: compressors, backends and policies.
 
-All but an explicit object name a factory (a class or function); the other keys of its table are its
-keyword arguments. Nothing is imported that is not named.
+A name is resolved as built-in, entry point, then ``"package.module:attr"``. All of them name a
+factory (a class or a function), called with the options as keyword arguments; an explicit object
+is the plugin itself. Nothing is imported that is not named, and whatever a plugin does wrong on
+its way in leaves here as a `PluginError` that says what to mend. What a plugin must offer is in
+`abc.py`.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
-from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Final
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
 import attrs
 
-from reclaimactors.errors import PluginError, TopologyError
+from reclaimactors.abc import Backend
+from reclaimactors.errors import PluginError, ReclaimError, TopologyError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from importlib.metadata import EntryPoint
 
-__all__ = ["PluginRef", "build", "known"]
+    from reclaimactors.abc import Compressor, Policy
 
-_BUILTIN: Final = {
+__all__ = ["Kind", "PluginRef", "build", "known"]
+
+Kind = Literal["compressors", "backends", "policies"]
+
+_WORD: dict[str, str] = {"compressors": "compressor", "backends": "backend", "policies": "policy"}
+
+_BUILT_IN: dict[str, dict[str, str]] = {
     "compressors": {
         "lz4": "reclaimactors.compressors.lz4:Lz4",
         "null": "reclaimactors.compressors.null:Null",
@@ -35,134 +48,186 @@ _BUILTIN: Final = {
         "mglru": "reclaimactors.mm.mglru:Mglru",
     },
 }
-_METHODS: Final = {
-    "compressors": ("compress", "decompress"),
+
+# Plugins of this project that are installed apart, by (kind, name).
+_ELSEWHERE = {("compressors", "zstd"): "reclaimactors-zstd"}
+
+_CONTRACT: dict[str, tuple[str, ...]] = {
+    "compressors": ("name", "compress", "decompress"),
     "backends": ("open", "aclose", "store_many", "load_many", "invalidate_many"),
     "policies": ("insert", "access", "remove", "isolate", "putback", "shadow", "age"),
 }
-# Names that people know, and the distribution that brings them.
-_ELSEWHERE: Final = {"zstd": "reclaimactors-zstd"}
 
 
-def _no_options() -> Mapping[str, Any]:
+def _no_options() -> dict[str, Any]:
     return {}
 
 
 @attrs.frozen
 class PluginRef:
-    """A plugin as a topology names it."""
+    """What a topology says about one plugin. It pickles if its object does.
+
+    Attributes:
+        name: of the plugin, or of the explicit object.
+        options: keyword arguments of its factory.
+        instance: the explicit object, None where the name decides.
+    """
 
     name: str
     options: Mapping[str, Any] = attrs.field(factory=_no_options)
-    instance: Any = None
+    instance: object | None = None
 
     @classmethod
-    def parse(cls, value: Any, *, where: str) -> PluginRef:
-        """Return the reference that a TOML value, or an explicit object, stands for.
+    def parse(cls, value: object, *, where: str) -> Self:
+        """Return a reference from a name, a table ``{name = ..., **options}`` or an object.
 
         Args:
-            value: a name, a table with `name` and options, or an object with the kind's methods.
-            where: the key, for errors.
+            value: what the topology says; a `PluginRef` stays as it is.
+            where: the topology's key, for the error.
 
         Raises:
             TopologyError: if it is none of these.
         """
-        if isinstance(value, PluginRef):
+        if isinstance(value, cls):
             return value
-        if isinstance(value, str):
+        if isinstance(value, str) and value.strip():
             return cls(value)
-        if isinstance(value, dict):
-            table: dict[str, Any] = dict(value)  # pyright: ignore[reportUnknownArgumentType] # TOML
-            name = table.pop("name", None)
-            if not isinstance(name, str):
-                raise TopologyError(f"{where}.name is {name!r}; a plugin's name is a string")
-            return cls(name, table)
-        if value is None or isinstance(value, (bool, int, float, bytes, list, tuple, type)):
-            msg = f"{where} is {value!r}; write a plugin's name, a table with a name, or an object"
-            raise TopologyError(msg)
-        return cls(str(getattr(value, "name", type(value).__name__)), instance=value)
-
-
-def build(kind: str, ref: PluginRef, **defaults: Any) -> Any:
-    """Return the plugin object that a reference names.
-
-    Args:
-        kind: ``"compressors"``, ``"backends"`` or ``"policies"``.
-        ref: what the topology says.
-        defaults: keyword arguments that the factory gets besides its own options.
-
-    Raises:
-        PluginError: if it cannot be found, imported or built, or lacks a method of its contract.
-    """
-    if ref.instance is not None:
-        return _checked(kind, ref, ref.instance)
-    factory = _factory(kind, ref.name)
-    try:
-        plugin = factory(**{**defaults, **ref.options})
-    except (TypeError, ValueError) as exc:
-        told = ", ".join(f"{name}={value!r}" for name, value in ref.options.items()) or "none"
-        msg = f"{_one(kind)} plugin {ref.name!r} refused its options ({told}): {exc}"
-        raise PluginError(msg) from exc
-    except ImportError as exc:
-        raise _missing_library(kind, ref.name, exc) from exc
-    return _checked(kind, ref, plugin)
+        if isinstance(value, Mapping):
+            table: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] # TOML
+            options = {str(key): option for key, option in table.items()}
+            name = options.pop("name", None)
+            if isinstance(name, str) and name.strip():
+                return cls(name, options)
+        elif not isinstance(value, type) and type(value).__module__ not in ("builtins", "datetime"):
+            name = getattr(value, "name", None)
+            return cls(name if isinstance(name, str) else type(value).__name__, instance=value)
+        msg = (
+            f"{where}: saw {value!r:.200}; allowed: a plugin's name, "
+            "a table { name = ..., and its options }, or a plugin object"
+        )
+        raise TopologyError(msg)
 
 
 def known(kind: str) -> list[tuple[str, str]]:
-    """Return (name, where it comes from) of each plugin of a kind, importing none of them."""
-    found = dict.fromkeys(_BUILTIN[kind], "built-in")
-    for point in _entry_points(kind):
-        origin = point.dist.name if point.dist else point.value
-        found.setdefault(point.name, origin)
-    return sorted(found.items())
+    """Return (name, origin) of every plugin that can be named here, by name, importing none.
+
+    The origin is "built-in" or the distribution that brought it, as "reclaimactors-zstd 0.1.0".
+    """
+    found = {name: _origin(entry) for name, entry in _entry_points(kind).items()}
+    return sorted((found | dict.fromkeys(_BUILT_IN[kind], "built-in")).items())
 
 
-def _factory(kind: str, name: str) -> Any:
-    target = _BUILTIN[kind].get(name)
-    if target is None:
-        points = [point for point in _entry_points(kind) if point.name == name]
-        if points:
-            target = points[0].value
-        elif ":" in name:
-            target = name
-        else:
-            raise PluginError(_unknown(kind, name))
-    point = EntryPoint(name=name, value=target, group=f"reclaimactors.{kind}")
-    try:
-        importlib.import_module(point.module)
-        return point.load()
-    except ImportError as exc:
-        raise _missing_library(kind, name, exc) from exc
-    except AttributeError as exc:
-        raise PluginError(f"{_one(kind)} plugin {name!r}: {exc}") from exc
+@overload
+def build(kind: Literal["compressors"], ref: PluginRef, /, **defaults: object) -> Compressor: ...
+@overload
+def build(kind: Literal["backends"], ref: PluginRef, /, **defaults: object) -> Backend: ...
+@overload
+def build(kind: Literal["policies"], ref: PluginRef, /, **defaults: object) -> Policy: ...
+def build(kind: Kind, ref: PluginRef, /, **defaults: object) -> Any:
+    """Return the plugin that `ref` names, or its explicit object.
 
+    Args:
+        kind: "compressors", "backends" or "policies".
+        ref: name and options, or an object.
+        defaults: what every factory of the kind gets besides, as `pages` for policies.
 
-def _entry_points(kind: str) -> list[EntryPoint]:
-    return list(entry_points(group=f"reclaimactors.{kind}"))
-
-
-def _unknown(kind: str, name: str) -> str:
-    names = [found for found, _ in known(kind)]
-    msg = f"no {_one(kind)} plugin {name!r}; known: {', '.join(names)}"
-    if name in _ELSEWHERE:
-        return f"{msg}; pip install {_ELSEWHERE[name]} brings it"
-    near = difflib.get_close_matches(name, names, 1)
-    return f"{msg} (did you mean {near[0]!r}?)" if near else msg
-
-
-def _missing_library(kind: str, name: str, exc: ImportError) -> PluginError:
-    missing = (exc.name or "").partition(".")[0]
-    advice = f"; pip install {missing} may mend it" if missing else ""
-    return PluginError(f"{_one(kind)} plugin {name!r} cannot be imported: {exc}{advice}")
-
-
-def _checked(kind: str, ref: PluginRef, plugin: Any) -> Any:
-    missing = [name for name in _METHODS[kind] if not callable(getattr(plugin, name, None))]
+    Raises:
+        PluginError: if there is no such plugin, it or its library cannot be imported, it refuses
+            its options, or lacks a method of its contract.
+    """
+    plugin: Any = ref.instance
+    what = f"{_WORD[kind]} plugin {ref.name!r}"
+    if plugin is None:
+        plugin = _call(what, _factory(kind, ref.name, what), {**defaults, **ref.options})
+    missing = [name for name in _CONTRACT[kind] if not _has(plugin, name)]
     if missing:
-        msg = f"{_one(kind)} {ref.name!r} ({type(plugin).__name__}) lacks {', '.join(missing)}"
+        msg = f"{what} lacks {', '.join(missing)}; see the contract in reclaimactors.abc"
         raise PluginError(msg)
     return plugin
 
 
-def _one(kind: str) -> str:
-    return {"compressors": "compressor", "backends": "backend", "policies": "policy"}[kind]
+def _has(plugin: object, name: str) -> bool:
+    member = getattr(plugin, name, None)
+    if name == "name":
+        return isinstance(member, str)
+    # A subclass of Backend inherits these two only to be told that it must define them.
+    inherited = name in ("store_many", "load_many") and isinstance(plugin, Backend)
+    return callable(member) and not (
+        inherited and getattr(type(plugin), name) is getattr(Backend, name)
+    )
+
+
+def _entry_points(kind: str) -> dict[str, EntryPoint]:
+    found = entry_points(group=f"reclaimactors.{kind}")
+    return {entry.name: entry for entry in reversed(tuple(found))}  # the first on sys.path wins
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an entry point"
+
+
+def _factory(kind: Kind, name: str, what: str) -> Callable[..., Any]:
+    """Import and return what makes the plugin."""
+    path = _BUILT_IN[kind].get(name)
+    if path is None:
+        entry = _entry_points(kind).get(name)
+        path = entry.value if entry else name
+    module, colon, attr = path.partition(":")
+    if not colon:
+        raise PluginError(_unknown(kind, name))
+    try:
+        factory = attrgetter(attr.partition("[")[0].strip())(import_module(module.strip()))
+    except ImportError as exc:
+        raise PluginError(f"{what} cannot be imported: {_mend(exc, module.strip())}") from exc
+    except Exception as exc:
+        msg = f"{what} cannot be imported: {type(exc).__name__}: {exc}"
+        raise PluginError(msg) from exc
+    if not callable(factory):
+        msg = f"{what} is {type(factory).__name__}, not a factory (a class or a function)"
+        raise PluginError(msg)
+    return cast("Callable[..., Any]", factory)
+
+
+def _unknown(kind: Kind, name: str) -> str:
+    names = [known_name for known_name, _ in known(kind)]
+    apart = [other for of_kind, other in _ELSEWHERE if of_kind == kind]
+    message = f"no {_WORD[kind]} plugin {name!r}; known: {', '.join(names)}"
+    near = difflib.get_close_matches(name, {*names, *apart}, 1)
+    if near and near[0] != name:
+        message += f" (did you mean {near[0]!r}?)"
+    if near and near[0] not in names:
+        message += f"; to have it: pip install {_ELSEWHERE[kind, near[0]]}"
+    return message
+
+
+def _mend(exc: ImportError, module: str) -> str:
+    """Return what an ImportError of a plugin means, and which step helps."""
+    missing = exc.name if isinstance(exc, ModuleNotFoundError) else None
+    if missing is None:
+        return str(exc)
+    if f"{module}.".startswith(f"{missing}."):
+        return f"there is no module {missing!r}; check the name, or pip install what has it"
+    library = missing.partition(".")[0]
+    return f"its library {library!r} is missing; to have it: pip install {library}"
+
+
+def _call(what: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> object:
+    """Return what the factory makes of its options."""
+    try:
+        return factory(**options)
+    except ReclaimError:
+        raise
+    except ImportError as exc:
+        raise PluginError(f"{what} cannot be made: {_mend(exc, '')}") from exc
+    except Exception as exc:
+        given = ", ".join(f"{key}={value!r:.80}" for key, value in options.items())
+        msg = f"{what} refused its options ({given}): {exc}{_takes(factory)}"
+        raise PluginError(msg) from exc
+
+
+def _takes(factory: Callable[..., Any]) -> str:
+    try:
+        names = ", ".join(inspect.signature(factory).parameters)
+    except (TypeError, ValueError):
+        return ""
+    return f"; it takes: {names or 'none'}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lz4.block import LZ4BlockError
 from lz4.block import compress as lz4_compress
 from lz4.block import decompress as lz4_decompress
 
-from reclaimactors.abc import Buffer
 from reclaimactors.errors import CorruptData
+
+if TYPE_CHECKING:
+    from reclaimactors.abc import Buffer
 
 __all__ = ["Lz4"]
 
@@ -16,21 +20,19 @@ class Lz4:
     """lz4.block without its size header.
 
     Args:
-        acceleration: 1 and up; more is faster and compresses less.
+        acceleration: 1 to 65537, default 1; more is faster and compresses less.
     """
 
     name = "lz4"
 
     def __init__(self, acceleration: int = 1) -> None:
-        if acceleration < 1:
-            raise ValueError(f"acceleration is {acceleration}; it is 1 or more")
+        if acceleration not in range(1, 65538):
+            raise ValueError(f"acceleration is {acceleration!r}; it is 1 to 65537")
         self._acceleration = acceleration
 
     def compress(self, data: Buffer) -> bytes:
         """Return the block."""
-        return lz4_compress(
-            data, mode="fast", acceleration=self._acceleration, store_size=False
-        )
+        return lz4_compress(data, mode="fast", acceleration=self._acceleration, store_size=False)
 
     def decompress(self, blob: Buffer, size: int) -> bytes:
         """Return exactly `size` bytes, or raise CorruptData."""

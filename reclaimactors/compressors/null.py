@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from reclaimactors.abc import Buffer
+from typing import TYPE_CHECKING
+
 from reclaimactors.errors import CorruptData
+
+if TYPE_CHECKING:
+    from reclaimactors.abc import Buffer
 
 __all__ = ["Null"]
 

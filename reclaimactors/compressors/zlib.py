@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from typing import TYPE_CHECKING
 
-from reclaimactors.abc import Buffer
 from reclaimactors.errors import CorruptData
+
+if TYPE_CHECKING:
+    from reclaimactors.abc import Buffer
 
 __all__ = ["Zlib"]
 
@@ -14,14 +17,14 @@ class Zlib:
     """zlib streams.
 
     Args:
-        level: 0 (store) to 9 (smallest).
+        level: 0 (store) to 9 (smallest), default 1: what is cold is compressed often, so be quick.
     """
 
     name = "zlib"
 
     def __init__(self, level: int = 1) -> None:
-        if not 0 <= level <= 9:
-            raise ValueError(f"level is {level}; it is 0 to 9")
+        if level not in range(10):
+            raise ValueError(f"level is {level!r}; it is 0 to 9")
         self._level = level
 
     def compress(self, data: Buffer) -> bytes:
@@ -32,9 +35,9 @@ class Zlib:
         """Return exactly `size` bytes, or raise CorruptData; a bomb is not unpacked."""
         stream = zlib.decompressobj()
         try:
-            data = stream.decompress(blob, size + 1)
+            data = stream.decompress(blob, size + 1)  # one more byte, so that a longer blob shows
         except zlib.error as exc:
             raise CorruptData(f"zlib: {exc}") from exc
-        if len(data) != size or not stream.eof:
+        if len(data) != size or not stream.eof or stream.unused_data:
             raise CorruptData(f"zlib: the blob does not hold {size} B")
         return data
