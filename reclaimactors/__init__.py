@@ -12,7 +12,8 @@ from reclaimactors.errors import (
     ReclaimError,
     TopologyError,
 )
-from reclaimactors.memory import Memory, Usage, open_memory
+from reclaimactors.memory import Memory, Usage
+from reclaimactors.opening import open_memory
 from reclaimactors.topology import Topology
 
 __version__ = "0.1.0"

@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 DEFAULT_COMPARED = ("kswapd_only", "kcompressd", "padata", "kswapd_only_inline")
-RUN_S, COMPARE_S = 10.0, 24.0
+RUN_S, COMPARE_S = 10.0, 20.0
 MIN_S, MAX_S = 0.1, 86_400.0
+INTERRUPTED = 130
 # typer names no class for wrong usage, and may or may not bring a click of its own.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
@@ -199,7 +200,8 @@ def main() -> None:
 def _status(argv: Sequence[str]) -> int:
     """Return the exit status of a command line; what is wrong is one line on stderr."""
     try:
-        return app(argv, prog_name="reclaimactors", standalone_mode=False) or 0
+        status = app(argv, prog_name="reclaimactors", standalone_mode=False) or 0
+        return _interrupted() if status == INTERRUPTED else status
     except _UsageError as exc:
         return _complain(f"{exc.format_message()} (try --help)", 2)
     except RunFailed as exc:
@@ -208,8 +210,12 @@ def _status(argv: Sequence[str]) -> int:
         return _complain(str(exc), 1)
     except ReclaimError as exc:
         return _complain(str(exc), 2)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    return _complain("interrupted: figures, if any, are of what was measured so far", INTERRUPTED)
 
 
 def _complain(message: str, status: int) -> int:
@@ -256,15 +262,15 @@ def _resolve(names: Sequence[str], budget: str | None) -> dict[str, Topology]:
 
 def _measure(comparison: Comparison, *, as_json: bool) -> None:
     """Run topologies and print what was measured, also if Ctrl-C comes in the middle."""
-    interrupted = False
+    interrupted: KeyboardInterrupt | None = None
     try:
         with _progress() as comparison.on_round:
             anyio.run(comparison.run)
-    except KeyboardInterrupt:
-        interrupted = True
+    except KeyboardInterrupt as exc:
+        interrupted = exc
     _print(_as_json(comparison) if as_json else _as_table(comparison))
     if interrupted:
-        raise typer.Exit(_complain("interrupted: the figures are of what was measured so far", 130))
+        raise interrupted
 
 
 @contextlib.contextmanager

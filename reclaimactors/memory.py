@@ -1,9 +1,8 @@
-"""The embedding API: `open_memory`, and the `Memory` that it gives.
+"""The embedding API: the `Memory` that `open_memory` gives.
 
-The synchronous half decides (`put_nowait`, `get_nowait`), the asynchronous half adds the waiting.
-The brake is here: a put is admitted first come first served, waits between *low* and *min* for work
-done since, reclaims for itself below *min*, and commits in one step after that. A get never waits
-for room. What the core does with a folio is in `reclaimactors.mm`.
+The synchronous half decides (`put_nowait`, `get_nowait`), the asynchronous half adds the waiting. A
+put reserves room, waits in the brake if it must (`reclaimactors.actors.admission`), and commits in
+one step; a get never waits for room. What becomes of a folio is in `reclaimactors.mm`.
 """
 
 from __future__ import annotations
@@ -11,36 +10,28 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from threading import get_ident
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import attrs
 from anyio.lowlevel import checkpoint
 
+from reclaimactors.actors.admission import Admission, Stalled
 from reclaimactors.advice import Advice
-from reclaimactors.errors import OutOfMemory
-from reclaimactors.log import log
 from reclaimactors.mm.batch import Reclaimer
-from reclaimactors.mm.folio import DEVICE, RESIDENT, WRITEBACK
-from reclaimactors.mm.memcg import FOLIO_OVERHEAD
+from reclaimactors.mm.folio import DEAD, DEVICE, RESIDENT
 from reclaimactors.mm.swapout import SWAP_CLUSTER_MAX
 from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
-from reclaimactors.topology import resolve
-from reclaimactors.topology.build import build, close_backends
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
-    from types import TracebackType
-
-    from anyio.abc import TaskGroup
-
+    from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
     from reclaimactors.actors.machine import Machine
     from reclaimactors.actors.swapd import Swapd, Ticket
     from reclaimactors.mm.psi import Pressure
     from reclaimactors.topology import Topology
 
-__all__ = ["Memory", "Usage", "open_memory"]
+__all__ = ["Memory", "Usage"]
 
 BUDGET_CALLS = 200  #: calls of the fast paths between two checkpoints
 BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
@@ -74,7 +65,7 @@ class Memory:
         self._node = node = machine.node
         self._thread = get_ident()
         self._closed = False
-        self._turn = anyio.Lock(fast_acquire=True)  # puts below min, first come first served
+        self._admission = Admission(machine)
         self._credit = BUDGET_CALLS
         # The path of a hit looks at these directly.
         self._small = node.small
@@ -134,11 +125,12 @@ class Memory:
             promote = self._machine.swapin.may_promote(pfns)
             tickets = self._request(pfns, promote=promote)
             if tickets is None:
-                await self._wait(self._full_swapd(pfns).room_for_loads)
+                await self._full_swapd(pfns).room_for_loads()
+                self._check()
                 continue
             parts = self._fault(pfns, promote=promote)
             if tickets:
-                with _Stalled(self._machine):
+                with Stalled(self._machine):
                     for ticket in tickets:
                         parts[pfns.index(ticket.load.pfn)] = await ticket.wait()
             value = _join(parts)
@@ -206,15 +198,16 @@ class Memory:
         size = sum(map(len, parts))
         self._credit -= 1 + size // _BYTES_PER_CALL
         node = self._node
-        if not self._turn.locked():
+        if not self._admission.queued:
             need = node.need(key, size, len(parts))
             if node.memcg.free - need >= node.marks.low:
                 node.commit(key, parts, 0)
                 return
-        self._must_fit(key, size, len(parts))
+        self._admission.must_fit(size, node.other_overhead(key, len(parts)))
         await self._put(key, parts, size)
 
     async def _put(self, key: Hashable, parts: list[bytes], size: int) -> None:
+        """The path of a put under pressure: reserve, brake, commit."""
         node = self._node
         reserved = 0
         braked = False
@@ -223,11 +216,11 @@ class Memory:
             return node.need(key, size, len(parts)) - reserved
 
         try:
-            while short() > 0 or not braked:
-                reserved += await self._admit(short)
+            while short() > 0 or not braked:  # the old value may change while we wait
+                reserved += await self._admission.reserve(short)
                 if not braked:
                     braked = True
-                    await self._brake(node.marks.brake(node.memcg.free, size))
+                    await self._admission.brake(size)
             node.commit(key, parts, reserved)
             reserved = 0
         finally:
@@ -244,32 +237,12 @@ class Memory:
         self._check()
         parts = self._split(data)
         size = sum(map(len, parts))
-        node, machine = self._node, self._machine
-        self._must_fit(key, size, len(parts))
-        if self._turn.locked():
-            raise anyio.WouldBlock
-        stalled = False
-        fruitless = 0
-        while True:
-            need = node.need(key, size, len(parts))
-            if not need or node.memcg.free - need >= node.marks.min:
-                break
-            if not stalled:
-                stalled = True
-                node.vmstat["allocstall_normal"] += 1
-                machine.wake_kswapd()
-            if machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT, ram_only=True):
-                fruitless = 0
-                continue
-            fruitless += 1
-            if fruitless >= MAX_RECLAIM_RETRIES:
-                if not machine.idle or node.swap.has_room:
-                    machine.wake_kswapd()
-                    raise anyio.WouldBlock
-                raise self._out_of_memory(size, need)
-        node.commit(key, parts, 0)
+        node = self._node
+        self._admission.must_fit(size, node.other_overhead(key, len(parts)))
+        reserved = self._admission.reserve_now(lambda: node.need(key, size, len(parts)))
+        node.commit(key, parts, reserved)
         if node.memcg.free < node.marks.low:
-            machine.wake_kswapd()
+            self._machine.wake_kswapd()
 
     async def delete(self, key: Hashable) -> None:
         """Forget `key` and its value, wherever it is.
@@ -294,90 +267,6 @@ class Memory:
             return [data if type(data) is bytes else bytes(data)]
         view = memoryview(data).cast("B") if isinstance(data, memoryview) else memoryview(data)
         return [bytes(view[start : start + limit]) for start in range(0, size, limit)]
-
-    # -- room -------------------------------------------------------------------------------------
-
-    def _must_fit(self, key: Hashable, size: int, nr_folios: int) -> None:
-        if not self._node.fits(key, size, nr_folios):
-            raise self._out_of_memory(size, self._node.need(key, size, nr_folios))
-
-    def _out_of_memory(self, size: int, need: int) -> OutOfMemory:
-        node = self._node
-        memcg = node.memcg
-        msg = (
-            f"a value of {format_size(size)} does not fit: {format_size(need)} more is needed, "
-            f"{format_size(memcg.free)} of the budget of {format_size(memcg.budget)} is free "
-            f"({format_size(node.marks.min)} stays free, {format_size(memcg.pinned)} is pinned, "
-            f"{format_size(memcg.overhead)} is overhead of {len(self)} keys); "
-            "delete keys, raise the budget or add swap"
-        )
-        return OutOfMemory(msg)
-
-    async def _admit(self, need_of: Callable[[], int]) -> int:
-        """Reserve what `need_of` says, first come first served; return how much that was."""
-        async with self._turn:
-            stall: _Stalled | None = None
-            fruitless = 0
-            try:
-                while True:
-                    self._check()
-                    need = max(0, need_of())
-                    memcg, marks = self._node.memcg, self._node.marks
-                    if not need or memcg.free - need >= marks.min:
-                        memcg.reserve(need)
-                        return need
-                    if stall is None:
-                        stall = _Stalled(self._machine)
-                        stall.__enter__()
-                        self._node.vmstat["allocstall_normal"] += 1
-                    fruitless = await self._direct_reclaim(need, fruitless)
-            finally:
-                if stall is not None:
-                    stall.__exit__()
-
-    async def _direct_reclaim(self, need: int, fruitless: int) -> int:
-        """One round below min; return how many rounds in a row freed nothing.
-
-        Raises:
-            OutOfMemory: after MAX_RECLAIM_RETRIES such rounds, with nothing in flight.
-        """
-        machine, node = self._machine, self._node
-        machine.revive()
-        machine.wake_kswapd()
-        missing = need - (node.memcg.free - node.marks.min)
-        if node.memcg.in_flight * machine.swapout.gain >= missing:
-            await self._wait(machine.verdicts.wait)
-            return fruitless
-        if machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT):
-            fruitless = 0
-        elif not machine.idle:
-            await self._wait(machine.verdicts.wait)
-            return fruitless
-        else:
-            fruitless += 1
-            if fruitless >= MAX_RECLAIM_RETRIES:
-                raise self._out_of_memory(need, need)
-        await checkpoint()
-        self._check()
-        return fruitless
-
-    async def _brake(self, owed: int) -> None:
-        """Wait until `owed` bytes more were freed, or until nobody is at work to free them."""
-        machine, memcg = self._machine, self._node.memcg
-        if memcg.free < self._node.marks.low:
-            machine.wake_kswapd()
-        target = memcg.freed_total + owed
-        if not owed:
-            return
-        with _Stalled(machine):
-            while memcg.freed_total < target and not machine.kswapd.throttled:
-                if not machine.awake and machine.idle:
-                    return
-                await self._wait(machine.verdicts.wait)
-
-    async def _wait(self, something: Callable[[], Any]) -> None:
-        await something()
-        self._check()
 
     # -- pins, advice, proactive reclaim ------------------------------------------------------------
 
@@ -406,45 +295,60 @@ class Memory:
 
     async def _pin_folio(self, key: Hashable) -> int:
         """Make a value of one folio resident, and pin it; return its pfn."""
-        node, machine = self._node, self._machine
+        node = self._node
         while True:
-            pfns = node.pfns(key)
-            if not node.pins.get(pfns[0]):
-                self._must_pin(node.mm.size[pfns[0]] + FOLIO_OVERHEAD)
-            reserved = await self._admit(lambda: machine.swapin.shortfall(node.pfns(key)))
-            if node.pfns(key) != pfns:  # it was overwritten while we waited
-                node.memcg.unreserve(reserved)
-                continue
-            break
-        pfn = pfns[0]
-        node.pin(pfn)
+            (pfn,) = node.pfns(key)
+            if not node.pins.get(pfn):
+                self._admission.must_fit(node.mm.size[pfn], node.memcg.overhead)
+            node.pin(pfn)
+            try:
+                await self._bring_in(pfn)
+            except BaseException:
+                node.unpin(pfn)
+                raise
+            if self._state[pfn] != DEAD:
+                return pfn
+            node.unpin(pfn)  # overwritten or deleted while we waited
+
+    async def _bring_in(self, pfn: int) -> None:
+        """Make a pinned folio resident with a reservation of its own, unless it dies meanwhile."""
+        node, swapin = self._node, self._machine.swapin
+        reserved = 0
+
+        def short() -> int:
+            return swapin.shortfall((pfn,)) - reserved
+
         try:
-            while self._state[pfn] == DEVICE:
-                node.memcg.unreserve(reserved)
-                reserved = 0
-                swapd = machine.swapds[node.mm.device[pfn]]
-                tickets = swapd.request([pfn], promote=node.memcg.free >= node.mm.size[pfn])
-                if tickets is None:
-                    await self._wait(swapd.room_for_loads)
-                    continue
-                await tickets[0].wait()
-            if self._state[pfn] in {RESIDENT, WRITEBACK} or not self._data[pfn]:
-                node.memcg.unreserve(reserved)
-                reserved = 0
-            machine.swapin.fault(pfn, promote=True, reserved=reserved)
-            reserved = 0
-        except BaseException:
+            while self._state[pfn] != DEAD:
+                if short() > 0:  # again if its blob went to a store while we waited
+                    reserved += await self._admission.reserve(short)
+                elif self._state[pfn] == DEVICE:
+                    node.memcg.unreserve(reserved)  # the load reserves the same at once
+                    reserved = 0
+                    await self._load_folio(pfn)
+                else:
+                    spent, reserved = reserved, 0
+                    swapin.fault(pfn, promote=True, reserved=spent)
+                    return
+        finally:
             node.memcg.unreserve(reserved)
-            node.unpin(pfn)
-            raise
-        return pfn
+
+    async def _load_folio(self, pfn: int) -> None:
+        swapd = self._machine.swapds[self._node.mm.device[pfn]]
+        tickets = swapd.request((pfn,), promote=True)
+        if tickets is None:
+            await swapd.room_for_loads()
+            self._check()
+        else:
+            with Stalled(self._machine):
+                await tickets[0].wait()
 
     @asynccontextmanager
     async def _pin_copy(self, key: Hashable) -> AsyncIterator[memoryview]:
         memcg = self._node.memcg
         size = sum(self._node.mm.size[pfn] for pfn in self._node.pfns(key))
-        self._must_pin(size)
-        reserved = await self._admit(lambda: size)
+        self._admission.must_fit(size, memcg.overhead)
+        reserved = await self._admission.reserve(lambda: size)
         memcg.pinned += reserved
         try:
             value = await self.get(key)
@@ -452,11 +356,6 @@ class Memory:
         finally:
             memcg.pinned -= reserved
             memcg.unreserve(reserved)
-
-    def _must_pin(self, size: int) -> None:
-        memcg = self._node.memcg
-        if size + memcg.pinned + memcg.overhead > memcg.budget - self._node.marks.min:
-            raise self._out_of_memory(size, size)
 
     async def reclaim(self, nbytes: int) -> int:
         """Reclaim proactively, as writing to a cgroup's memory.reclaim; return the bytes freed.
@@ -476,7 +375,7 @@ class Memory:
             ):
                 fruitless = 0
             elif not machine.idle:
-                await self._wait(machine.verdicts.wait)
+                await machine.verdicts.wait()
             else:
                 fruitless += 1
             await checkpoint()
@@ -488,7 +387,8 @@ class Memory:
         self._check()
         await checkpoint()
         while not self._machine.idle:
-            await self._wait(self._machine.verdicts.wait)
+            await self._machine.verdicts.wait()
+            self._check()
 
     def advise(self, key: Hashable, advice: Advice) -> None:
         """Say what is coming for a value, as madvise does; it never waits.
@@ -563,98 +463,11 @@ class Memory:
         await checkpoint()
         self._check()
 
-    def _close(self) -> None:
-        """Refuse new calls from now on; the actors are told by cancellation."""
+    def refuse_calls(self) -> None:
+        """Close for callers; `open_memory` calls this, and ends the actors by cancellation."""
         self._closed = True
         self._machine.closing = True
 
 
-class _Stalled:
-    """A caller waits: that is PSI's *some*."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._psi = machine.psi
-
-    def __enter__(self) -> None:
-        self._psi.enter_some(perf_counter())
-
-    def __exit__(self, *_: object) -> None:
-        self._psi.leave_some(perf_counter())
-
-
 def _join(parts: list[bytes]) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-class _Opening:
-    """The context manager of `open_memory`: one task group, closed within `close_timeout`."""
-
-    def __init__(self, topology: Topology) -> None:
-        self._topology = topology
-        self._memory: Memory | None = None
-        self._tasks: TaskGroup | None = None
-
-    async def __aenter__(self) -> Memory:
-        machine = await build(self._topology)
-        self._machine = machine
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        machine.attach(self._tasks)
-        self._memory = Memory(self._topology, machine)
-        return self._memory
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        assert self._memory is not None
-        assert self._tasks is not None
-        self._memory._close()  # noqa: SLF001 - the other half of this class
-        self._tasks.cancel_scope.cancel()
-        try:
-            return await self._tasks.__aexit__(kind, error, trace)
-        except BaseExceptionGroup as group:
-            crash = _only(group, error)
-            if crash is None:
-                return False  # the body's own error goes on as it is, not in a group
-            log.error("memory.crashed", error=str(crash))
-            raise crash from crash.__cause__
-        finally:
-            self._machine.close()
-            await close_backends(self._machine, self._topology.close_timeout)
-
-
-def _only(group: BaseExceptionGroup[BaseException], body: BaseException | None) -> Any:
-    """Return the crash of an actor that a task group ended with; None if the body raised."""
-    _, rest = group.split(lambda exc: exc is body)
-    if rest is None:
-        return None
-    crash: BaseException = rest
-    while isinstance(crash, BaseExceptionGroup) and len(crash.exceptions) == 1:
-        crash = crash.exceptions[0]
-    return crash
-
-
-def open_memory(
-    topology: str | Topology = "kcompressd",
-    *,
-    budget: int | str | None = None,
-    **overrides: Any,
-) -> _Opening:
-    """Return an async context manager that gives a `Memory`.
-
-    Args:
-        topology: a built-in name, a path to a TOML file, or a `Topology`.
-        budget: bytes, or a string like "64MiB", for everything that is held in this process.
-        overrides: the TOML's keys: a mapping merges into its table, a list replaces.
-
-    Raises:
-        TopologyError: if a key or value is wrong; it names the key, what was seen and allowed.
-        BackendError: on entering, if a backing store cannot be opened.
-        PluginError: on entering, if a plugin cannot be had.
-    """
-    return _Opening(resolve(topology, budget=budget, **overrides))
-
-

@@ -101,11 +101,15 @@ class PluginRef:
         elif not isinstance(value, type) and type(value).__module__ not in ("builtins", "datetime"):
             name = getattr(value, "name", None)
             return cls(name if isinstance(name, str) else type(value).__name__, instance=value)
-        msg = (
-            f"{where}: saw {value!r:.200}; allowed: a plugin's name, "
-            "a table { name = ..., and its options }, or a plugin object"
-        )
-        raise TopologyError(msg)
+        allowed = "a plugin's name, a table { name = ..., and its options }, or a plugin object"
+        raise TopologyError(f"{where} is {_seen(value)}; allowed: {allowed}")
+
+
+def _seen(value: object) -> str:
+    try:
+        return repr(value)[:200]
+    except (ValueError, RecursionError):  # an int of 5000 digits, a list in a list in a list ...
+        return f"of type {type(value).__name__}"
 
 
 def known(kind: str) -> list[tuple[str, str]]:

@@ -46,7 +46,9 @@ async def supervise(name: str, run: Callable[[], Awaitable[None]], vmstat: Vmsta
             vmstat["actor_restarts"] += 1
             log.error("actor.crashed", actor=name, crashes=len(crashes), exc_info=exc)
             if len(crashes) > INTENSITY and now - crashes[0] < WINDOW_S:
-                msg = f"{name} crashed {len(crashes)} times within {WINDOW_S:g} s; the last: {exc!r}"
+                msg = (
+                    f"{name} crashed {len(crashes)} times within {WINDOW_S:g} s; the last: {exc!r}"
+                )
                 raise ReclaimError(msg) from exc
             recent = sum(now - crash < WINDOW_S for crash in crashes)
             await anyio.sleep(BACKOFF_S * 2**recent)

@@ -124,6 +124,11 @@ class Machine:
             self._tasks.start_soon(supervise, name, run, self.node.vmstat, name=name)
         log.debug("actors.started", actors=[name for name, _ in self._actors])
 
+    def check_open(self) -> None:
+        """Raise ClosedResourceError once the memory closes."""
+        if self.closing:
+            raise anyio.ClosedResourceError
+
     def close(self) -> None:
         """Take back whatever the actors have left in the queues, and close these; they have ended."""
         for batch in self.fifo.drain():

@@ -223,7 +223,8 @@ class Swapd:
             ticket.data = self._m.swapin.finish(ticket.load, stored)
         except CorruptData as exc:
             ticket.error = exc
-        ticket.done.set()
+        finally:
+            ticket.done.set()
 
     def _end(self, ticket: Ticket, *, error: Exception) -> None:
         if self.tickets.pop(ticket.load.pfn, None) is None:

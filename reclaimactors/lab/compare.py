@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Comparison"]
 
 ROUNDS = 3
+MAX_SHARE = 2.5  # all time, with verifying, at most by this longer than clients work
 MIN_ROUND_S = 0.5  # shorter rounds would measure the start and little else
 
 
@@ -47,7 +48,7 @@ class Comparison:
     )
 
     async def run(self) -> None:
-        """Run all rounds, fewer where verifying takes longer than the clients worked.
+        """Run all rounds, fewer where verifying takes much longer than the clients work.
 
         Raises:
             RunFailed: if one fails; the message names its topology.
@@ -56,7 +57,7 @@ class Comparison:
         started = time.perf_counter()
         for turn in range(nr_rounds):
             elapsed = time.perf_counter() - started
-            if turn and elapsed * (turn + 1) > 2 * self.seconds * turn:
+            if turn and elapsed * (turn + 1) > MAX_SHARE * self.seconds * turn:
                 break
             for number, name in enumerate(self.topologies, turn * len(self.topologies)):
                 self.on_round(number, nr_rounds * len(self.topologies), name)

@@ -20,7 +20,7 @@ from reclaimactors import __version__, registry
 from reclaimactors.errors import OutOfMemory, ReclaimError
 from reclaimactors.lab.measure import Histogram, Measurement, rss_bytes
 from reclaimactors.lab.workload import WORKLOADS, Keys
-from reclaimactors.memory import open_memory
+from reclaimactors.opening import open_memory
 from reclaimactors.units import MIB, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _first(exc: Exception) -> Exception:
 def _why(cause: ReclaimError | TimeoutError) -> str:
     match cause:
         case OutOfMemory():
-            return f"out of memory: {cause}; give it swap that holds 4 x its budget"
+            return f"out of memory (clients put 4 x the budget): {cause}"
         case TimeoutError():
             return f"the clients did not end within {GRACE_S:.0f} s of their time"
         case _:

@@ -109,13 +109,10 @@ class Node:
         new = size + KEY_OVERHEAD + nr_folios * FOLIO_OVERHEAD
         return max(0, new - self.frees_now(key))
 
-    def fits(self, key: Hashable, size: int, nr_folios: int) -> bool:
-        """Return whether a value of `size` bytes can ever be put, everything else reclaimed."""
-        memcg = self.memcg
+    def other_overhead(self, key: Hashable, nr_folios: int) -> int:
+        """Return the overhead of all keys once `key` has a value of so many folios."""
         old = KEY_OVERHEAD + len(self.pfns(key)) * FOLIO_OVERHEAD if key in self else 0
-        others = memcg.overhead - old + memcg.pinned
-        own = size + KEY_OVERHEAD + nr_folios * FOLIO_OVERHEAD
-        return own + others <= memcg.budget - self.marks.min
+        return self.memcg.overhead - old + KEY_OVERHEAD + nr_folios * FOLIO_OVERHEAD
 
     def commit(self, key: Hashable, parts: list[bytes], reserved: int) -> None:
         """Make `parts` the value of `key` in one step, spending a reservation.

@@ -77,9 +77,7 @@ class Squeezed:
 
     def rows(self, start: int, stop: int) -> Squeezed:
         """Return rows `start` to `stop` as columns of their own."""
-        return Squeezed(
-            self.kinds[start:stop], self.blobs[start:stop], self.values[start:stop]
-        )
+        return Squeezed(self.kinds[start:stop], self.blobs[start:stop], self.values[start:stop])
 
 
 def same_filled(data: bytes) -> int | None:

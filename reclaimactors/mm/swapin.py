@@ -74,7 +74,7 @@ class Swapin:
         Args:
             pfn: any live folio.
             promote: whether it becomes resident (`may_promote`, or a reservation, says so).
-            reserved: bytes of a reservation that this promotion spends.
+            reserved: bytes of a reservation that this spends; what is left of it is given back.
 
         Raises:
             CorruptData: if its blob is damaged; the folio stays as it is.
@@ -87,9 +87,11 @@ class Swapin:
             self._swapout.cancel(pfn)
             state = RESIDENT
         if state == RESIDENT:
+            node.memcg.unreserve(reserved)
             node.policy.access(pfn)
             return data
         if state == DEVICE:
+            node.memcg.unreserve(reserved)
             return None
         vm = node.vmstat
         pages = nr_pages(mm.size[pfn], node.page_size)
@@ -98,7 +100,11 @@ class Swapin:
             data = expand(mm.entry[pfn], mm.size[pfn])
             vm["swpin_zero"] += pages if mm.entry[pfn] == 0 else 0
         else:
-            data = self._decompress(pfn, data or b"", "the zswap pool")
+            try:
+                data = self._decompress(pfn, data or b"", "the zswap pool")
+            except CorruptData:
+                node.memcg.unreserve(reserved)
+                raise
             vm["zswpin"] += pages
         if promote:
             self.promote(pfn, data, reserved)

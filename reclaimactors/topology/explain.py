@@ -11,17 +11,26 @@ if TYPE_CHECKING:
 
 __all__ = ["explain"]
 
-_CPU = {"inline": "in the event loop, in slices of about 1 ms", "thread": "in worker threads"}
+_CPU = {
+    "inline": "in the event loop, in slices of about 1 ms",
+    "thread": "in worker threads",
+    "process": "in worker processes",
+}
 
 
 def explain(topology: Topology) -> list[str]:
     """Return lines that say who compresses where, what happens when full, and what fits."""
     low, mid, high = topology.watermarks.resolve(topology.budget)
     lines = [
-        f"{topology.name}: a budget of {format_size(topology.budget)} "
-        f"in pages of {format_size(topology.page_size)}, policy {topology.policy.name}",
-        f"free below {format_size(mid)}: kswapd wakes, and sleeps again at {format_size(high)}; "
-        f"puts are slowed down to {format_size(low)}, and reclaim for themselves below it",
+        (
+            f"{topology.name}: a budget of {format_size(topology.budget)} "
+            f"in pages of {format_size(topology.page_size)}, policy {topology.policy.name}"
+        ),
+        (
+            f"free below {format_size(mid)}: kswapd wakes, and sleeps again at "
+            f"{format_size(high)}; puts are slowed down to {format_size(low)}, and reclaim for "
+            "themselves below it"
+        ),
         _who(topology),
     ]
     if topology.compress.mode != "inline":

@@ -1,307 +1,326 @@
 """What a topology may say: one frozen class a table, one field a key.
 
-The TOML key is the field name. Each field checks its own value; what concerns several keys is
-checked in `Topology`. Every error is a `TopologyError` that names the key, what was seen and what is
-allowed.
+The TOML key is the field name. Each field takes what TOML can say and checks it (`checks.py`);
+what concerns several keys is checked when all of them are there. Every error is a `TopologyError`
+that names the key with its path, what was seen and what is allowed. What depends on the budget or
+on this machine stays as it was asked (None, "2%") and is worked out by a method, so that another
+budget moves it too. Where specs come from is in `load.py`, what is built of them in `build.py`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
 from reclaimactors.errors import TopologyError
 from reclaimactors.registry import PluginRef
-from reclaimactors.units import MIB, PAGE_SIZE, format_size, parse_size
+from reclaimactors.topology import checks
+from reclaimactors.topology.checks import bad
+from reclaimactors.units import KIB, MIB, PAGE_SIZE, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["CompressSpec", "SwapSpec", "Topology", "WatermarksSpec", "ZswapSpec"]
 
 MODES = ("inline", "kcompressd", "padata")
-OFFLOADS = ("inline", "thread")
+OFFLOADS = ("inline", "thread")  # on whose CPU; the last one is the default
 ON_FULL = ("inline", "steal_oldest", "wait")
-DEFAULT_OFFLOAD = "thread"
 MIN_BUDGET_PAGES = 16
+SWAP_TO_BUDGET = 16
 
 S = TypeVar("S")
 
 
-# -- fields: each is a converter that knows what is allowed ------------------------------------------
-
-
-def _field(check: Callable[[Any, str], Any], default: Any, *, doc: str) -> Any:
-    """Return an attrs field whose value `check(value, key)` has seen and converted."""
-    return attrs.field(
-        default=default,
-        metadata={"doc": doc},
-        converter=attrs.Converter(_named(check), takes_field=True),  # type: ignore[misc] # attrs' stubs
-    )
-
-
-def _named(check: Callable[[Any, str], Any]) -> Callable[[Any, Any], Any]:
-    def convert(value: Any, field: Any) -> Any:
-        return check(value, field.name)
-
-    return convert
-
-
-def _bad(key: str, value: Any, allowed: str) -> TopologyError:
-    return TopologyError(f"{key} is {value!r}; {allowed}")
-
-
-def _size(value: Any, key: str) -> int:
-    try:
-        return parse_size(value)
-    except (ValueError, OverflowError) as exc:
-        raise TopologyError(f"{key}: {exc}") from exc
-
-
-def _optional_size(value: Any, key: str) -> int | None:
-    return None if value is None else _size(value, key)
-
-
-def _int(least: int, most: int = 1 << 40) -> Callable[[Any, str], int]:
-    def check(value: Any, key: str) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            allowed = f"{least} to {most}" if most < 1 << 40 else f"{least} or more"
-            raise _bad(key, value, f"it is a whole number, {allowed}")
-        return value
-
-    return check
-
-
-def _number(least: float, most: float, unit: str) -> Callable[[Any, str], float]:
-    def check(value: Any, key: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise _bad(key, value, f"it is a number of {unit}")
-        if not least <= value <= most:
-            raise _bad(key, value, f"it is {least:g} to {most:g} {unit}")
-        return float(value)
-
-    return check
-
-
-def _choice(allowed: Sequence[str]) -> Callable[[Any, str], str]:
-    def check(value: Any, key: str) -> str:
-        if value not in allowed:
-            raise _bad(key, value, f"it is one of {', '.join(allowed)}")
-        return str(value)
-
-    return check
-
-
-def _offload(value: Any, key: str) -> str:
-    if value == "process":
-        raise _bad(key, value, f"worker processes do not exist yet; use {' or '.join(OFFLOADS)}")
-    return _choice(OFFLOADS)(value, key)
-
-
-def _bool(value: Any, key: str) -> bool:
-    if not isinstance(value, bool):
-        raise _bad(key, value, "it is true or false")
-    return value
-
-
-def _optional(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    return lambda value, key: None if value is None else check(value, key)
-
-
-def _plugin(value: Any, key: str) -> PluginRef:
-    return PluginRef.parse(value, where=key)
-
-
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise _bad(key, value, "it is a name")
-    return value
-
-
-# -- tables ----------------------------------------------------------------------------------------
-
-
 @attrs.frozen(kw_only=True)
 class WatermarksSpec:
-    """Free memory, as percent of the budget ("2%") or a size: 0 < min < low < high < budget."""
+    """When reclaim starts and stops, as free memory: 0 < min < low < high < budget.
 
-    min: Any = "2%"
-    low: Any = "6%"
-    high: Any = "12%"
+    Each is a percentage of the budget ("2%"), or a size in bytes ("4MiB").
+    """
+
+    min: int | str = attrs.field(default="2%", converter=lambda value: checks.mark("min", value))
+    """Below it a put reclaims for itself. Default 2%: a reserve that bursts seldom reach."""
+
+    low: int | str = attrs.field(default="6%", converter=lambda value: checks.mark("low", value))
+    """Below it kswapd wakes and puts are slowed. Default 6%: time enough to compress a batch."""
+
+    high: int | str = attrs.field(default="12%", converter=lambda value: checks.mark("high", value))
+    """kswapd sleeps from here on. Default 12%, twice low: it wakes seldom, for long."""
 
     def resolve(self, budget: int) -> tuple[int, int, int]:
-        """Return min, low and high in free bytes of `budget`."""
-        marks = [self._bytes(name, budget) for name in ("min", "low", "high")]
-        low, mid, high = marks
+        """Return min, low and high in bytes.
+
+        Args:
+            budget: bytes that percentages are of.
+
+        Raises:
+            TopologyError: if they are not in order.
+        """
+        low, mid, high = (_share(mark, budget) for mark in (self.min, self.low, self.high))
         if not 0 < low < mid < high < budget:
-            seen = ", ".join(
-                f"{name} {format_size(mark)}"
-                for name, mark in zip(("min", "low", "high"), marks, strict=True)
-            )
-            msg = f"watermarks are {seen} of {format_size(budget)}; 0 < min < low < high < budget"
-            raise TopologyError(msg)
+            marks = f"min {self.min}, low {self.low}, high {self.high} of {format_size(budget)}"
+            raise TopologyError(f"watermarks are {marks}; allowed: 0 < min < low < high < budget")
         return low, mid, high
 
-    def _bytes(self, name: str, budget: int) -> int:
-        value = getattr(self, name)
-        key = f"watermarks.{name}"
-        if isinstance(value, str) and value.strip().endswith("%"):
-            try:
-                share = float(value.strip()[:-1])
-            except ValueError:
-                raise _bad(key, value, "it is a percentage like '2%' or a size") from None
-            if not 0 <= share <= 100:
-                raise _bad(key, value, "a percentage is 0% to 100%")
-            return int(budget * share / 100)
-        return _size(value, key)
+
+def _share(mark: int | str, budget: int) -> int:
+    return int(budget * float(mark.removesuffix("%")) / 100) if isinstance(mark, str) else mark
 
 
 @attrs.frozen(kw_only=True)
 class CompressSpec:
-    """Who compresses, on whose CPU, and what happens when the queue in front of it is full."""
+    """Who compresses, on whose CPU, and what happens when the FIFO in front of it is full."""
 
-    mode: str = _field(
-        _choice(MODES), "kcompressd", doc="who: kswapd itself, one worker, or a pool"
+    mode: str = attrs.field(
+        default="kcompressd", converter=lambda value: checks.choice("mode", value, MODES)
     )
-    workers: int | None = _field(
-        _optional(_int(1, 1024)), None, doc="absent: the usable CPUs for padata, 1 for kcompressd"
+    """Who: "inline" (kswapd, which waits for it), "kcompressd" (one worker; default, the patch) or
+    "padata" (several)."""
+
+    workers: int | None = attrs.field(
+        default=None,
+        converter=lambda value: None if value is None else checks.integer("workers", value, 1, 256),
     )
-    offload: str = _field(_offload, DEFAULT_OFFLOAD, doc="on whose CPU: the loop's, or a thread's")
-    fifo: int = _field(_int(1, 1 << 20), 256, doc="base pages waiting, the seed's bound")
-    on_full: str = _field(
-        _choice(ON_FULL), "inline", doc="kswapd compresses the newest, or the oldest, or waits"
+    """Workers, 1 to 256, with padata. Default: one for each usable CPU. kcompressd always has 1."""
+
+    offload: str = attrs.field(
+        default=OFFLOADS[-1], converter=lambda value: _offload("offload", value)
     )
-    ordered: bool = _field(_bool, default=False, doc="padata: verdicts in submission order")
-    compressor: PluginRef = _field(_plugin, "lz4", doc="a plugin's name, or a table with options")
-    batch: int = _field(_int(1, 1 << 16), 128, doc="pages that a worker takes at a time")
-    in_flight: int = _field(_int(1, 1024), 4, doc="batches on their way at a time")
-    nice: int = _field(_int(0, 19), 10, doc="of worker processes")
+    """On whose CPU: "inline" (the event loop's, in slices) or "thread" (a worker thread's)."""
+
+    fifo: int = attrs.field(
+        default=256,
+        converter=lambda value: checks.integer("fifo", value, 1, 1 << 20, "(base pages)"),
+    )
+    """Base pages that may wait for a worker, 1 to 1048576. Default 256, as in the patch: 1 MiB of
+    4 KiB pages is what a burst may run ahead."""
+
+    on_full: str = attrs.field(
+        default="inline", converter=lambda value: checks.choice("on_full", value, ON_FULL)
+    )
+    """When the FIFO is full, kswapd: "inline" (compresses the newest folio itself; default, as the
+    patch does), "steal_oldest" (takes back what has waited longest) or "wait"."""
+
+    ordered: bool = attrs.field(
+        default=False, converter=lambda value: checks.flag("ordered", value)
+    )
+    """With padata: verdicts in the order of submission. Default false: a slow page holds nobody
+    up."""
+
+    compressor: PluginRef = attrs.field(
+        default=PluginRef("lz4"), converter=lambda value: PluginRef.parse(value, where="compressor")
+    )
+    """A compressor's name, a table with its name and options, or an object. Default "lz4"."""
+
+    batch: int = attrs.field(
+        default=128, converter=lambda value: checks.integer("batch", value, 1, 4096, "(pages)")
+    )
+    """Base pages that a worker takes at a time, 1 to 4096. Default 128: from there on what a hop
+    costs no longer shows."""
+
+    in_flight: int = attrs.field(
+        default=4, converter=lambda value: checks.integer("in_flight", value, 1, 64, "(batches)")
+    )
+    """Batches on their way at a time, 1 to 64. Default 4: a worker never waits for the loop."""
+
+    nice: int = attrs.field(
+        default=10, converter=lambda value: checks.integer("nice", value, 0, 19)
+    )
+    """Niceness of worker processes, 0 to 19. Default 10: the event loop goes first."""
 
     def __attrs_post_init__(self) -> None:
         if self.workers is not None and self.mode == "inline":
-            raise _bad(
-                "workers", self.workers, "with mode 'inline' kswapd compresses: leave it out"
-            )
-        if self.mode == "kcompressd" and self.workers not in {None, 1}:
-            raise _bad("workers", self.workers, "kcompressd is one worker; use mode 'padata'")
+            raise bad("workers", self.workers, "no such key with mode 'inline', which has none")
+        if self.workers not in {None, 1} and self.mode == "kcompressd":
+            raise bad("workers", self.workers, "1 with mode 'kcompressd'; mode 'padata' has more")
         if self.ordered and self.mode != "padata":
-            raise _bad("ordered", self.ordered, f"only padata has an order, not {self.mode!r}")
+            raise bad("ordered", self.ordered, f"false with mode {self.mode!r}, true with 'padata'")
         if self.ordered and self.on_full == "steal_oldest":
-            raise _bad("on_full", self.on_full, "an ordered stream cannot be stolen from")
+            raise bad("on_full", self.on_full, "inline, wait (stealing would break `ordered`)")
 
     @property
     def nr_workers(self) -> int:
         """Workers that compress at the same time."""
-        if self.workers is not None:
-            return self.workers
-        return usable_cpus() if self.mode == "padata" else 1
+        return self.workers or (usable_cpus() if self.mode == "padata" else 1)
+
+
+def _offload(key: str, value: Any) -> str:
+    if value == "process" and value not in OFFLOADS:
+        raise bad(key, value, f"{', '.join(OFFLOADS)} (worker processes are not available yet)")
+    return checks.choice(key, value, OFFLOADS)
 
 
 @attrs.frozen(kw_only=True)
 class ZswapSpec:
-    """The compressed pool."""
+    """The pool of blobs in RAM, in front of the backing stores."""
 
-    enabled: bool = _field(_bool, default=True, doc="off: folios go to a device as they are")
-    max_pool_percent: float = _field(
-        _number(0, 100, "percent of the budget"), 20, doc="the kernel's default"
+    enabled: bool = attrs.field(default=True, converter=lambda value: checks.flag("enabled", value))
+    """Default true. Without it folios go to the backing stores as they are."""
+
+    max_pool_percent: int = attrs.field(
+        default=20,
+        converter=lambda value: checks.integer(
+            "max_pool_percent", value, 1, 100, "(percent of the budget)"
+        ),
     )
-    accept_threshold_percent: float = _field(
-        _number(0, 100, "percent of that limit"), 90, doc="once full, takes nothing until here"
+    """The pool's limit, 1 to 100 percent of the budget. Default 20, the kernel's."""
+
+    accept_threshold_percent: int = attrs.field(
+        default=90,
+        converter=lambda value: checks.integer(
+            "accept_threshold_percent", value, 1, 100, "(percent of the pool's limit)"
+        ),
     )
-    shrinker: bool = _field(_bool, default=True, doc="cold blobs are written back to a device")
+    """A pool that was full takes blobs again below this, 1 to 100 percent of its limit. Default 90,
+    the kernel's: hysteresis, so that it does not flap."""
+
+    shrinker: bool = attrs.field(
+        default=True, converter=lambda value: checks.flag("shrinker", value)
+    )
+    """Whether the coldest blobs are written back under pressure, before the pool is full. Default
+    true."""
 
 
 @attrs.frozen(kw_only=True)
 class SwapSpec:
     """One backing store."""
 
-    backend: PluginRef = _field(_plugin, "file", doc="a plugin's name, or a table with options")
-    size: int | None = _field(_optional_size, None, doc="bytes; absent: 16 x the budget")
-    priority: int = _field(_int(-32768, 32767), 10, doc="highest is filled first")
-    timeout: float = _field(_number(0.001, 1e6, "seconds"), 30.0, doc="of one call of the store")
+    backend: PluginRef = attrs.field(
+        default=PluginRef("file"), converter=lambda value: PluginRef.parse(value, where="backend")
+    )
+    """A backend's name, a table with its name and options, or an object. Default "file"."""
 
+    size: int | None = attrs.field(
+        default=None, converter=lambda value: None if value is None else checks.size("size", value)
+    )
+    """Bytes it may take, one page to 1PiB. Default 16 x the budget: the file is sparse."""
 
-def _tables(value: Any, key: str) -> tuple[SwapSpec, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise _bad(key, value, "it is a list of tables: [[swap]]")
-    items: Sequence[Any] = value  # pyright: ignore[reportUnknownVariableType] # TOML
-    return tuple(table(SwapSpec, item, f"{key}[{i}]") for i, item in enumerate(items))
+    priority: int = attrs.field(
+        default=10, converter=lambda value: checks.integer("priority", value, -32768, 32767)
+    )
+    """The highest is filled first, -32768 to 32767. Default 10."""
 
-
-def _table(cls: type[Any]) -> Callable[[Any, str], Any]:
-    return lambda value, key: table(cls, value, key)
-
-
-def table(cls: type[S], value: Any, where: str) -> S:
-    """Return a spec from a TOML table; errors carry the path `where`.
-
-    Raises:
-        TopologyError: for a value that is no table, an unknown key, or a bad value.
-    """
-    if isinstance(value, cls):
-        return value
-    if not isinstance(value, dict):
-        raise _bad(where, value, "it is a table")
-    keys: dict[str, Any] = dict(value)  # pyright: ignore[reportUnknownArgumentType] # TOML
-    reject_unknown(cls, keys, where)
-    try:
-        return cls(**keys)
-    except TopologyError as exc:
-        raise TopologyError(f"{where}.{exc}" if where else str(exc)) from exc.__cause__
-
-
-def reject_unknown(cls: type[Any], keys: Mapping[str, Any], where: str) -> None:
-    """Raise for a key that the table does not have, suggesting the nearest one."""
-    import difflib  # noqa: PLC0415 - only an error needs it
-
-    names = [field.name for field in attrs.fields(cls)]
-    for key in keys:
-        if key not in names:
-            path = f"{where}.{key}" if where else str(key)
-            near = difflib.get_close_matches(str(key), names, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-            raise TopologyError(f"{path} is not a key; {hint}")
+    timeout: float = attrs.field(
+        default=30.0, converter=lambda value: checks.number("timeout", value, 0.001, 1e6, "seconds")
+    )
+    """Seconds that one call may take, 0.001 to 1000000; later it has failed. Default 30: what a
+    disk may take that spins up, and no caller waits for ever."""
 
 
 @attrs.frozen(kw_only=True)
 class Topology:
-    """A whole machine. Sizes are ints of bytes once constructed."""
+    """A whole machine."""
 
-    name: str = _field(_text, "custom", doc="what output calls it")
-    budget: int = _field(_size, 64 * MIB, doc="bytes for everything held in this process")
-    page_size: int = _field(_size, PAGE_SIZE, doc="bytes, a power of two; a slot's size")
-    max_folio: int = _field(_size, "256KiB", doc="bytes; a larger value is several folios")
-    policy: PluginRef = _field(_plugin, "mglru", doc="a plugin's name, or a table with options")
-    watermarks: WatermarksSpec = _field(_table(WatermarksSpec), WatermarksSpec(), doc="free bytes")
-    nodes: int = _field(_int(1, 1024), 1, doc="1 in this version")
-    close_timeout: float = _field(
-        _number(0.001, 1e6, "seconds"), 5.0, doc="after which close ends whatever hangs"
+    name: str = attrs.field(default="custom", converter=lambda value: checks.text("name", value))
+    """What results call it. Default: the built-in's name, or the file's without ".toml"."""
+
+    budget: int = attrs.field(
+        default=64 * MIB, converter=lambda value: checks.size("budget", value)
     )
-    compress: CompressSpec = _field(_table(CompressSpec), CompressSpec(), doc="[compress]")
-    zswap: ZswapSpec = _field(_table(ZswapSpec), ZswapSpec(), doc="[zswap]")
-    swap: tuple[SwapSpec, ...] = _field(_tables, (), doc="[[swap]], absent = none")
+    """Bytes for all that is held in this process, 16 pages to 1PiB. Default 64MiB."""
+
+    page_size: int = attrs.field(
+        default=PAGE_SIZE, converter=lambda value: checks.size("page_size", value)
+    )
+    """Bytes of a base page and of a swap slot, a power of two, 512B to 1MiB. Default 4KiB, as in
+    the kernel: vmstat and the FIFO count them."""
+
+    max_folio: int = attrs.field(
+        default=256 * KIB, converter=lambda value: checks.size("max_folio", value)
+    )
+    """Bytes, page_size to 1GiB; a larger value is several folios. Default 256KiB: what lz4
+    compresses in less than a millisecond."""
+
+    policy: PluginRef = attrs.field(
+        default=PluginRef("mglru"), converter=lambda value: PluginRef.parse(value, where="policy")
+    )
+    """A policy's name, a table with its name and options, or an object. Default "mglru"."""
+
+    watermarks: WatermarksSpec = attrs.field(
+        default=WatermarksSpec(), converter=lambda value: table(WatermarksSpec, value, "watermarks")
+    )
+    """When reclaim starts and stops."""
+
+    nodes: int = attrs.field(
+        default=1, converter=lambda value: checks.integer("nodes", value, 1, 1)
+    )
+    """Memory nodes, each with its own kswapd: 1 in this version."""
+
+    close_timeout: float = attrs.field(
+        default=5.0,
+        converter=lambda value: checks.number("close_timeout", value, 0.001, 1e6, "seconds"),
+    )
+    """Seconds within which close ends whatever hangs, 0.001 to 1000000. Default 5."""
+
+    compress: CompressSpec = attrs.field(
+        default=CompressSpec(), converter=lambda value: table(CompressSpec, value, "compress")
+    )
+    """Who compresses, on whose CPU."""
+
+    zswap: ZswapSpec = attrs.field(
+        default=ZswapSpec(), converter=lambda value: table(ZswapSpec, value, "zswap")
+    )
+    """The pool of blobs."""
+
+    swap: tuple[SwapSpec, ...] = attrs.field(default=(), converter=lambda value: _swaps(value))
+    """Backing stores; default none, and the pool is the last tier."""
 
     def __attrs_post_init__(self) -> None:
         page = self.page_size
-        if page < 512 or page & (page - 1) or page > 1 << 20:
-            raise _bad("page_size", page, "it is a power of two, 512B to 1MiB")
-        if self.max_folio < page:
-            raise _bad("max_folio", self.max_folio, f"it is at least page_size, {page}")
+        if page & (page - 1) or not 512 <= page <= MIB:
+            raise bad("page_size", page, "a power of two, 512B to 1MiB")
+        if not page <= self.max_folio <= 1024 * MIB:
+            raise bad("max_folio", self.max_folio, f"page_size, {format_size(page)}, to 1GiB")
         if self.budget < MIN_BUDGET_PAGES * page:
             least = format_size(MIN_BUDGET_PAGES * page)
-            raise _bad("budget", self.budget, f"it is at least {MIN_BUDGET_PAGES} pages: {least}")
-        if self.nodes != 1:
-            raise _bad("nodes", self.nodes, "more than one node is not available yet; it is 1")
+            raise bad("budget", self.budget, f"{MIN_BUDGET_PAGES} pages, {least}, to 1PiB")
         for i, spec in enumerate(self.swap):
             if spec.size is not None and spec.size < page:
-                raise _bad(f"swap[{i}].size", spec.size, f"it is at least one page, {page}")
+                raise bad(f"swap[{i}].size", spec.size, f"one page, {format_size(page)}, to 1PiB")
         self.watermarks.resolve(self.budget)
 
     def swap_bytes(self, spec: SwapSpec) -> int:
         """Return the size of one of its backing stores: 16 x the budget where none is given."""
-        return 16 * self.budget if spec.size is None else spec.size
+        return SWAP_TO_BUDGET * self.budget if spec.size is None else spec.size
+
+
+def _swaps(value: Any) -> tuple[SwapSpec, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise bad("swap", value, "a list of tables: [[swap]]")
+    items: Sequence[Any] = value  # pyright: ignore[reportUnknownVariableType] # checked one by one
+    return tuple(table(SwapSpec, item, f"swap[{i}]") for i, item in enumerate(items))
+
+
+def table(cls: type[S], value: Any, where: str) -> S:
+    """Return a spec from a table; an error of one of its keys gets the path `where` in front.
+
+    Args:
+        cls: the spec.
+        value: a mapping, or a `cls`, which stays as it is.
+        where: the table's key, "" for the topology itself.
+
+    Raises:
+        TopologyError: if it is no table, or has an unknown key or a bad value.
+    """
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, Mapping):
+        raise bad(where or "topology", value, "a table")
+    keys: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] # checked below
+    path = f"{where}." if where else ""
+    known = list(attrs.fields_dict(cls))  # type: ignore[type-var] # all specs are attrs classes
+    for key in keys:
+        if key not in known:
+            near = checks.suggest(key, known)
+            raise TopologyError(f"{path}{key!s:.50} is not a key{near}; known: {', '.join(known)}")
+    try:
+        return cls(**keys)
+    except TopologyError as exc:
+        raise TopologyError(f"{path}{exc}") from None
 
 
 def usable_cpus() -> int:

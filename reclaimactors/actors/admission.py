@@ -1,0 +1,171 @@
+"""Admission: how a caller gets room. The brake between *low* and *min*, direct reclaim below.
+
+Callers are admitted first come first served, and only callers wait for room. What is reserved here
+counts as resident until it is spent or given back.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from reclaimactors.errors import OutOfMemory
+from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.mm.swapout import SWAP_CLUSTER_MAX
+from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
+from reclaimactors.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reclaimactors.actors.machine import Machine
+
+__all__ = ["Admission", "Stalled"]
+
+
+class Stalled:
+    """A caller waits: that is PSI's *some*."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._psi = machine.psi
+
+    def __enter__(self) -> None:
+        self._psi.enter_some(perf_counter())
+
+    def __exit__(self, *_: object) -> None:
+        self._psi.leave_some(perf_counter())
+
+
+class Admission:
+    """The way in of one machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._m = machine
+        self._turn = anyio.Lock(fast_acquire=True)
+
+    @property
+    def queued(self) -> bool:
+        """Whether somebody waits for room already."""
+        return self._turn.locked()
+
+    async def reserve(self, need_of: Callable[[], int]) -> int:
+        """Reserve what `need_of` says once it is the caller's turn; return how much that was.
+
+        Raises:
+            OutOfMemory: if MAX_RECLAIM_RETRIES rounds freed nothing and nothing is in flight.
+            ClosedResourceError: if the memory closes.
+        """
+        async with self._turn:
+            need = self._reserve_nowait(need_of)
+            if need is not None:
+                return need
+            self._m.node.vmstat["allocstall_normal"] += 1
+            fruitless = 0
+            with Stalled(self._m):
+                while True:
+                    self._m.check_open()
+                    need = self._reserve_nowait(need_of)
+                    if need is not None:
+                        return need
+                    fruitless = await self._direct_reclaim(need_of(), fruitless)
+
+    def _reserve_nowait(self, need_of: Callable[[], int]) -> int | None:
+        memcg, marks = self._m.node.memcg, self._m.node.marks
+        need = max(0, need_of())
+        if need and memcg.free - need < marks.min:
+            return None
+        memcg.reserve(need)
+        return need
+
+    async def _direct_reclaim(self, need: int, fruitless: int) -> int:
+        """One round below *min*; return how many rounds in a row freed nothing."""
+        machine, node = self._m, self._m.node
+        machine.revive()
+        machine.wake_kswapd()
+        missing = need - (node.memcg.free - node.marks.min)
+        if node.memcg.in_flight * machine.swapout.gain >= missing:
+            await machine.verdicts.wait()
+        elif machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT):
+            fruitless = 0
+            await checkpoint()
+        elif not machine.idle:
+            await machine.verdicts.wait()
+        else:
+            fruitless += 1
+            if fruitless >= MAX_RECLAIM_RETRIES:
+                raise self.out_of_memory(need)
+            await checkpoint()
+        return fruitless
+
+    def reserve_now(self, need_of: Callable[[], int]) -> int:
+        """Reserve without waiting: below *min*, compress here and now, into RAM tiers only.
+
+        Raises:
+            WouldBlock: if somebody waits already, work is in flight, or a store could take it.
+            OutOfMemory: if nothing can be reclaimed at all.
+        """
+        if self.queued:
+            raise anyio.WouldBlock
+        machine, node = self._m, self._m.node
+        fruitless = 0
+        stalled = False
+        while (need := self._reserve_nowait(need_of)) is None:
+            if not stalled:
+                stalled = True
+                node.vmstat["allocstall_normal"] += 1
+                machine.wake_kswapd()
+            if machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT, ram_only=True):
+                fruitless = 0
+                continue
+            fruitless += 1
+            if fruitless >= MAX_RECLAIM_RETRIES:
+                if not machine.idle or node.swap.has_room:
+                    raise anyio.WouldBlock
+                raise self.out_of_memory(need_of())
+        return need
+
+    async def brake(self, size: int) -> None:
+        """Wait, after a reservation for `size` bytes, as deep as it went below *low*.
+
+        It is work that is waited for: bytes freed by anybody, until nobody is at work any more
+        (kswapd sleeps and nothing is in flight), or until a store holds kswapd up.
+        """
+        machine, memcg = self._m, self._m.node.memcg
+        owed = machine.node.marks.brake(memcg.free, size)
+        if not owed:
+            return
+        machine.wake_kswapd()
+        target = memcg.freed_total + owed
+        with Stalled(machine):
+            while memcg.freed_total < target and not machine.kswapd.throttled:
+                if not machine.awake and machine.idle:
+                    return
+                await machine.verdicts.wait()
+                machine.check_open()
+
+    def must_fit(self, size: int, overhead: int) -> None:
+        """Raise OutOfMemory at once for what could not fit with everything else reclaimed.
+
+        Args:
+            size: bytes that are to be resident.
+            overhead: bytes of overhead beside it: its own, and that of all other keys.
+        """
+        node = self._m.node
+        if size + overhead + node.memcg.pinned > node.memcg.budget - node.marks.min:
+            raise self.out_of_memory(size)
+
+    def out_of_memory(self, need: int) -> OutOfMemory:
+        """Return the error, with what is in the way."""
+        node = self._m.node
+        memcg = node.memcg
+        keys = len(node.small) + len(node.large)
+        msg = (
+            f"no room for {format_size(need)} more: {format_size(memcg.free)} of the budget of "
+            f"{format_size(memcg.budget)} is free, {format_size(node.marks.min)} of it stays free, "
+            f"{format_size(memcg.pinned)} is pinned, {format_size(memcg.overhead)} is overhead of "
+            f"{keys} keys; delete keys, raise the budget or add swap"
+        )
+        return OutOfMemory(msg)

@@ -1,0 +1,97 @@
+"""`open_memory`: one task group around a `Memory`, and the way out of it.
+
+Whatever happens in the body or in an actor, close refuses new calls, ends waiting ones, takes every
+batch back, writes nothing, and ends within `close_timeout`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from reclaimactors.log import log
+from reclaimactors.memory import Memory
+from reclaimactors.topology import resolve
+from reclaimactors.topology.build import build, close_backends
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from anyio.abc import TaskGroup
+
+    from reclaimactors.topology import Topology
+
+__all__ = ["open_memory"]
+
+
+class _Opening:
+    """The context manager of `open_memory`: one task group, closed within `close_timeout`."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._memory: Memory | None = None
+        self._tasks: TaskGroup | None = None
+
+    async def __aenter__(self) -> Memory:
+        machine = await build(self._topology)
+        self._machine = machine
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        machine.attach(self._tasks)
+        self._memory = Memory(self._topology, machine)
+        return self._memory
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        assert self._memory is not None
+        assert self._tasks is not None
+        self._memory.refuse_calls()
+        self._tasks.cancel_scope.cancel()
+        try:
+            return await self._tasks.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            crash = _only(group, error)
+            if crash is None:
+                return False  # the body's own error goes on as it is, not in a group
+            log.error("memory.crashed", error=str(crash))
+            raise crash from crash.__cause__
+        finally:
+            self._machine.close()
+            await close_backends(self._machine, self._topology.close_timeout)
+
+
+def _only(group: BaseExceptionGroup[BaseException], body: BaseException | None) -> Any:
+    """Return the crash of an actor that a task group ended with; None if the body raised."""
+    _, rest = group.split(lambda exc: exc is body)
+    if rest is None:
+        return None
+    crash: BaseException = rest
+    while isinstance(crash, BaseExceptionGroup) and len(crash.exceptions) == 1:
+        crash = crash.exceptions[0]
+    return crash
+
+
+def open_memory(
+    topology: str | Topology = "kcompressd",
+    *,
+    budget: int | str | None = None,
+    **overrides: Any,
+) -> _Opening:
+    """Return an async context manager that gives a `Memory`.
+
+    Args:
+        topology: a built-in name, a path to a TOML file, or a `Topology`.
+        budget: bytes, or a string like "64MiB", for everything that is held in this process.
+        overrides: the TOML's keys: a mapping merges into its table, a list replaces.
+
+    Raises:
+        TopologyError: if a key or value is wrong; it names the key, what was seen and allowed.
+        BackendError: on entering, if a backing store cannot be opened.
+        PluginError: on entering, if a plugin cannot be had.
+    """
+    return _Opening(resolve(topology, budget=budget, **overrides))

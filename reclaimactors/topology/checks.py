@@ -1,0 +1,92 @@
+"""What one value of a topology may be: each check returns it converted, or raises.
+
+A message begins with the key, so that a table above it can put its own name and a dot in front.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Any
+
+from reclaimactors.errors import TopologyError
+from reclaimactors.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["bad", "choice", "flag", "integer", "mark", "number", "size", "suggest", "text"]
+
+MAX_SIZE = 1 << 50  # 1PiB: what fits a column of 63-bit ints with room to multiply
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+
+
+def bad(key: str, value: object, allowed: str) -> TopologyError:
+    """Return the error that says what `key` is and what it may be."""
+    try:
+        seen = repr(value)
+    except (ValueError, RecursionError):  # an int of 5000 digits, a list in a list in a list ...
+        seen = f"of type {type(value).__name__}"
+    return TopologyError(f"{key} is {seen[:100]}{'...' * (len(seen) > 100)}; allowed: {allowed}")
+
+
+def suggest(value: object, known: Iterable[str]) -> str:
+    """Return " (did you mean ...?)" for the nearest of the known words, "" if none is near."""
+    near = difflib.get_close_matches(str(value)[:50], list(known), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def size(key: str, value: Any, *, least: int = 0) -> int:
+    """Return bytes from an int of bytes or a string with a unit."""
+    try:
+        nr_bytes = parse_size(value)
+    except (ValueError, OverflowError):
+        nr_bytes = -1
+    if not least <= nr_bytes <= MAX_SIZE:
+        raise bad(key, value, f"{format_size(least)} to 1PiB, as bytes or a string like '64MiB'")
+    return nr_bytes
+
+
+def mark(key: str, value: Any) -> int | str:
+    """Return a size in bytes, or a percentage as the string it is: "2%"."""
+    if not (isinstance(value, str) and "%" in value):
+        return size(key, value)
+    match = _PERCENT.fullmatch(value)
+    if match is None or float(match[1]) > 100:
+        raise bad(key, value, "0% to 100% of the budget, or a size like '4MiB'")
+    return f"{match[1]}%"
+
+
+def integer(key: str, value: Any, least: int, most: int, unit: str = "") -> int:
+    """Return a whole number from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise bad(key, value, f"a whole number from {least} to {most} {unit}".rstrip())
+    return value
+
+
+def number(key: str, value: Any, least: float, most: float, unit: str) -> float:
+    """Return a number from `least` to `most` as a float; neither nan nor infinity is one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise bad(key, value, f"a number from {least:g} to {most:g} {unit}")
+    return float(value)
+
+
+def flag(key: str, value: Any) -> bool:
+    """Return True or False, which nothing else stands for."""
+    if not isinstance(value, bool):
+        raise bad(key, value, "true or false")
+    return value
+
+
+def choice(key: str, value: Any, words: Sequence[str]) -> str:
+    """Return one of the words."""
+    if not isinstance(value, str) or value not in words:
+        raise bad(key, value, ", ".join(words) + suggest(value, words))
+    return value
+
+
+def text(key: str, value: Any) -> str:
+    """Return a string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise bad(key, value, "a string that is not empty")
+    return value
