@@ -184,14 +184,14 @@ def test_a_full_disk_under_stdout_is_no_traceback():
 
 CORRUPT = """
 import sys
-from reclaimactors import memory
-get = memory.Memory.get
+from reclaimactors import Memory
+get = Memory.get
 
 async def lie(self, key):
     value = await get(self, key)
     return value[:-1] + b"?" if key == 3 else value
 
-memory.Memory.get = lie
+Memory.get = lie
 sys.argv[0] = "reclaimactors"
 from reclaimactors.cli import main
 main()

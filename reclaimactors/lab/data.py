@@ -40,22 +40,27 @@ class Input:
 
     data: bytes = attrs.field(repr=lambda data: f"<{len(data)} B>")
     value_size: int
+    _nr: int = attrs.field(init=False)
+
+    @_nr.default
+    def _count(self) -> int:
+        return max(1, len(self.data) // self.value_size)
 
     def __len__(self) -> int:
-        """Return the number of distinct values, at least 1."""
-        return max(1, len(self.data) // self.value_size)
+        """Return the number of values, at least 1."""
+        return self._nr
 
     def value(self, key: int, version: int) -> bytes:
         """Return a fresh copy of what `key` holds after its put number `version`.
 
         Versions of a key are far apart in the input, so that a stale value differs from the last.
         """
-        start = (key + version * (len(self) // 2 + 1)) % len(self) * self.value_size
+        start = (key + version * (self._nr // 2 + 1)) % self._nr * self.value_size
         return self.data[start : start + self.value_size]
 
     def values(self) -> Iterator[bytes]:
-        """Yield each distinct value once."""
-        return (self.value(key, 0) for key in range(len(self)))
+        """Yield each of them once."""
+        return (self.value(key, 0) for key in range(self._nr))
 
     def same_filled_share(self) -> float:
         """Return the share, 0 to 1, of values that are one machine word repeated."""
