@@ -78,7 +78,7 @@ class PluginRef:
     instance: object | None = None
 
     @classmethod
-    def parse(cls, value: object, *, where: str) -> Self:
+    def parse(cls, value: Any, *, where: str) -> Self:
         """Return a reference from a name, a table ``{name = ..., **options}`` or an object.
 
         Args:
@@ -93,7 +93,7 @@ class PluginRef:
         if isinstance(value, str) and value.strip():
             return cls(value)
         if isinstance(value, Mapping):
-            table: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] # TOML
+            table = cast("Mapping[str, Any]", value)
             options = {str(key): option for key, option in table.items()}
             name = options.pop("name", None)
             if isinstance(name, str) and name.strip():

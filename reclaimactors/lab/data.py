@@ -34,17 +34,17 @@ class InputError(ReclaimError, ValueError):
     """The files given as input are missing, unreadable or empty."""
 
 
+def _count(values: Input) -> int:
+    return max(1, len(values.data) // values.value_size)
+
+
 @attrs.frozen(eq=False)
 class Input:
     """Values of `value_size` bytes each, taken from files; held once, handed out as copies."""
 
     data: bytes = attrs.field(repr=lambda data: f"<{len(data)} B>")
     value_size: int
-    _nr: int = attrs.field(init=False)
-
-    @_nr.default
-    def _count(self) -> int:
-        return max(1, len(self.data) // self.value_size)
+    _nr: int = attrs.field(init=False, default=attrs.Factory(_count, takes_self=True))
 
     def __len__(self) -> int:
         """Return the number of values, at least 1."""

@@ -34,7 +34,8 @@ class Load:
     pfn: int
     device: int
     slots: range
-    reserved: int  #: bytes set aside to promote it, 0 = hand out only
+    promote: bool  #: whether it becomes resident, or is handed out only
+    reserved: int  #: bytes set aside for that
 
 
 class Swapin:
@@ -171,10 +172,8 @@ class Swapin:
         node.memcg.reserve(reserved)
         node.hold(pfn)
         first = mm.entry[pfn]
-        return Load(
-            pfn, mm.device[pfn], range(first, first + nr_pages(mm.length[pfn], node.page_size)),
-            reserved,
-        )  # fmt: skip
+        slots = range(first, first + nr_pages(mm.length[pfn], node.page_size))
+        return Load(pfn, mm.device[pfn], slots, promote, reserved)
 
     def finish(self, load: Load, stored: Sequence[bytes]) -> bytes:
         """Return the folio's bytes from what its slots gave, and promote it if room was reserved.
@@ -195,7 +194,7 @@ class Swapin:
         vm["pswpin"] += len(load.slots)
         vm["pgfault"] += pages
         vm["pgmajfault"] += pages
-        if load.reserved and mm.state[pfn] == DEVICE:
+        if load.promote and mm.state[pfn] == DEVICE:
             self.promote(pfn, data, load.reserved)
         else:
             vm["workingset_refault_anon"] += pages

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from reclaimactors.errors import TopologyError
 from reclaimactors.units import format_size, parse_size
@@ -15,7 +16,18 @@ from reclaimactors.units import format_size, parse_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["bad", "choice", "flag", "integer", "mark", "number", "size", "suggest", "text"]
+__all__ = [
+    "bad",
+    "choice",
+    "flag",
+    "integer",
+    "is_table",
+    "mark",
+    "number",
+    "size",
+    "suggest",
+    "text",
+]
 
 MAX_SIZE = 1 << 50  # 1PiB: what fits a column of 63-bit ints with room to multiply
 _PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
@@ -28,6 +40,11 @@ def bad(key: str, value: object, allowed: str) -> TopologyError:
     except (ValueError, RecursionError):  # an int of 5000 digits, a list in a list in a list ...
         seen = f"of type {type(value).__name__}"
     return TopologyError(f"{key} is {seen[:100]}{'...' * (len(seen) > 100)}; allowed: {allowed}")
+
+
+def is_table(value: object) -> TypeGuard[Mapping[Any, Any]]:
+    """Return whether it is a table, whatever its keys."""
+    return isinstance(value, Mapping)
 
 
 def suggest(value: object, known: Iterable[str]) -> str:

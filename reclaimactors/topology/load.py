@@ -6,19 +6,18 @@ The built-in topologies are the TOML files beside this module. What keys mean is
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
 from importlib.resources import files
-from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from reclaimactors.errors import TopologyError
-from reclaimactors.topology.checks import bad, suggest
-from reclaimactors.topology.spec import Topology, table
+from reclaimactors.topology.checks import bad, is_table, suggest
+from reclaimactors.topology.spec import CompressSpec, Topology, WatermarksSpec, ZswapSpec, table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from importlib.resources.abc import Traversable
 
 __all__ = ["builtin_names", "resolve"]
@@ -33,7 +32,7 @@ def builtin_names() -> list[str]:
 
 
 def resolve(
-    topology: str | PathLike[str] | Mapping[str, Any] | Topology = "kcompressd",
+    topology: str | Path | Mapping[str, Any] | Topology = "kcompressd",
     *,
     budget: int | str | None = None,
     **overrides: Any,
@@ -57,25 +56,24 @@ def resolve(
 
 
 def _merged(current: Any, value: Any) -> Any:
-    if attrs.has(type(current)):
-        current = attrs.asdict(current, recurse=False)
-    if isinstance(current, Mapping) and isinstance(value, Mapping):
-        return {**current, **value}
-    return value
+    current = _as_asked(current)
+    return {**current, **value} if is_table(current) and is_table(value) else value
+
+
+def _as_asked(spec: Any) -> Any:
+    """Return the keys of a spec; anything else as it is."""
+    is_spec = isinstance(spec, (Topology, CompressSpec, WatermarksSpec, ZswapSpec))
+    return attrs.asdict(spec, recurse=False) if is_spec else spec
 
 
 def _keys(topology: Any) -> dict[Any, Any]:
     """Return the keys of a topology, unchecked."""
-    if isinstance(topology, Topology):
-        return attrs.asdict(topology, recurse=False)
-    if isinstance(topology, Mapping):
-        return {**topology}
-    try:
-        path = fspath(topology)
-    except TypeError:
-        path = None
-    if not isinstance(path, str):
+    keys = _as_asked(topology)
+    if is_table(keys):
+        return {**keys}
+    if not isinstance(topology, (str, Path)):
         raise bad("topology", topology, "a built-in name, a path, a table of keys, or a Topology")
+    path = str(topology)
     built_in = _builtins().get(path)
     if built_in is not None:
         return {"name": path, **tomllib.loads(built_in.read_text("utf-8"))}
@@ -104,8 +102,7 @@ def _read(path: str) -> dict[str, Any]:
         allowed = f"{', '.join(names)}{suggest(path, names)}, or the path of a TOML file"
         raise bad("topology", path, f"{allowed}; there is no such file") from None
     except OSError as exc:
-        msg = f"cannot read {exc.strerror or exc}"
-        raise bad("topology", path, f"a TOML file; {msg}") from None
+        raise bad("topology", path, f"a TOML file ({exc.strerror or exc})") from None
     except TopologyError:
         raise
     except (ValueError, RecursionError) as exc:  # not UTF-8, not TOML, an endless int, a NUL

@@ -7,11 +7,14 @@ on this machine stays as it was asked (None, "2%") and is worked out by a method
 budget moves it too. Where specs come from is in `load.py`, what is built of them in `build.py`.
 """
 
+# mypy asks for annotations inside converters that are lambdas; the fields themselves have them.
+# mypy: disable-error-code="var-annotated, no-untyped-def"
+
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
 
 import attrs
 
@@ -21,18 +24,15 @@ from reclaimactors.topology import checks
 from reclaimactors.topology.checks import bad
 from reclaimactors.units import KIB, MIB, PAGE_SIZE, format_size
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 __all__ = ["CompressSpec", "SwapSpec", "Topology", "WatermarksSpec", "ZswapSpec"]
 
 MODES = ("inline", "kcompressd", "padata")
-OFFLOADS = ("inline", "thread")  # on whose CPU; the last one is the default
+OFFLOADS: Sequence[str] = ("inline", "thread")  # on whose CPU; the last one is the default
 ON_FULL = ("inline", "steal_oldest", "wait")
 MIN_BUDGET_PAGES = 16
 SWAP_TO_BUDGET = 16
 
-S = TypeVar("S")
+S = TypeVar("S", bound=attrs.AttrsInstance)
 
 
 @attrs.frozen(kw_only=True)
@@ -211,6 +211,13 @@ class SwapSpec:
     disk may take that spins up, and no caller waits for ever."""
 
 
+def _swaps(value: Any) -> tuple[SwapSpec, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise bad("swap", value, "a list of tables: [[swap]]")
+    items = enumerate(cast("Sequence[Any]", value))
+    return tuple(table(SwapSpec, item, f"swap[{i}]") for i, item in items)
+
+
 @attrs.frozen(kw_only=True)
 class Topology:
     """A whole machine."""
@@ -266,7 +273,7 @@ class Topology:
     )
     """The pool of blobs."""
 
-    swap: tuple[SwapSpec, ...] = attrs.field(default=(), converter=lambda value: _swaps(value))
+    swap: tuple[SwapSpec, ...] = attrs.field(default=(), converter=_swaps)
     """Backing stores; default none, and the pool is the last tier."""
 
     def __attrs_post_init__(self) -> None:
@@ -288,13 +295,6 @@ class Topology:
         return SWAP_TO_BUDGET * self.budget if spec.size is None else spec.size
 
 
-def _swaps(value: Any) -> tuple[SwapSpec, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise bad("swap", value, "a list of tables: [[swap]]")
-    items: Sequence[Any] = value  # pyright: ignore[reportUnknownVariableType] # checked one by one
-    return tuple(table(SwapSpec, item, f"swap[{i}]") for i, item in enumerate(items))
-
-
 def table(cls: type[S], value: Any, where: str) -> S:
     """Return a spec from a table; an error of one of its keys gets the path `where` in front.
 
@@ -308,17 +308,16 @@ def table(cls: type[S], value: Any, where: str) -> S:
     """
     if isinstance(value, cls):
         return value
-    if not isinstance(value, Mapping):
+    if not checks.is_table(value):
         raise bad(where or "topology", value, "a table")
-    keys: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] # checked below
     path = f"{where}." if where else ""
-    known = list(attrs.fields_dict(cls))  # type: ignore[type-var] # all specs are attrs classes
-    for key in keys:
+    known = list(attrs.fields_dict(cls))
+    for key in value:
         if key not in known:
             near = checks.suggest(key, known)
             raise TopologyError(f"{path}{key!s:.50} is not a key{near}; known: {', '.join(known)}")
     try:
-        return cls(**keys)
+        return cls(**value)
     except TopologyError as exc:
         raise TopologyError(f"{path}{exc}") from None
 

@@ -82,7 +82,7 @@ def test_parse_leaves_the_callers_table_as_it_was():
     ids=repr,
 )
 def test_parse_names_the_key_of_a_bad_shape(value):
-    with pytest.raises(TopologyError, match=r"^compress\.compressor: saw .*; allowed: a plugin's"):
+    with pytest.raises(TopologyError, match=r"^compress\.compressor is .*; allowed: a plugin's"):
         PluginRef.parse(value, where="compress.compressor")
 
 
