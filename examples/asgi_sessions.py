@@ -1,0 +1,118 @@
+"""A web service whose session data outgrows its memory budget.
+
+``PUT /sessions/NAME`` keeps the body, ``GET`` and ``DELETE`` are what they look like, and
+``/stats`` says where the bytes are. The memory is opened and closed with the application.
+
+Serve it:    ``uvicorn asgi_sessions:app`` in this folder (pip install starlette uvicorn)
+Try it out:  ``python examples/asgi_sessions.py`` drives it with eight clients and prints counters
+             (pip install starlette httpx)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from random import Random
+from typing import TYPE_CHECKING
+
+import attrs
+import httpx
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+import reclaimactors as ra
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+
+CLIENTS, SESSIONS_EACH, BUDGET = 8, 150, "4MiB"
+
+
+# -- the service -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async with ra.open_memory("kcompressd", budget=BUDGET) as memory:
+        app.state.memory = memory
+        yield
+
+
+async def session(request: Request) -> Response:
+    memory: ra.Memory = request.app.state.memory
+    key = request.path_params["name"]
+    try:
+        if request.method == "PUT":
+            await memory.put(key, await request.body())
+            return Response(status_code=204)
+        if request.method == "DELETE":
+            await memory.delete(key)
+            return Response(status_code=204)
+        return Response(await memory.get(key), media_type="application/json")
+    except KeyError:
+        return Response("no such session", status_code=404)
+    except ra.OutOfMemory as exc:  # larger than the budget, or swap is full as well
+        return Response(str(exc), status_code=507)
+    except ra.BackendError as exc:  # the swap file cannot be read now; the session is not lost
+        return Response(str(exc), status_code=503)
+
+
+async def stats(request: Request) -> Response:
+    memory: ra.Memory = request.app.state.memory
+    counters = {name: count for name, count in memory.vmstat.items() if count}
+    return JSONResponse({"usage": attrs.asdict(memory.usage()), "vmstat": counters})
+
+
+app = Starlette(
+    routes=[
+        Route("/sessions/{name}", session, methods=["GET", "PUT", "DELETE"]),
+        Route("/stats", stats),
+    ],
+    lifespan=lifespan,
+)
+
+
+# -- trying it out ---------------------------------------------------------------------------------
+
+
+def basket(client: int, number: int) -> bytes:
+    """Return some session's JSON, about 8 KiB."""
+    chance = Random(f"{client}/{number}")
+    goods = [{"id": chance.randrange(10**6), "name": f"article {i}", "n": 1} for i in range(180)]
+    return json.dumps({"user": f"{client}-{number}", "basket": goods}).encode()
+
+
+async def shop(http: httpx.AsyncClient, client: int) -> None:
+    for number in range(SESSIONS_EACH):
+        answer = await http.put(f"/sessions/{client}-{number}", content=basket(client, number))
+        assert answer.status_code == 204, answer.text
+    for number in range(SESSIONS_EACH):
+        answer = await http.get(f"/sessions/{client}-{number}")
+        assert answer.content == basket(client, number), f"session {client}-{number} differs"
+
+
+async def try_it_out() -> None:
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://service") as http,
+    ):
+        async with asyncio.TaskGroup() as clients:
+            for client in range(CLIENTS):
+                clients.create_task(shop(http, client))
+        assert (await http.get("/sessions/nobody")).status_code == 404
+        assert (await http.put("/sessions/big", content=bytes(5 << 20))).status_code == 507
+        stats = (await http.get("/stats")).json()
+    size = sum(len(basket(c, n)) for c in range(CLIENTS) for n in range(SESSIONS_EACH))
+    print(f"{CLIENTS * SESSIONS_EACH} sessions of {size:,} bytes in all, every one read back")
+    print(*(f"{name:12} {value:>12,}" for name, value in stats["usage"].items()), sep="\n")
+    for name in ("pgsteal_anon", "allocstall_normal", "zswpout", "pswpout", "zswpin", "pswpin"):
+        print(f"{name:20} {stats['vmstat'].get(name, 0):>12,}")
+
+
+if __name__ == "__main__":
+    asyncio.run(try_it_out())
