@@ -186,12 +186,12 @@ async def measure_round(
 
 async def _drive(memory: Memory, load: Load, seconds: float, measured: Measurement) -> None:
     """Let the workload's clients loose on a memory for a time, then verify every value."""
-    ends = time.perf_counter() + seconds
     budget = memory.usage().budget
-    keys = Keys(
-        memory, load.input, budget, load.seed, measured, lambda: time.perf_counter() >= ends
-    )
     with measured.measuring(memory.vmstat), anyio.fail_after(seconds + GRACE_S):
+        ends = time.perf_counter() + seconds
+        keys = Keys(
+            memory, load.input, budget, load.seed, measured, lambda: time.perf_counter() >= ends
+        )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(measured.tick)
             await WORKLOADS[load.workload](keys)

@@ -140,11 +140,11 @@ async def eater(keys: Keys) -> None:
 
     async def eat(share: range, rng: random.Random) -> None:
         for turn in count():
-            if keys.stop():
-                return
             await keys.put(share[turn % len(share)])
             if turn % 3 == 2:
                 await keys.get(share[zipf(rng, min(turn + 1, len(share)))])
+            if keys.stop():
+                return
 
     await keys.each_client(eat, range(len(keys.versions)))
 

@@ -55,7 +55,7 @@ async def test_a_result_has_the_fields_of_the_contract(opened, source):
     assert (result["topology"], result["input_pages"]) == ("fake", 40)
     assert result["compression_ratio"] == 4.0
     assert result["vmstat"]["pgsteal_anon"] > 0
-    assert result["efficiency"] > 0
+    assert result["bare_pages_per_s"] > 0
     assert json.loads(json.dumps({"machine": machine(), "results": [result]}))
 
 
