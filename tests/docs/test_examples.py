@@ -1,0 +1,70 @@
+"""Every example runs, says what it should, and keeps its own promise; every topology is valid."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import reclaimactors as ra
+from reclaimactors.topology import resolve
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+TOPOLOGIES = sorted(EXAMPLES.glob("topologies/*.toml"))
+SAYS = {
+    "asgi_sessions.py": "sessions of",
+    "custom_backend.py": "bytes are in SQLite",
+    "custom_compressor.py": "with the dictionary",
+    "quickstart.py": "1200 values",
+}
+
+
+def python(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", *args],
+        cwd=EXAMPLES.parent, capture_output=True, text=True, check=False, timeout=50,
+    )  # fmt: skip
+
+
+def test_there_are_examples():
+    assert len(TOPOLOGIES) >= 4
+    assert {script.name for script in SCRIPTS} == set(SAYS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_example_runs(script: Path):
+    ended = python(script)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert SAYS[script.name] in ended.stdout
+
+
+@pytest.mark.parametrize("name", ["custom_backend", "custom_compressor"])
+def test_example_plugin_passes_its_conformance_suite(name: str):
+    ended = python("-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / f"{name}.py")
+    assert ended.returncode == 0, ended.stdout
+    assert " passed" in ended.stdout
+
+
+@pytest.mark.parametrize("path", TOPOLOGIES, ids=lambda path: path.stem)
+def test_topology_is_explained_by_check(path: Path):
+    ended = python("-m", "reclaimactors", "check", path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert ended.stdout.startswith(f"{path.stem}: a budget of")
+
+
+@pytest.mark.parametrize("path", TOPOLOGIES, ids=lambda path: path.stem)
+async def test_topology_keeps_more_than_its_budget(path: Path):
+    # The same machine a hundred times smaller, so that values of a few MiB outgrow it.
+    budget = 1 << 20
+    swap = [{"backend": spec.backend, "priority": spec.priority} for spec in resolve(path).swap]
+    async with ra.open_memory(str(path), budget=budget, swap=swap) as memory:
+        values = [f"{path.stem} {i} ".encode() * 300 for i in range(budget * 3 // 2 // 4500)]
+        for i, value in enumerate(values):
+            await memory.put(i, value)
+        assert [await memory.get(i) for i in range(len(values))] == values
+        assert memory.vmstat["pgsteal_anon"]
