@@ -383,10 +383,10 @@ class Memory:
         return freed[Reclaimer.PROACTIVE] - start
 
     async def drain(self) -> None:
-        """Wait until nothing is in flight."""
+        """Wait until nothing is in flight and kswapd sleeps."""
         self._check()
         await checkpoint()
-        while not self._machine.idle:
+        while self._machine.awake or not self._machine.idle:
             await self._machine.verdicts.wait()
             self._check()
 
@@ -438,7 +438,7 @@ class Memory:
             overhead=memcg.overhead,
             free=memcg.free,
             swapped=self._node.swapped,
-            staging=0,
+            staging=self._machine.offload.staging,
         )
 
     def __repr__(self) -> str:

@@ -102,7 +102,7 @@ class PluginRef:
             name = getattr(value, "name", None)
             return cls(name if isinstance(name, str) else type(value).__name__, instance=value)
         allowed = "a plugin's name, a table { name = ..., and its options }, or a plugin object"
-        raise TopologyError(f"{where} is {_seen(value)}; allowed: {allowed}")
+        raise TopologyError(f"{where} is {_seen(cast('object', value))}; allowed: {allowed}")
 
 
 def _seen(value: object) -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from reclaimactors.offload import WorkerDied
+
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
     from reclaimactors.mm.batch import FolioBatch
@@ -48,9 +50,10 @@ class KcompressdActor:
         try:
             pages: list[bytes] = []
             for batch in batches:
-                batch_pages, writes = machine.swapout.begin(batch, hold=True)
+                batch_pages, writes = machine.swapout.begin(batch, hold=machine.offload.holds)
                 pages += batch_pages
                 machine.offer(writes)
+            del batch_pages
             out = await machine.offload.squeeze(pages)
             start = 0
             for batch in batches:
@@ -58,6 +61,8 @@ class KcompressdActor:
                 ended += 1
                 machine.finish(batch, out.rows(start, stop))
                 start = stop
+        except WorkerDied:
+            return  # handed back below: the offload restarts its worker, the lane goes on
         finally:
             for batch in batches[ended:]:
                 machine.hand_back(batch)

@@ -17,6 +17,7 @@ from reclaimactors.log import log
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.page_io import Gate, gate
 from reclaimactors.mm.vmscan import Step
+from reclaimactors.offload import WorkerDied
 from reclaimactors.offload.inline import SLICE_S
 
 if TYPE_CHECKING:
@@ -174,11 +175,13 @@ class KswapdActor:
         """Have a batch compressed and wait for it: kswapd does nothing meanwhile."""
         machine = self._m
         machine.in_turn(batch)
-        pages, writes = machine.swapout.begin(batch, hold=True)
+        pages, writes = machine.swapout.begin(batch, hold=machine.offload.holds)
         machine.offer(writes)
         out = None
         try:
             out = await machine.offload.squeeze(pages)
+        except WorkerDied:
+            return  # handed back below: kswapd will find them again
         finally:
             if out is None:
                 machine.hand_back(batch)

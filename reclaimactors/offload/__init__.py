@@ -1,4 +1,4 @@
-"""On whose CPU a batch is compressed: the event loop's own, or a thread's.
+"""On whose CPU a batch is compressed: the event loop's own, a thread's, or a worker process's.
 
 An `Offload` takes the bytes of a batch and gives the rows of `reclaimactors.mm.page_io.Squeezed`;
 it knows nothing of folios, budgets or actors. Blobs that stay are allocated in the event loop's
@@ -10,13 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from reclaimactors.offload.inline import InlineOffload
+from reclaimactors.offload.process import ProcessOffload, WorkerDied
 from reclaimactors.offload.thread import ThreadOffload
 
 if TYPE_CHECKING:
-    from reclaimactors.abc import Compressor
     from reclaimactors.mm.page_io import Squeezed
 
-__all__ = ["InlineOffload", "Offload", "ThreadOffload", "build_offload"]
+__all__ = [
+    "InlineOffload",
+    "Offload",
+    "ProcessOffload",
+    "ThreadOffload",
+    "WorkerDied",
+]
 
 
 class Offload(Protocol):
@@ -28,13 +34,13 @@ class Offload(Protocol):
     inline: bool
     """Whether the event loop itself compresses, so that no worker exists."""
 
+    holds: bool
+    """Whether the source bytes are looked at while the event loop goes on."""
+
+    staging: int
+    """Bytes of shared buffers, outside the budget."""
+
     async def squeeze(self, pages: list[bytes]) -> Squeezed:
         """Compress a batch. Cancelling is safe at any time; a fault of the compressor is a row."""
         ...
 
-
-def build_offload(kind: str, compressor: Compressor, *, workers: int) -> Offload:
-    """Return the offload named `kind`: ``"inline"`` or ``"thread"``."""
-    if kind == "inline":
-        return InlineOffload(compressor)
-    return ThreadOffload(compressor, workers=workers)

@@ -21,6 +21,8 @@ class InlineOffload:
     """No worker: one folio after the other, a checkpoint after each slice."""
 
     workers = 1
+    holds = True
+    staging = 0
     inline = True
 
     def __init__(self, compressor: Compressor) -> None:

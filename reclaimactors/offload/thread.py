@@ -22,6 +22,8 @@ __all__ = ["ThreadOffload"]
 class ThreadOffload:
     """At most `workers` batches at a time, in anyio's threads under a limiter of our own."""
 
+    holds = True
+    staging = 0
     inline = False
 
     def __init__(self, compressor: Compressor, *, workers: int) -> None:

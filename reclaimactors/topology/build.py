@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING
 
 import anyio
@@ -18,11 +19,13 @@ from reclaimactors.mm.node import Node
 from reclaimactors.mm.swap import SwapDevice, SwapDevices
 from reclaimactors.mm.watermark import Watermarks
 from reclaimactors.mm.zswap import Zswap
-from reclaimactors.offload import build_offload
+from reclaimactors.offload import InlineOffload, ProcessOffload, ThreadOffload
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
     from reclaimactors.abc import Compressor
+    from reclaimactors.offload import Offload
+    from reclaimactors.registry import PluginRef
     from reclaimactors.topology.spec import SwapSpec, Topology
 
 __all__ = ["build", "close_backends"]
@@ -57,19 +60,57 @@ def _machine(topology: Topology) -> Machine:
         in_flight=compress.in_flight,
         workers=workers,
     )
+    offload = _offload(topology, compressor, pipeline)
     machine = Machine(
         _node(topology, compressor),
         compressor,
-        build_offload(compress.offload, compressor, workers=workers),
+        offload,
         pipeline,
         mode=compress.mode,
         on_full=compress.on_full,
         ordered=compress.ordered,
     )
+    if isinstance(offload, ProcessOffload):
+        machine.add_actor("workers", offload.run)
     machine.add_actor("kswapd", KswapdActor(machine).run)
     if compress.mode != "inline":
         machine.add_actor(compress.mode, KcompressdActor(machine).run)
     return machine
+
+
+def _offload(topology: Topology, compressor: Compressor, pipeline: Pipeline) -> Offload:
+    compress = topology.compress
+    workers = compress.nr_workers
+    if compress.offload == "inline":
+        return InlineOffload(compressor)
+    if compress.offload == "process":
+        why_not = _stays_here(compress.compressor)
+        if why_not is None:
+            pages = nr_pages(topology.max_folio, topology.page_size)
+            rows = pipeline.batch_pages + max(pipeline.batch_pages, pages)
+            return ProcessOffload(
+                compress.compressor,
+                compressor,
+                workers=workers,
+                nice=compress.nice,
+                slots=pipeline.in_flight + 1,  # one more for kswapd, which may compress for itself
+                area=rows * topology.page_size,
+                rows=rows,
+            )
+        log.warning("offload.refused", reason=why_not, instead="thread")
+    return ThreadOffload(compressor, workers=workers)
+
+
+def _stays_here(ref: PluginRef) -> str | None:
+    """Return why no worker process can have this compressor, None where it can."""
+    module = type(ref.instance).__module__ if ref.instance is not None else ref.name.split(":")[0]
+    if module == "__main__":
+        return f"compressor {ref.name!r} is defined in __main__, which a worker cannot import"
+    try:
+        pickle.dumps(ref)
+    except Exception as exc:  # noqa: BLE001 - pickling runs code of the plugin
+        return f"compressor {ref.name!r} cannot be pickled: {exc}"
+    return None
 
 
 def _node(topology: Topology, compressor: Compressor) -> Node:

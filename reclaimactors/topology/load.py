@@ -92,18 +92,20 @@ def _builtins() -> dict[str, Traversable]:
 def _read(path: str) -> dict[str, Any]:
     """Return the keys of a TOML file."""
     try:
-        with Path(path).open("rb") as file:
-            raw = file.read(_MAX_FILE + 1)
-        if len(raw) > _MAX_FILE:
-            raise bad("topology", path, "a TOML file of at most 1MiB")
-        return tomllib.loads(raw.decode())
+        return tomllib.loads(_bytes(path).decode())
     except FileNotFoundError:
         names = builtin_names()
         allowed = f"{', '.join(names)}{suggest(path, names)}, or the path of a TOML file"
         raise bad("topology", path, f"{allowed}; there is no such file") from None
     except OSError as exc:
         raise bad("topology", path, f"a TOML file ({exc.strerror or exc})") from None
-    except TopologyError:
-        raise
     except (ValueError, RecursionError) as exc:  # not UTF-8, not TOML, an endless int, a NUL
         raise TopologyError(f"topology {path!r:.100} is not TOML: {exc!s:.200}") from None
+
+
+def _bytes(path: str) -> bytes:
+    with Path(path).open("rb") as file:
+        raw = file.read(_MAX_FILE + 1)
+    if len(raw) > _MAX_FILE:
+        raise ValueError("it is larger than 1MiB")
+    return raw

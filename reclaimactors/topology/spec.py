@@ -13,8 +13,7 @@ budget moves it too. Where specs come from is in `load.py`, what is built of the
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import attrs
 
@@ -24,10 +23,13 @@ from reclaimactors.topology import checks
 from reclaimactors.topology.checks import bad
 from reclaimactors.units import KIB, MIB, PAGE_SIZE, format_size
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 __all__ = ["CompressSpec", "SwapSpec", "Topology", "WatermarksSpec", "ZswapSpec"]
 
 MODES = ("inline", "kcompressd", "padata")
-OFFLOADS: Sequence[str] = ("inline", "thread")  # on whose CPU; the last one is the default
+OFFLOADS: Sequence[str] = ("inline", "thread", "process")  # on whose CPU; the last one is the default
 ON_FULL = ("inline", "steal_oldest", "wait")
 MIN_BUDGET_PAGES = 16
 SWAP_TO_BUDGET = 16

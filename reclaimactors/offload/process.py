@@ -1,0 +1,279 @@
+"""Compress in worker processes over shared memory: as fast beside a busy event loop as beside none.
+
+Workers are subprocesses of this interpreter with the parent's ``sys.path``, so they need no
+``__main__`` guard. Staging memory is anonymous from birth and passed as a descriptor: nothing is left
+behind, whatever dies. They start at the first pressure; until one is up, and whenever none is, a
+batch is compressed in a thread. A worker that dies loses nothing: its batches end in `WorkerDied`,
+whoever sent them hands them back, and it is started again after a back-off. After repeated deaths
+the event loop compresses, and a log line says so.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from typing import TYPE_CHECKING
+
+import anyio
+import attrs
+
+from reclaimactors.errors import ReclaimError
+from reclaimactors.log import log
+from reclaimactors.mm.page_io import Squeezed
+from reclaimactors.offload.inline import InlineOffload
+from reclaimactors.offload.thread import ThreadOffload
+from reclaimactors.offload.worker import NUMBER, READY, REFUSED, Slots
+
+if TYPE_CHECKING:
+    from anyio.abc import Process
+
+    from reclaimactors.abc import Compressor
+    from reclaimactors.registry import PluginRef
+
+__all__ = ["ProcessOffload", "WorkerDied"]
+
+DEATHS = 5  #: of workers within WINDOW_S, after which the event loop compresses
+WINDOW_S = 10.0
+BACKOFF_S = 0.05
+END_S = 1.0  #: how long a worker has to end by itself at close
+
+
+class WorkerDied(ReclaimError):  # noqa: N818 - says what happened
+    """The worker that had a batch has ended; nothing is lost, the batch is to be handed back."""
+
+
+@attrs.define(eq=False)
+class _Ticket:
+    """One batch in a slot."""
+
+    done: anyio.Event = attrs.Factory(anyio.Event)
+    died: bool = False
+    abandoned: bool = False  #: nobody waits any more; the slot is free once the worker is done
+
+
+@attrs.define(eq=False)
+class _Worker:
+    """One worker process, from start to end."""
+
+    number: int
+    link: socket.socket | None = None
+    up: bool = False
+    tickets: dict[int, _Ticket] = attrs.Factory(dict[int, _Ticket])
+
+
+class ProcessOffload:
+    """`workers` processes that share one set of slots."""
+
+    inline = False
+    holds = False
+
+    def __init__(
+        self, ref: PluginRef, compressor: Compressor, *, workers: int, nice: int, slots: int,
+        area: int, rows: int,
+    ) -> None:  # fmt: skip
+        self.workers = workers
+        self._nice = nice
+        self._job = pickle.dumps(ref)
+        self._shape = {"nr": slots, "area": area, "rows": rows}
+        self._instead: ThreadOffload | InlineOffload = ThreadOffload(compressor, workers=workers)
+        self._inline = InlineOffload(compressor)
+        self._pool = [_Worker(number) for number in range(workers)]
+        self._free = list(range(slots))
+        self._slots: Slots | None = None
+        self._fd = -1
+        self._deaths: deque[float] = deque(maxlen=DEATHS + 1)
+
+    @property
+    def staging(self) -> int:
+        """Bytes of shared memory."""
+        return self._slots.nr_bytes if self._slots is not None else 0
+
+    # -- a batch ----------------------------------------------------------------------------------
+
+    async def squeeze(self, pages: list[bytes]) -> Squeezed:
+        """Compress a batch, in pieces that fit a slot.
+
+        Raises:
+            WorkerDied: if its worker ends first.
+        """
+        out: Squeezed | None = None
+        while out is None or pages:
+            piece = self._cut(pages)
+            rows = await self._squeeze(piece)
+            if out is None:
+                out = rows
+            else:
+                out.kinds += rows.kinds
+                out.blobs += rows.blobs
+                out.values += rows.values
+        return out
+
+    def _cut(self, pages: list[bytes]) -> list[bytes]:
+        """Take off the front of `pages` what fits a slot."""
+        room, nr = self._shape["area"], 0
+        for page in pages[: self._shape["rows"]]:
+            room -= len(page)
+            if room < 0 and nr:
+                break
+            nr += 1
+        piece = pages[:nr]
+        del pages[:nr]
+        return piece
+
+    async def _squeeze(self, pages: list[bytes]) -> Squeezed:
+        worker = min((w for w in self._pool if w.up), key=_load, default=None)
+        slots = self._slots
+        fits = sum(map(len, pages)) <= self._shape["area"]
+        if worker is None or worker.link is None or slots is None or not self._free or not fits:
+            return await self._instead.squeeze(pages)
+        slot = self._free.pop()
+        slots.put(slot, pages)
+        pages.clear()  # the copy is what is compressed: a deleted folio is freed at once
+        ticket = worker.tickets[slot] = _Ticket()
+        try:
+            worker.link.send(NUMBER.pack(slot))
+        except OSError:
+            ticket.died = True  # the reader sees the end of the link and restarts it
+            ticket.done.set()
+        try:
+            await ticket.done.wait()
+        except BaseException:
+            ticket.abandoned = True
+            raise
+        try:
+            if ticket.died:
+                raise WorkerDied(f"worker {worker.number} died with a batch")
+            return slots.rows_of(slot)
+        finally:
+            worker.tickets.pop(slot, None)
+            self._free.append(slot)
+
+    # -- workers ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep the workers up, for ever: the actor that owns the processes."""
+        self._fd = _anonymous_memory()
+        self._slots = Slots(self._fd, **self._shape)
+        try:
+            async with anyio.create_task_group() as tasks:
+                for worker in self._pool:
+                    tasks.start_soon(self._keep_up, worker)
+        finally:
+            os.close(self._fd)
+
+    async def _keep_up(self, worker: _Worker) -> None:
+        while True:
+            try:
+                refused = await self._life(worker)
+            finally:
+                self._bury(worker)
+            if refused:
+                log.warning("offload.refused", worker=worker.number, reason=refused, instead="thread")
+                return
+            now = anyio.current_time()
+            self._deaths.append(now)
+            recent = sum(now - death < WINDOW_S for death in self._deaths)
+            log.warning("offload.worker_died", worker=worker.number, deaths=recent)
+            if recent > DEATHS:
+                self._instead = self._inline
+                self.inline = True
+                log.error("offload.gave_up", deaths=recent, instead="inline")
+                return
+            await anyio.sleep(BACKOFF_S * 2**recent)
+
+    async def _life(self, worker: _Worker) -> str | None:
+        """Start one process and serve it to its end; return why it refused to start, if it did."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                process = await self._spawn(theirs.fileno())
+            try:
+                ours.setblocking(False)
+                hello = pickle.dumps((self._shape, self._job))
+                ours.send(NUMBER.pack(len(hello)) + hello)
+                worker.link = ours
+                return await self._serve(worker, ours)
+            finally:
+                worker.up = False
+                worker.link = None
+                ours.close()  # the end of its link is the end of the worker
+                with anyio.CancelScope(shield=True):
+                    with anyio.move_on_after(END_S) as scope:
+                        await process.wait()
+                    if scope.cancelled_caught:
+                        process.kill()
+                        await process.wait()
+
+    async def _spawn(self, link: int) -> Process:
+        arguments = [str(link), str(self._fd), str(self._nice)]
+        return await anyio.open_process(
+            [sys.executable, "-m", "reclaimactors.offload.worker", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(link, self._fd),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+
+    async def _serve(self, worker: _Worker, link: socket.socket) -> str | None:
+        """Read which slots are done, up to the end of the link."""
+        rest = b""
+        while True:
+            await anyio.wait_readable(link)
+            try:
+                data = link.recv(65536)
+            except ConnectionError:
+                data = b""
+            if not data:
+                return rest[NUMBER.size :].decode(errors="replace") if _refusal(rest) else None
+            rest += data
+            if _refusal(rest):
+                continue
+            whole = len(rest) // NUMBER.size * NUMBER.size
+            for (number,) in NUMBER.iter_unpack(rest[:whole]):
+                self._done(worker, number)
+            rest = rest[whole:]
+
+    def _done(self, worker: _Worker, number: int) -> None:
+        if number == READY:
+            worker.up = True
+            log.debug("offload.worker_up", worker=worker.number)
+            return
+        ticket = worker.tickets[number]
+        if ticket.abandoned:
+            del worker.tickets[number]
+            self._free.append(number)
+        else:
+            ticket.done.set()
+
+    def _bury(self, worker: _Worker) -> None:
+        """Whoever waits for a dead worker hands back what it sent; its slots are free again."""
+        for slot, ticket in list(worker.tickets.items()):
+            if ticket.abandoned:
+                del worker.tickets[slot]
+                self._free.append(slot)
+            elif not ticket.done.is_set():
+                ticket.died = True
+                ticket.done.set()
+
+
+def _load(worker: _Worker) -> int:
+    return len(worker.tickets)
+
+
+def _refusal(message: bytes) -> bool:
+    return message[: NUMBER.size] == NUMBER.pack(REFUSED)
+
+
+def _anonymous_memory() -> int:
+    """Return a descriptor of memory that has no name, and so cannot be left behind."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("reclaimactors", os.MFD_CLOEXEC)
+    fd, path = tempfile.mkstemp()
+    os.unlink(path)  # noqa: PTH108 - a descriptor's file, not a Path
+    return fd

@@ -1,0 +1,159 @@
+"""A worker process: ``python -m reclaimactors.offload.worker SOCKET MEMORY NICE``.
+
+It compresses batches that lie in shared memory, and says on its socket which slot is done. It ends at
+the end of its socket, so it cannot outlive its parent. The other side is `process`; the layout of a
+slot, which both use, is `Slots`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+from array import array
+from typing import TYPE_CHECKING
+
+from reclaimactors.mm.page_io import BLOB, SAME_FILLED, Squeezed, squeeze
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reclaimactors.abc import Compressor
+
+__all__ = ["NUMBER", "READY", "REFUSED", "Slots", "main"]
+
+NUMBER = struct.Struct("<I")  #: every message on the socket: a slot's number, or one of these
+READY = 0xFFFF_FFFF  #: the worker is up
+REFUSED = 0xFFFF_FFFE  #: it cannot build the compressor; the reason follows up to the end
+
+
+class Slots:
+    """Staging memory: `nr` slots, each for one batch of `area` bytes in at most `rows` folios.
+
+    A slot begins with its table: the number of folios and their sizes from the parent, then a
+    length and a value of each from the worker. Bytes follow; a blob lies where its folio lay, for it
+    is smaller.
+    """
+
+    def __init__(self, fd: int, *, nr: int, area: int, rows: int) -> None:
+        self.area = area
+        self.rows = rows
+        self._table = 8 * (1 + 3 * rows)
+        self._stride = -(-(self._table + area) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.nr_bytes = nr * self._stride
+        if os.fstat(fd).st_size < self.nr_bytes:
+            os.ftruncate(fd, self.nr_bytes)
+        self._map = mmap.mmap(fd, self.nr_bytes)
+
+    def put(self, slot: int, pages: Sequence[bytes]) -> None:
+        """Copy a batch in."""
+        sizes = array("q", [len(pages), *map(len, pages)])
+        base = slot * self._stride
+        self._map[base : base + 8 * len(sizes)] = sizes.tobytes()
+        at = base + self._table
+        for page in pages:
+            end = at + len(page)
+            self._map[at:end] = page
+            at = end
+
+    def pages(self, slot: int) -> list[bytes]:
+        """Return a batch's source bytes (the worker's side)."""
+        at = slot * self._stride + self._table
+        out: list[bytes] = []
+        for size in self._sizes(slot):
+            out.append(self._map[at : at + size])
+            at += size
+        return out
+
+    def answer(self, slot: int, out: Squeezed) -> None:
+        """Put the rows and the blobs in (the worker's side). A length under 0 is minus the kind."""
+        base = slot * self._stride
+        at = base + self._table
+        lengths = array("q", [0]) * len(out.kinds)
+        for i, (kind, blob, size) in enumerate(
+            zip(out.kinds, out.blobs, self._sizes(slot), strict=True)
+        ):
+            lengths[i] = -kind
+            if blob is not None:
+                lengths[i] = len(blob)
+                self._map[at : at + len(blob)] = blob
+            at += size
+        rows = base + 8 * (1 + self.rows)
+        answer = lengths.tobytes() + array("q", map(_signed, out.values)).tobytes()
+        self._map[rows : rows + len(answer)] = answer
+
+    def rows_of(self, slot: int) -> Squeezed:
+        """Return the answer, each blob a bytes object of its own."""
+        base = slot * self._stride
+        sizes = self._sizes(slot)
+        nr = len(sizes)
+        rows = base + 8 * (1 + self.rows)
+        answer = array("q", self._map[rows : rows + 16 * nr])
+        out = Squeezed(bytearray(nr), [None] * nr, answer[nr:].tolist())
+        memory = self._map
+        at = base + self._table
+        for i, size in enumerate(sizes):
+            length = answer[i]
+            if length > 0:
+                out.blobs[i] = memory[at : at + length]
+            else:
+                out.kinds[i] = -length if length else BLOB
+                if out.kinds[i] == SAME_FILLED:
+                    out.values[i] &= 0xFFFF_FFFF_FFFF_FFFF
+            at += size
+        return out
+
+    def _sizes(self, slot: int) -> array[int]:
+        base = slot * self._stride
+        nr = int.from_bytes(self._map[base : base + 8], sys.byteorder)
+        return array("q", self._map[base + 8 : base + 8 * (1 + nr)])
+
+    def close(self) -> None:
+        """Let go of the mapping."""
+        self._map.close()
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run until the parent closes the socket; return an exit status."""
+    fd, memory, nice = map(int, arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    with contextlib.suppress(OSError):
+        os.nice(nice)
+    with socket.socket(fileno=fd) as link, link.makefile("rb") as stream:
+        hello = stream.read(NUMBER.size)
+        if len(hello) < NUMBER.size:
+            return 0
+        shape, job = pickle.loads(stream.read(NUMBER.unpack(hello)[0]))  # noqa: S301 - from our parent alone
+        try:
+            compressor = build(job)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the parent says it and falls back
+            link.sendall(NUMBER.pack(REFUSED) + f"{type(exc).__name__}: {exc}".encode())
+            return 1
+        slots = Slots(memory, **shape)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            link.sendall(NUMBER.pack(READY))
+            while len(message := stream.read(NUMBER.size)) == NUMBER.size:
+                (slot,) = NUMBER.unpack(message)
+                slots.answer(slot, squeeze(compressor, slots.pages(slot), checksum=True))
+                link.sendall(message)
+    return 0
+
+
+def build(job: bytes) -> Compressor:
+    """Return the compressor that a pickled reference names."""
+    from reclaimactors import registry  # noqa: PLC0415 - above this room; only a worker needs it
+
+    return registry.build("compressors", pickle.loads(job))  # noqa: S301 - from our parent alone
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
