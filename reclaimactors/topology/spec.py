@@ -26,9 +26,6 @@ from reclaimactors.units import KIB, MIB, PAGE_SIZE, format_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 __all__ = ["CompressSpec", "SwapSpec", "Topology", "WatermarksSpec", "ZswapSpec"]
 
 MODES = ("inline", "kcompressd", "padata")
