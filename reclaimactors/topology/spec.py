@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["CompressSpec", "SwapSpec", "Topology", "WatermarksSpec", "ZswapSpec"]
 
 MODES = ("inline", "kcompressd", "padata")
-OFFLOADS: Sequence[str] = ("inline", "thread", "process")  # on whose CPU; the last one is the default
+OFFLOADS = ("inline", "thread", "process")
 ON_FULL = ("inline", "steal_oldest", "wait")
 MIN_BUDGET_PAGES = 16
 SWAP_TO_BUDGET = 16
@@ -90,9 +90,11 @@ class CompressSpec:
     """Workers, 1 to 256, with padata. Default: one for each usable CPU. kcompressd always has 1."""
 
     offload: str = attrs.field(
-        default=OFFLOADS[-1], converter=lambda value: _offload("offload", value)
+        default="process", converter=lambda value: checks.choice("offload", value, OFFLOADS)
     )
-    """On whose CPU: "inline" (the event loop's, in slices) or "thread" (a worker thread's)."""
+    """On whose CPU: "inline" (the event loop's, in slices), "thread" (a worker thread's, which
+    wants the GIL back after each page) or "process" (a worker process's; default: it is the only
+    one that a busy loop does not slow down)."""
 
     fifo: int = attrs.field(
         default=256,
@@ -148,12 +150,6 @@ class CompressSpec:
     def nr_workers(self) -> int:
         """Workers that compress at the same time."""
         return self.workers or (usable_cpus() if self.mode == "padata" else 1)
-
-
-def _offload(key: str, value: Any) -> str:
-    if value == "process" and value not in OFFLOADS:
-        raise bad(key, value, f"{', '.join(OFFLOADS)} (worker processes are not available yet)")
-    return checks.choice(key, value, OFFLOADS)
 
 
 @attrs.frozen(kw_only=True)

@@ -19,7 +19,6 @@ from reclaimactors.topology import (
     explain,
     resolve,
 )
-from reclaimactors.topology.spec import OFFLOADS
 from reclaimactors.units import MIB
 
 
@@ -41,12 +40,12 @@ def toml(tmp_path):
 @pytest.mark.parametrize(
     ("name", "mode", "offload", "on_full", "ordered"),
     [
-        ("kswapd_only", "inline", OFFLOADS[-1], "inline", False),
+        ("kswapd_only", "inline", "process", "inline", False),
         ("kswapd_only_inline", "inline", "inline", "inline", False),
-        ("kcompressd", "kcompressd", OFFLOADS[-1], "inline", False),
-        ("kcompressd_steal", "kcompressd", OFFLOADS[-1], "steal_oldest", False),
-        ("padata", "padata", OFFLOADS[-1], "inline", False),
-        ("padata_ordered", "padata", OFFLOADS[-1], "inline", True),
+        ("kcompressd", "kcompressd", "process", "inline", False),
+        ("kcompressd_steal", "kcompressd", "process", "steal_oldest", False),
+        ("padata", "padata", "process", "inline", False),
+        ("padata_ordered", "padata", "process", "inline", True),
     ],
 )
 def test_what_the_built_in_ones_are(name, mode, offload, on_full, ordered):

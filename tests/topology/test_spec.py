@@ -32,7 +32,7 @@ def test_defaults_are_the_contracts():
     assert topology.watermarks.resolve(100_000) == (2_000, 6_000, 12_000)
     assert (topology.nodes, topology.close_timeout, topology.swap) == (1, 5.0, ())
     assert topology.compress == CompressSpec(
-        mode="kcompressd", workers=None, offload=spec.OFFLOADS[-1], fifo=256, on_full="inline",
+        mode="kcompressd", workers=None, offload="process", fifo=256, on_full="inline",
         ordered=False, compressor="lz4", batch=128, in_flight=4, nice=10,
     )  # fmt: skip
     assert topology.zswap == ZswapSpec(
@@ -209,15 +209,6 @@ def test_an_illegal_pair_is_an_error_that_says_so(compress, key):
         Topology(compress=compress)
     with pytest.raises(TopologyError, match=rf"^{key} is "):
         CompressSpec(**compress)
-
-
-def test_offload_process_is_an_error_until_it_exists():
-    if "process" in spec.OFFLOADS:
-        assert CompressSpec().offload == "process"
-    else:
-        says = r"^compress\.offload is 'process'; allowed: inline, thread \(.*not available yet\)$"
-        with pytest.raises(TopologyError, match=says):
-            Topology(compress={"offload": "process"})
 
 
 def test_a_misspelt_word_suggests_the_nearest():
