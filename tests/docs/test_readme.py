@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_what_is_installed_exists():
     installs = [step for step in steps() if step[1:4] == ["-m", "pip", "install"]]
     assert installs
     for step in installs:
-        for before, word in zip(step, step[1:], strict=False):
+        for before, word in pairwise(step):
             if before == "-e":
                 assert (ROOT / word / "pyproject.toml").is_file(), word
             if before == "--group":

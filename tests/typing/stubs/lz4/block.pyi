@@ -5,13 +5,13 @@ def compress(
     acceleration: int = ...,
     compression: int = ...,
     return_bytearray: bool = ...,
-    dict: bytes | None = ...,
+    dict: bytes | None = ...,  # noqa: A002 - lz4's own name
 ) -> bytes: ...
 def decompress(
     source: bytes | memoryview,
     uncompressed_size: int = ...,
     return_bytearray: bool = ...,
-    dict: bytes | None = ...,
+    dict: bytes | None = ...,  # noqa: A002 - lz4's own name
 ) -> bytes: ...
 
 class LZ4BlockError(Exception): ...

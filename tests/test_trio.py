@@ -1,0 +1,86 @@
+"""The quick start on every event loop: asyncio, uvloop, trio."""
+
+from __future__ import annotations
+
+from random import Random
+
+import anyio
+import pytest
+
+import reclaimactors as ra
+
+LOOPS = [
+    pytest.param("asyncio", {}, id="asyncio"),
+    pytest.param("asyncio", {"use_uvloop": True}, id="uvloop"),
+    pytest.param("trio", {}, id="trio"),
+]
+
+
+def report(i: int) -> bytes:
+    """A third of them do not compress, and go to the swap file as they are."""
+    return Random(i).randbytes(3500) if i % 3 == 0 else f"line {i:04}\n".encode() * 350
+
+
+async def quick_start(topology: str, offload: str) -> None:
+    compress = {"offload": offload}
+    async with ra.open_memory(topology, budget="1MiB", compress=compress) as memory:
+        for i in range(600):
+            await memory.put(i, report(i))
+        await memory.reclaim(100_000)
+        await memory.drain()
+        for i in range(600):
+            assert await memory.get(i) == report(i)
+        async with memory.pin(7) as view:
+            assert view == report(7)
+        assert memory.vmstat["pgsteal_anon"]
+        assert memory.vmstat["pswpout"]
+        assert memory.vmstat["pswpin"]
+        await memory.drain()
+        assert memory.usage().in_flight == 0
+
+
+@pytest.mark.parametrize("offload", ["inline", "thread"])
+@pytest.mark.parametrize("topology", ["kcompressd", "padata_ordered", "kswapd_only"])
+@pytest.mark.parametrize(("backend", "options"), LOOPS)
+def test_quick_start(backend: str, options: dict[str, bool], topology: str, offload: str):
+    anyio.run(quick_start, topology, offload, backend=backend, backend_options=options)
+
+
+@pytest.mark.parametrize(("backend", "options"), LOOPS)
+def test_clients_beside_each_other(backend: str, options: dict[str, bool]):
+    async def client(memory: ra.Memory, number: int) -> None:
+        for i in range(150):
+            await memory.put((number, i), report(i))
+        for i in range(150):
+            assert await memory.get((number, i)) == report(i)
+
+    async def main() -> None:
+        async with ra.open_memory(budget="1MiB") as memory, anyio.create_task_group() as clients:
+            for number in range(4):
+                clients.start_soon(client, memory, number)
+
+    anyio.run(main, backend=backend, backend_options=options)
+
+
+@pytest.mark.parametrize(("backend", "options"), LOOPS)
+def test_an_error_of_the_body_goes_on_as_it_is(backend: str, options: dict[str, bool]):
+    async def main() -> None:
+        async with ra.open_memory(budget="1MiB") as memory:
+            for i in range(300):
+                await memory.put(i, report(i))
+            raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        anyio.run(main, backend=backend, backend_options=options)
+
+
+@pytest.mark.parametrize(("backend", "options"), LOOPS)
+def test_a_cancelled_body_closes(backend: str, options: dict[str, bool]):
+    async def main() -> None:
+        with anyio.move_on_after(0.05) as scope:
+            async with ra.open_memory(budget="1MiB") as memory:
+                for i in range(10**9):
+                    await memory.put(i % 600, report(i % 600))
+        assert scope.cancelled_caught
+
+    anyio.run(main, backend=backend, backend_options=options)

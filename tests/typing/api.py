@@ -1,0 +1,221 @@
+"""A user's program that only type checkers read: what the public names promise about types.
+
+mypy and pyright check it in their strict modes. It is never run, and no test imports it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Hashable, Mapping, Sequence
+from typing import assert_type
+
+import reclaimactors as ra
+from reclaimactors.testing import (
+    BackendTests,
+    CompressorTests,
+    FaultyBackend,
+    FaultyCompressor,
+    Gate,
+    GatedCompressor,
+    PolicyTests,
+    ThreadGate,
+    VirtualClockLoop,
+)
+
+
+async def embed() -> None:
+    """Open a memory and use all of its surface."""
+    async with ra.open_memory("kcompressd", budget="64MiB") as memory:
+        assert_type(memory, ra.Memory)
+        assert_type(await memory.put("key", b"bytes"), None)
+        await memory.put(("a", "tuple"), bytearray(10))
+        await memory.put(7, memoryview(b"view"))
+        assert_type(memory.put_nowait("key", b"bytes"), None)
+        assert_type(await memory.get("key"), bytes)
+        assert_type(memory.get_nowait("key"), bytes)
+        assert_type("key" in memory, bool)
+        assert_type(len(memory), int)
+        assert_type(memory.keys(), list[Hashable])
+        assert_type(await memory.delete("key"), None)
+
+        async with memory.pin(7) as view:
+            assert_type(view, memoryview)
+        assert_type(await memory.reclaim(1 << 20), int)
+        assert_type(await memory.drain(), None)
+        assert_type(memory.advise(7, ra.Advice.PAGEOUT), None)
+
+        assert_type(memory.vmstat, Mapping[str, int])
+        assert_type(memory.vmstat["pgsteal_anon"], int)
+        assert_type(memory.pressure().some.avg10, float)
+        assert_type(memory.pressure().full.total, int)
+        usage = memory.usage()
+        assert_type(usage, ra.Usage)
+        assert_type(usage.budget - usage.resident - usage.free, int)
+        assert_type(usage.swapped + usage.staging, int)
+
+
+async def openings(topology: ra.Topology) -> None:
+    """Every way to say which topology, and to change it."""
+    async with ra.open_memory() as memory:
+        assert_type(memory, ra.Memory)
+    async with ra.open_memory(topology, budget=1 << 20, swap=[]):
+        pass
+    async with ra.open_memory(
+        "some.toml",
+        compress={"compressor": {"name": "zlib", "level": 6}, "on_full": "wait"},
+        swap=[{"backend": Slots(), "size": "1GiB"}],
+        watermarks={"min": "3%"},
+    ):
+        pass
+    assert_type(topology.budget, int)
+    assert_type(topology.compress.mode, str)
+
+
+async def mistakes(memory: ra.Memory) -> str:
+    """What may be raised, and what it is besides."""
+    try:
+        await memory.put("key", b"bytes")
+    except ra.OutOfMemory as exc:
+        oom: MemoryError = exc
+        return str(oom)
+    except ra.BackendFull as exc:
+        full: ra.BackendError = exc
+        return str(full)
+    except ra.BackendError as exc:
+        os_error: OSError = exc
+        return os_error.strerror or ""
+    except (ra.CorruptData, ra.TopologyError) as exc:
+        value_error: ValueError = exc
+        return str(value_error)
+    except (ra.PluginError, ra.ProtocolViolation) as exc:
+        root: ra.ReclaimError = exc
+        return str(root)
+    return ""
+
+
+class Squash:
+    """A compressor that inherits nothing."""
+
+    name = "squash"
+
+    def compress(self, data: ra.Buffer) -> bytes:
+        """Return the blob."""
+        return zlib.compress(data)
+
+    def decompress(self, blob: ra.Buffer, size: int) -> bytes:
+        """Return the data."""
+        return zlib.decompress(blob, bufsize=size)
+
+
+class SquashMany(Squash):
+    """One that takes whole batches."""
+
+    def compress_many(self, pages: Sequence[ra.Buffer]) -> list[bytes]:
+        """Return the blobs."""
+        return [self.compress(page) for page in pages]
+
+
+class Slots(ra.Backend):
+    """A backing store."""
+
+    capacity = 100
+
+    def __init__(self) -> None:
+        self._slots: dict[int, bytes] = {}
+
+    async def store_many(self, items: Sequence[tuple[int, bytes]]) -> None:
+        """Store."""
+        self._slots.update(items)
+
+    async def load_many(self, slots: Sequence[int]) -> list[bytes]:
+        """Load."""
+        return [self._slots[slot] for slot in slots]
+
+    async def invalidate_many(self, slots: Sequence[int]) -> None:
+        """Forget."""
+        for slot in slots:
+            self._slots.pop(slot, None)
+
+
+class Oldest:
+    """A policy that inherits nothing: first in, first out."""
+
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+        self._queue: dict[int, None] = {}
+
+    def insert(self, pfn: int, *, refault: int | None) -> bool | None:
+        """Append."""
+        self._queue[pfn] = None
+        return refault is not None
+
+    def access(self, pfn: int) -> None:
+        """Do not care."""
+
+    def remove(self, pfn: int) -> None:
+        """Forget."""
+        self._queue.pop(pfn, None)
+
+    def isolate(self, nr: int) -> list[int]:
+        """Take the oldest."""
+        taken = list(self._queue)[:nr]
+        for pfn in taken:
+            del self._queue[pfn]
+        return taken
+
+    def putback(self, pfns: Sequence[int], verdict: ra.Verdict) -> None:
+        """Append again."""
+        assert verdict is not ra.Verdict.STORED
+        self._queue.update(dict.fromkeys(pfns))
+
+    def shadow(self, pfn: int) -> int:
+        """Remember nothing."""
+        return pfn
+
+    def age(self, now: float) -> None:
+        """Do not care."""
+
+
+compressor: ra.Compressor = Squash()
+batching: ra.BatchCompressor = SquashMany()
+backend: ra.Backend = Slots()
+policy: ra.Policy = Oldest(pages=64)
+
+
+class TestSquash(CompressorTests):
+    """Conformance of a compressor."""
+
+    def make_compressor(self) -> ra.Compressor:
+        """Make one."""
+        return Squash()
+
+
+class TestSlots(BackendTests):
+    """Conformance of a backend."""
+
+    def make_backend(self) -> ra.Backend:
+        """Make one."""
+        return Slots()
+
+
+class TestOldest(PolicyTests):
+    """Conformance of a policy."""
+
+    heeds_access = False
+
+    def make_policy(self, pages: int) -> ra.Policy:
+        """Make one."""
+        return Oldest(pages)
+
+
+async def faults() -> None:
+    """What the kit has for tests of one's own."""
+    gate = Gate()
+    faulty: ra.Backend = FaultyBackend(Slots(), full_after=10, store_gate=gate)
+    await gate.entered.wait()
+    gate.open()
+    failing: ra.Compressor = FaultyCompressor(Squash(), every=3, error=ra.CorruptData("told"))
+    waiting: ra.Compressor = GatedCompressor(failing, ThreadGate(timeout=1.0))
+    async with ra.open_memory(compress={"compressor": waiting}, swap=[{"backend": faulty}]):
+        pass
+    VirtualClockLoop().close()
