@@ -26,6 +26,7 @@ from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+
     from reclaimactors.actors.machine import Machine
     from reclaimactors.actors.swapd import Swapd, Ticket
     from reclaimactors.mm.psi import Pressure
@@ -199,6 +200,8 @@ class Memory:
         self._credit -= 1 + size // _BYTES_PER_CALL
         node = self._node
         if not self._admission.queued:
+            if len(parts) == 1 and node.put_fast(key, parts[0]):
+                return
             need = node.need(key, size, len(parts))
             if node.memcg.free - need >= node.marks.low:
                 node.commit(key, parts, 0)
@@ -268,7 +271,7 @@ class Memory:
         view = memoryview(data).cast("B") if isinstance(data, memoryview) else memoryview(data)
         return [bytes(view[start : start + limit]) for start in range(0, size, limit)]
 
-    # -- pins, advice, proactive reclaim ------------------------------------------------------------
+    # -- pins, advice, proactive reclaim ----------------------------------------------------------
 
     @asynccontextmanager
     async def pin(self, key: Hashable) -> AsyncIterator[memoryview]:
@@ -420,8 +423,8 @@ class Memory:
 
     @property
     def vmstat(self) -> Mapping[str, int]:
-        """The kernel's counters, a read-only view that stays current."""
-        return self._node.vmstat.view
+        """The kernel's counters, read-only; levels such as pool_total_size as of this access."""
+        return self._node.gauges().view
 
     def pressure(self) -> Pressure:
         """Return PSI: the share of time that some caller, or the whole loop, was stalled."""

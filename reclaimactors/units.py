@@ -26,7 +26,7 @@ def parse_size(value: int | str) -> int:
     """
     if isinstance(value, bool):
         msg = f"{value!r} is not a size; write an int of bytes or a string like '64MiB'"
-        raise ValueError(msg)
+        raise ValueError(msg)  # noqa: TRY004 - one kind of error for one kind of mistake
     if isinstance(value, int):
         if value < 0:
             msg = f"{value} is negative; a size is 0 or more bytes"

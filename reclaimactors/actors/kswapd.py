@@ -163,12 +163,11 @@ class KswapdActor:
     def _slice_off(self, batch: FolioBatch) -> FolioBatch | None:
         """Cut a batch to what the loop can compress in one slice; return the rest."""
         machine = self._m
-        limit, nr_bytes, nr = machine.slice_bytes(), 0, 0
-        for pfn in batch.pfns:
+        limit, nr_bytes = machine.slice_bytes(), 0
+        for nr, pfn in enumerate(batch.pfns):
             nr_bytes += machine.node.mm.size[pfn]
             if nr_bytes > limit and nr:
                 return machine.swapout.split(batch, nr)
-            nr += 1
         return None
 
     async def _compress_offloaded(self, batch: FolioBatch) -> None:

@@ -130,7 +130,7 @@ class Machine:
             raise anyio.ClosedResourceError
 
     def close(self) -> None:
-        """Take back whatever the actors have left in the queues, and close these; they have ended."""
+        """Take back what the actors, which have ended, left in the queues, and close these."""
         for batch in self.fifo.drain():
             self.hand_back(batch)
         self.fifo.close()
@@ -174,7 +174,7 @@ class Machine:
                     self.start()
                     swapd.wake()
 
-    # -- how a batch ends ---------------------------------------------------------------------------
+    # -- how a batch ends -------------------------------------------------------------------------
 
     def in_turn(self, batch: FolioBatch) -> None:
         """Give a batch its turn in the ordered stream of its producer, where there is one."""
@@ -210,7 +210,7 @@ class Machine:
                 self.kswapd.throttled = True
                 self.node.vmstat["nr_throttled_written"] += len(write.pfns)
 
-    # -- compressing in the loop --------------------------------------------------------------------
+    # -- compressing in the loop ------------------------------------------------------------------
 
     def too_slow_inline(self, nr_bytes: int) -> bool:
         """Whether compressing so much in the loop would hold it for longer than a slice."""

@@ -77,7 +77,7 @@ class Swapd:
         self._retry_s = RETRY_S
         self._retry_at = 0.0
 
-    # -- what others ask ----------------------------------------------------------------------------
+    # -- what others ask --------------------------------------------------------------------------
 
     def offer(self, write: StoreBatch) -> bool:
         """Take a write if the mailbox has room."""

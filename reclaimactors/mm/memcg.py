@@ -63,8 +63,12 @@ class Memcg:
         self.compressed += compressed
         self.overhead += overhead
         if delta < 0:
-            self.freed_total -= delta
-            self.on_freed(-delta)
+            self.freed(-delta)
+
+    def freed(self, nr_bytes: int) -> None:
+        """Tell that so many bytes were given back."""
+        self.freed_total += nr_bytes
+        self.on_freed(nr_bytes)
 
     def reserve(self, nr_bytes: int) -> None:
         """Set bytes aside; they count as resident until `adjust` spends them."""

@@ -138,6 +138,46 @@ class Node:
         else:
             self.large[key] = array("Q", [self._new_folio(part) for part in parts])
 
+    def put_fast(self, key: Hashable, data: bytes) -> bool:
+        """Make `data`, one folio, the value of `key` if nothing is in the way; else do nothing.
+
+        The path of a put without pressure: free memory stays at *low* or above, nobody looks at the
+        old bytes. An overwritten folio keeps its pfn; to the policy it is read, or refaulted.
+        """
+        memcg, mm = self.memcg, self.mm
+        room = memcg.budget - memcg.resident - memcg.compressed - memcg.overhead - self.marks.low
+        size = len(data)
+        pfn = self.small.get(key)
+        if pfn is None:
+            if key in self.large or size + KEY_OVERHEAD + FOLIO_OVERHEAD > room:
+                return False
+            memcg.resident += size
+            memcg.overhead += KEY_OVERHEAD + FOLIO_OVERHEAD
+            self.small[key] = self._new_folio(data)
+            return True
+        old = mm.data[pfn]
+        if mm.refs[pfn] or old is None:
+            return False
+        delta = size - len(old)
+        state = mm.state[pfn]
+        if delta > room or state == WRITEBACK:
+            return False
+        if state == RESIDENT:
+            self.policy.access(pfn)
+            memcg.resident += delta
+        else:
+            self.zswap.remove(pfn, len(old), nr_pages(mm.size[pfn], self.page_size))
+            memcg.compressed -= len(old)
+            memcg.resident += size
+            mm.state[pfn] = RESIDENT
+            self.nr_resident += 1
+            self.policy.insert(pfn, refault=mm.shadow[pfn])
+        mm.data[pfn] = data
+        mm.size[pfn] = size
+        if delta < 0:
+            memcg.freed(-delta)
+        return True
+
     def delete(self, key: Hashable) -> None:
         """Forget a key and its value.
 
@@ -177,7 +217,7 @@ class Node:
         held = len(data) if data is not None else 0
         resident = compressed = 0
         if state == ZSWAP:
-            self.zswap.remove(pfn, held)
+            self.zswap.remove(pfn, held, nr_pages(mm.size[pfn], self.page_size))
             compressed = -held
             resident = held  # a blob that a store still reads is charged as resident
         elif state == WRITEBACK:
@@ -204,7 +244,7 @@ class Node:
         self.nr_in_flight -= 1
         self.vmstat["reclaim_cancelled"] += 1
 
-    # -- refs and slots -----------------------------------------------------------------------------
+    # -- refs and slots ---------------------------------------------------------------------------
 
     def hold(self, pfn: int) -> None:
         """Take a ref: the bytes, or the slot, stay as they are until `release`."""
@@ -269,6 +309,14 @@ class Node:
             self.memcg.pinned -= self.mm.size[pfn] + FOLIO_OVERHEAD
         self.release(pfn)
 
+    def gauges(self) -> Vmstat:
+        """Return the counters, with those that are levels brought up to date."""
+        vm = self.vmstat
+        vm["pool_total_size"] = self.zswap.total
+        vm["stored_pages"] = self.zswap.pages
+        vm["nr_writeback"] = -(-self.memcg.in_flight // self.page_size)
+        return vm
+
     # -- the whole --------------------------------------------------------------------------------
 
     @property
@@ -291,7 +339,7 @@ class Node:
 
     def check(self) -> bool:
         """Assert every invariant of the core; returns True. O(everything): for tests."""
-        mm, memcg = self.mm, self.memcg
+        mm, memcg, vm = self.mm, self.memcg, self.vmstat
         memcg.check()
         mm.check()
         self.zswap.check()
@@ -315,6 +363,14 @@ class Node:
         assert len(live) + len(dead) == folios, "a folio without a key, or shared by two"
         assert memcg.compressed == compressed + pool, "compressed bytes drifted"
         assert self.zswap.total == pool, "pool bytes drifted"
+        pool_pages = sum(
+            nr_pages(mm.size[pfn], self.page_size)
+            for pfn, state in enumerate(mm.state)
+            if state == ZSWAP
+        )
+        assert self.zswap.pages == pool_pages, "pool pages drifted"
+        self.swap.check()
+        vm.check()
         assert memcg.in_flight == in_flight, "in-flight bytes drifted"
         assert self.nr_in_flight == nr_in_flight, "in-flight folios drifted"
         swapped = sum(
@@ -329,7 +385,6 @@ class Node:
         assert memcg.overhead == keys * KEY_OVERHEAD + folios * FOLIO_OVERHEAD, "overhead drifted"
         # what is reserved, and the joined copies of pins, are the rest of resident
         assert memcg.resident - memcg.reserved >= resident, "resident bytes drifted"
-        vm = self.vmstat
         verdicts = sum(
             vm[f"reclaim_{verdict}"]
             for verdict in ("stored", "zero", "device", "activate", "keep", "cancelled", "error")

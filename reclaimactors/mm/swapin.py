@@ -124,11 +124,8 @@ class Swapin:
         if state == ZSWAP:
             blob = len(mm.data[pfn] or b"")
             compressed = -blob
-            node.zswap.remove(pfn, blob)
+            node.zswap.remove(pfn, blob, nr_pages(mm.size[pfn], node.page_size))
             mm.owner[pfn] = 0
-            pages = nr_pages(mm.size[pfn], node.page_size)
-            vm["stored_pages"] -= pages
-            vm["pool_total_size"] = node.zswap.total
         elif state == DEVICE:
             compressed = -mm.charge[pfn]
             node.release_slots(pfn)

@@ -160,9 +160,11 @@ class Swapout:
             word = same_filled(data) if data is not None else None
             if word is None:
                 to_device.append(pfn)
+                node.mm.crc[pfn] = 0
             else:
                 same.append((pfn, word))
-        self._drop_same(same, batch.who)
+        if same:
+            self._drop_same(same, batch.who)
         if node.zswap.enabled:
             node.vmstat["pool_limit_hit"] += len(to_device)
             node.on_pool_full()
@@ -175,62 +177,70 @@ class Swapout:
         Row i of `out` is `batch.pfns[i]`. A folio that the batch no longer owns is skipped: its
         verdict was CANCELLED.
         """
-        node = self._node
-        mm, vm, pool = node.mm, node.vmstat, node.zswap
-        owner, state, data, size = mm.owner, mm.state, mm.data, mm.size
-        shadow_of, shadow = node.policy.shadow, mm.shadow
-        kinds, blobs = out.kinds, out.blobs
-        bid, page = batch.id, node.page_size
-        accepts = pool.accepts()
-        stored = pages = source = kept = 0
-        orders: dict[int, int] = {}
+        owner, crc = self._node.mm.owner, self._node.mm.crc
+        kinds, blobs, values = out.kinds, out.blobs, out.values
+        bid = batch.id
+        stored: list[tuple[int, bytes]] = []
         same: list[tuple[int, int]] = []
         rejected: dict[int, list[int]] = {BLOB: [], POOR: [], FAIL: []}
         for i, pfn in enumerate(batch.pfns):
             if owner[pfn] != bid:
                 continue
-            kind = kinds[i]
+            blob, kind = blobs[i], kinds[i]
             if kind == SAME_FILLED:
-                same.append((pfn, out.values[i]))
+                same.append((pfn, values[i]))
                 continue
-            blob = blobs[i]
-            if blob is None or not accepts:
+            crc[pfn] = max(0, values[i])
+            if blob is not None:
+                stored.append((pfn, blob))
+            else:
                 rejected[kind].append(pfn)
-                mm.crc[pfn] = 0
-                continue
+        if stored:
+            rejected[BLOB] = self._store(stored, batch.who)
+        if same:
+            self._drop_same(same, batch.who)
+        writes = self._settle(rejected, batch) if any(rejected.values()) else []
+        self._let_go(batch)
+        if self._node.zswap.reached_full:
+            self._node.on_pool_full()
+        return writes
+
+    def _store(self, rows: list[tuple[int, bytes]], who: Reclaimer) -> list[int]:
+        """Verdict STORED: swap source for blob; return the folios that the pool does not take."""
+        node = self._node
+        mm, pool, page = node.mm, node.zswap, node.page_size
+        state, data, size, owner = mm.state, mm.data, mm.size, mm.owner
+        shadow_of, shadow = node.policy.shadow, mm.shadow
+        pages = source = kept = nr_stored = 0
+        orders: dict[int, int] = {}
+        for pfn, blob in rows:
+            if not pool.accepts():
+                break
             nr = size[pfn]
             data[pfn] = blob
             state[pfn] = ZSWAP
             owner[pfn] = 0
             shadow[pfn] = shadow_of(pfn)
-            pool.add(pfn, len(blob))
-            stored += 1
             source += nr
             kept += len(blob)
-            if nr <= page:
-                pages += 1
-            else:
-                nr = -(-nr // page)
-                pages += nr
+            nr = 1 if nr <= page else -(-nr // page)
+            if nr > 1:
                 order = (nr - 1).bit_length()
                 orders[order] = orders.get(order, 0) + 1
-            if pool.total >= pool.limit:
-                accepts = pool.accepts()
-        if stored:
-            vm["reclaim_stored"] += stored
-            vm["zswpout"] += pages
-            orders[0] = stored - sum(orders.values())
-            for order, nr in orders.items():
-                vm[f"zswpout_order_{order}"] += nr
-            vm["stored_pages"] += pages
-            vm["pool_total_size"] = pool.total
-            self._stolen(stored, pages, source, kept, batch.who)
-        self._drop_same(same, batch.who)
-        writes = self._settle(rejected, batch) if any(rejected.values()) else []
-        self._let_go(batch)
-        if pool.reached_full:
-            node.on_pool_full()
-        return writes
+            pages += nr
+            nr_stored += 1
+            pool.add(pfn, len(blob), nr)
+        orders[0] = nr_stored - sum(orders.values())
+        for order, nr in orders.items():
+            node.vmstat[f"zswpout_order_{order}"] += nr
+        node.vmstat["reclaim_stored"] += nr_stored
+        node.vmstat["zswpout"] += pages
+        if nr_stored:
+            self._stolen(nr_stored, pages, source, kept, who)
+        refused = [pfn for pfn, _ in rows[nr_stored:]]
+        for pfn in refused:
+            mm.crc[pfn] = 0  # that was the blob's; a store will get the source
+        return refused
 
     def _settle(self, rejected: dict[int, list[int]], batch: FolioBatch) -> list[StoreBatch]:
         """Find a place for what the pool did not take, by the table of `page_io.outcome`."""
@@ -275,8 +285,6 @@ class Swapout:
 
     def _drop_same(self, same: Sequence[tuple[int, int]], who: Reclaimer) -> None:
         """Verdict ZERO: keep the word, drop the bytes."""
-        if not same:
-            return
         node = self._node
         mm, vm = node.mm, node.vmstat
         pages = source = 0
@@ -366,7 +374,8 @@ class Swapout:
             data = mm.data[pfn]
             if mm.owner[pfn] != write.id or data is None:
                 continue
-            mm.crc[pfn] = crc32(data)
+            if not mm.crc[pfn]:  # a worker process has taken it already
+                mm.crc[pfn] = crc32(data)
             if length <= page:
                 out.append((slot, data))
             else:
@@ -394,10 +403,10 @@ class Swapout:
                 node.release(pfn)
                 continue
             if write.blobs:
-                node.zswap.remove(pfn, length)
-                vm["zswpwb"] += self._pages((pfn,))
-                vm["written_back_pages"] += self._pages((pfn,))
-                vm["stored_pages"] -= self._pages((pfn,))
+                nr = self._pages((pfn,))
+                node.zswap.remove(pfn, length, nr)
+                vm["zswpwb"] += nr
+                vm["written_back_pages"] += nr
             else:
                 mm.shadow[pfn] = node.policy.shadow(pfn)
             mm.data[pfn] = None
@@ -418,7 +427,6 @@ class Swapout:
         vm["pswpout"] += slots
         vm["nr_vmscan_write"] += slots
         if write.blobs:
-            vm["pool_total_size"] = node.zswap.total
             self.freed_total += max(0, source - kept)
             node.zswap.wanted = max(0, node.zswap.wanted - source)
             node.memcg.adjust(compressed=kept - source)

@@ -4,9 +4,8 @@ kswapd is woken below *low* and reclaims until free memory is at *high*. One run
 falling priority, 12 to 1: a pass may isolate ``resident folios >> priority`` (at least
 SWAP_CLUSTER_MAX), in steps of at most SWAP_CLUSTER_MAX. A pass that freed nothing lowers the
 priority, unless folios are in flight: those are pending progress, and kswapd waits for their
-verdicts instead (D9). A run that freed nothing is a failure; MAX_RECLAIM_RETRIES of them in a row make
-the node *hopeless*, and kswapd is not woken any more until somebody frees something (a direct
-reclaim, a delete) or a device is added.
+verdicts instead (D9). A run that freed nothing is a failure; MAX_RECLAIM_RETRIES of them in a row
+make the node *hopeless*: kswapd is not woken any more until reclaim, by whomever, frees something.
 
 `Kswapd.next` answers what to do now; the actor does it and asks again.
 """

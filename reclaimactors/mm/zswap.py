@@ -2,8 +2,8 @@
 
 At `max_pool_percent` of the budget the pool is full and takes nothing more until it is back at
 `accept_threshold_percent` of that limit, so that it does not swing from accept to reject with every
-folio. Blobs leave by a fault (exclusive: the pool keeps no second copy), by delete, or from the cold
-end by writeback to a backing store (`reclaimactors.mm.node` moves them, this module says which).
+folio. Blobs leave by a fault (exclusive: the pool keeps no second copy), by delete, or from the
+cold end by writeback to a backing store (`swapout` moves them, this module says which).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Zswap:
         self.limit = int(budget * max_pool_percent / 100)
         self.accept_below = int(self.limit * accept_threshold_percent / 100)
         self.total = 0  #: bytes of blobs in the pool
+        self.pages = 0  #: base pages that those blobs stand for
         self.wanted = 0  #: bytes that reclaim wants written back though the pool is not full
         self.reached_full = False
         self._lru = Links(1)
@@ -47,14 +48,16 @@ class Zswap:
             self.reached_full = False
         return self.enabled and not self.reached_full
 
-    def add(self, pfn: int, nr_bytes: int) -> None:
-        """Take a blob in, as the hottest."""
+    def add(self, pfn: int, nr_bytes: int, pages: int) -> None:
+        """Take the blob of a folio of so many pages in, as the hottest."""
         self.total += nr_bytes
+        self.pages += pages
         self._lru.add_tail(0, pfn)
 
-    def remove(self, pfn: int, nr_bytes: int) -> None:
+    def remove(self, pfn: int, nr_bytes: int, pages: int) -> None:
         """Let a blob go."""
         self.total -= nr_bytes
+        self.pages -= pages
         self._lru.remove(0, pfn)
 
     def rotate(self, pfn: int) -> None:

@@ -37,10 +37,11 @@ class Offload(Protocol):
     holds: bool
     """Whether the source bytes are looked at while the event loop goes on."""
 
-    staging: int
-    """Bytes of shared buffers, outside the budget."""
+    @property
+    def staging(self) -> int:
+        """Bytes of shared buffers, outside the budget."""
+        ...
 
     async def squeeze(self, pages: list[bytes]) -> Squeezed:
         """Compress a batch. Cancelling is safe at any time; a fault of the compressor is a row."""
         ...
-

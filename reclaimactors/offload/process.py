@@ -1,9 +1,9 @@
 """Compress in worker processes over shared memory: as fast beside a busy event loop as beside none.
 
 Workers are subprocesses of this interpreter with the parent's ``sys.path``, so they need no
-``__main__`` guard. Staging memory is anonymous from birth and passed as a descriptor: nothing is left
-behind, whatever dies. They start at the first pressure; until one is up, and whenever none is, a
-batch is compressed in a thread. A worker that dies loses nothing: its batches end in `WorkerDied`,
+``__main__`` guard. Staging memory is anonymous from birth and passed as a descriptor: nothing is
+left behind, whatever dies. They start at the first pressure; until one is up, and whenever none
+is, a batch is compressed in a thread. A worker that dies loses nothing: its batches end in `WorkerDied`,
 whoever sent them hands them back, and it is started again after a back-off. After repeated deaths
 the event loop compresses, and a log line says so.
 """
@@ -24,7 +24,6 @@ import attrs
 
 from reclaimactors.errors import ReclaimError
 from reclaimactors.log import log
-from reclaimactors.mm.page_io import Squeezed
 from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.thread import ThreadOffload
 from reclaimactors.offload.worker import NUMBER, READY, REFUSED, Slots
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from anyio.abc import Process
 
     from reclaimactors.abc import Compressor
+    from reclaimactors.mm.page_io import Squeezed
     from reclaimactors.registry import PluginRef
 
 __all__ = ["ProcessOffload", "WorkerDied"]
@@ -173,7 +173,9 @@ class ProcessOffload:
             finally:
                 self._bury(worker)
             if refused:
-                log.warning("offload.refused", worker=worker.number, reason=refused, instead="thread")
+                log.warning(
+                    "offload.refused", worker=worker.number, reason=refused, instead="thread"
+                )
                 return
             now = anyio.current_time()
             self._deaths.append(now)

@@ -1,8 +1,8 @@
 """A worker process: ``python -m reclaimactors.offload.worker SOCKET MEMORY NICE``.
 
-It compresses batches that lie in shared memory, and says on its socket which slot is done. It ends at
-the end of its socket, so it cannot outlive its parent. The other side is `process`; the layout of a
-slot, which both use, is `Slots`.
+It compresses batches that lie in shared memory, and says on its socket which slot is done. It ends
+at the end of its socket, so it cannot outlive its parent. The other side is `process`; the layout
+of a slot, which both use, is `Slots`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Slots:
     """Staging memory: `nr` slots, each for one batch of `area` bytes in at most `rows` folios.
 
     A slot begins with its table: the number of folios and their sizes from the parent, then a
-    length and a value of each from the worker. Bytes follow; a blob lies where its folio lay, for it
-    is smaller.
+    length and a value of each from the worker. Bytes follow; a blob lies where its folio lay, for
+    it is smaller.
     """
 
     def __init__(self, fd: int, *, nr: int, area: int, rows: int) -> None:

@@ -154,14 +154,14 @@ async def _swapon(machine: Machine, index: int, spec: SwapSpec, size: int) -> No
     machine.add_actor(f"swapd/{name}", swapd.run)
 
 
-async def close_backends(machine: Machine, timeout: float) -> None:
-    """Close every backing store within `timeout` seconds in all, whatever they do."""
-    with anyio.move_on_after(timeout, shield=True) as scope:
+async def close_backends(machine: Machine, within_s: float) -> None:
+    """Close every backing store within `within_s` seconds in all, whatever they do."""
+    with anyio.move_on_after(within_s, shield=True) as scope:
         async with anyio.create_task_group() as tasks:
             for swapd in machine.swapds:
                 tasks.start_soon(_close_backend, swapd)
     if scope.cancelled_caught:
-        log.error("swapd.close_timed_out", timeout_s=timeout)
+        log.error("swapd.close_timed_out", timeout_s=within_s)
 
 
 async def _close_backend(swapd: Swapd) -> None:
