@@ -81,10 +81,13 @@ class Squeezed:
 
 
 def same_filled(data: bytes) -> int | None:
-    """Return the 64-bit word that `data` repeats, None where it does not (or is under 16 B)."""
+    """Return the 64-bit word that `data` repeats, None where it does not (or has 1 to 15 B).
+
+    No bytes at all are a repeated word too: neither a compressor nor a store is ever given none.
+    """
     word = data[:8]
     if word != data[8:16] or len(data) < 16:
-        return None
+        return None if data else 0
     whole, rest = divmod(len(data), 8)
     if data == word * whole + word[:rest]:
         return int.from_bytes(word, "little")
