@@ -25,7 +25,7 @@ from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 
     from reclaimactors.actors.machine import Machine
     from reclaimactors.actors.swapd import Swapd, Ticket
@@ -274,7 +274,7 @@ class Memory:
     # -- pins, advice, proactive reclaim ----------------------------------------------------------
 
     @asynccontextmanager
-    async def pin(self, key: Hashable) -> AsyncIterator[memoryview]:
+    async def pin(self, key: Hashable) -> AsyncGenerator[memoryview]:
         """Keep the value of `key` resident: a read-only contiguous view, valid until the exit.
 
         A value of several folios is pinned as a joined copy, charged to the budget. The key may be
@@ -347,7 +347,7 @@ class Memory:
                 await tickets[0].wait()
 
     @asynccontextmanager
-    async def _pin_copy(self, key: Hashable) -> AsyncIterator[memoryview]:
+    async def _pin_copy(self, key: Hashable) -> AsyncGenerator[memoryview]:
         memcg = self._node.memcg
         size = sum(self._node.mm.size[pfn] for pfn in self._node.pfns(key))
         self._admission.must_fit(size, memcg.overhead)

@@ -6,7 +6,7 @@ batch back, writes nothing, and ends within `close_timeout`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
@@ -65,15 +65,18 @@ class _Opening:
             await close_backends(self._machine, self._topology.close_timeout)
 
 
-def _only(group: BaseExceptionGroup[BaseException], body: BaseException | None) -> Any:
+def _only(
+    group: BaseExceptionGroup[BaseException], body: BaseException | None
+) -> BaseException | None:
     """Return the crash of an actor that a task group ended with; None if the body raised."""
     _, rest = group.split(lambda exc: exc is body)
-    if rest is None:
-        return None
-    crash: BaseException = rest
-    while isinstance(crash, BaseExceptionGroup) and len(crash.exceptions) == 1:
-        crash = crash.exceptions[0]
-    return crash
+    crash: BaseException | None = rest
+    while isinstance(crash, BaseExceptionGroup):
+        inner = cast("tuple[BaseException, ...]", crash.exceptions)
+        if len(inner) > 1:
+            break
+        crash = inner[0]
+    return cast("BaseException | None", crash)
 
 
 def open_memory(

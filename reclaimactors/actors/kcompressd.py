@@ -50,10 +50,7 @@ class KcompressdActor:
         try:
             pages: list[bytes] = []
             for batch in batches:
-                batch_pages, writes = machine.swapout.begin(batch, hold=machine.offload.holds)
-                pages += batch_pages
-                machine.offer(writes)
-            del batch_pages
+                pages += machine.begin(batch)
             out = await machine.offload.squeeze(pages)
             start = 0
             for batch in batches:

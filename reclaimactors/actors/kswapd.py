@@ -174,17 +174,15 @@ class KswapdActor:
         """Have a batch compressed and wait for it: kswapd does nothing meanwhile."""
         machine = self._m
         machine.in_turn(batch)
-        pages, writes = machine.swapout.begin(batch, hold=machine.offload.holds)
-        machine.offer(writes)
-        out = None
         try:
-            out = await machine.offload.squeeze(pages)
+            out = await machine.offload.squeeze(machine.begin(batch))
         except WorkerDied:
-            return  # handed back below: kswapd will find them again
-        finally:
-            if out is None:
-                machine.hand_back(batch)
-        machine.finish(batch, out)
+            machine.hand_back(batch)  # kswapd will find them again
+        except BaseException:
+            machine.hand_back(batch)
+            raise
+        else:
+            machine.finish(batch, out)
 
     def _hand_back(self) -> None:
         if self._batch is not None:

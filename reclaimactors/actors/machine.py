@@ -181,6 +181,12 @@ class Machine:
         if self._reorder is not None and batch.seq is None:
             batch.seq = self._reorder.next_seq()
 
+    def begin(self, batch: FolioBatch) -> list[bytes]:
+        """Return the bytes of a batch for the offload, whose list they are from then on."""
+        pages, writes = self.swapout.begin(batch, hold=self.offload.holds)
+        self.offer(writes)
+        return pages
+
     def finish(self, batch: FolioBatch, out: Squeezed) -> None:
         """End a batch with what compressing it gave, and route the writes that follow."""
         self._emit(batch, out)

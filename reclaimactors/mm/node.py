@@ -11,6 +11,7 @@ has had one verdict or is in flight (I1).
 from __future__ import annotations
 
 from array import array
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import attrs
@@ -22,7 +23,7 @@ from reclaimactors.mm.vmstat import Vmstat
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Sequence
 
     from reclaimactors.abc import Compressor, Policy
     from reclaimactors.mm.swap import SwapDevices
@@ -49,9 +50,9 @@ class Node:
     compressor: Compressor
     vmstat: Vmstat = attrs.Factory(Vmstat)
     mm: MemMap = attrs.Factory(MemMap)
-    small: dict[Hashable, int] = attrs.Factory(dict[object, int])
+    small: dict[Hashable, int] = attrs.Factory(dict[Hashable, int])
     """key -> pfn of a value of one folio"""
-    large: dict[Hashable, array[int]] = attrs.Factory(dict[object, "array[int]"])
+    large: dict[Hashable, array[int]] = attrs.Factory(dict[Hashable, "array[int]"])
     """key -> pfns of a value of several folios"""
     pins: dict[int, int] = attrs.Factory(dict[int, int])
     """pfn -> how many views are open on it"""

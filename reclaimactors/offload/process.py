@@ -3,9 +3,9 @@
 Workers are subprocesses of this interpreter with the parent's ``sys.path``, so they need no
 ``__main__`` guard. Staging memory is anonymous from birth and passed as a descriptor: nothing is
 left behind, whatever dies. They start at the first pressure; until one is up, and whenever none
-is, a batch is compressed in a thread. A worker that dies loses nothing: its batches end in `WorkerDied`,
-whoever sent them hands them back, and it is started again after a back-off. After repeated deaths
-the event loop compresses, and a log line says so.
+is, a batch is compressed in a thread. A worker that dies loses nothing: its batches end in
+`WorkerDied`, whoever sent them hands them back, and it is started again after a back-off. After
+repeated deaths the event loop compresses, and a log line says so.
 """
 
 from __future__ import annotations
@@ -159,11 +159,14 @@ class ProcessOffload:
         """Keep the workers up, for ever: the actor that owns the processes."""
         self._fd = _anonymous_memory()
         self._slots = Slots(self._fd, **self._shape)
+        self._free = list(range(self._shape["nr"]))
         try:
             async with anyio.create_task_group() as tasks:
                 for worker in self._pool:
                     tasks.start_soon(self._keep_up, worker)
         finally:
+            slots, self._slots = self._slots, None
+            slots.close()
             os.close(self._fd)
 
     async def _keep_up(self, worker: _Worker) -> None:
