@@ -16,6 +16,7 @@ from reclaimactors.topology import resolve
 from reclaimactors.topology.build import build, close_backends
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from anyio.abc import TaskGroup
@@ -70,13 +71,18 @@ def _only(
 ) -> BaseException | None:
     """Return the crash of an actor that a task group ended with; None if the body raised."""
     _, rest = group.split(lambda exc: exc is body)
-    crash: BaseException | None = rest
-    while isinstance(crash, BaseExceptionGroup):
-        inner = cast("tuple[BaseException, ...]", crash.exceptions)
-        if len(inner) > 1:
-            break
-        crash = inner[0]
-    return cast("BaseException | None", crash)
+    if rest is None:
+        return None
+    leaves = list(_leaves(rest))
+    return leaves[0] if len(leaves) == 1 else rest
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in cast("tuple[BaseException, ...]", exc.exceptions):
+            yield from _leaves(inner)
+    else:
+        yield exc
 
 
 def open_memory(

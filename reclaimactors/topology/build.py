@@ -43,6 +43,7 @@ async def build(topology: Topology) -> Machine:
         for index, spec in enumerate(topology.swap):
             await _swapon(machine, index, spec, topology.swap_bytes(spec))
     except BaseException:
+        machine.close()
         await close_backends(machine, topology.close_timeout)
         raise
     return machine
