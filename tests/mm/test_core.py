@@ -1,0 +1,955 @@
+"""The mm core driven by hand, without a loop: what becomes of folios, and how they come back.
+
+`Core` is a node with its way out and its way in, and a dict of slots for each store. Whatever a
+test does through it, the invariants of the node are checked after it.
+"""
+
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reclaimactors import BackendError, CorruptData, PluginError, ProtocolViolation, Verdict
+from reclaimactors.compressors.lz4 import Lz4
+from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, SAME, WRITEBACK, ZSWAP
+from reclaimactors.mm.lru import ActiveInactive
+from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
+from reclaimactors.mm.mglru import Mglru
+from reclaimactors.mm.node import Node
+from reclaimactors.mm.page_io import squeeze
+from reclaimactors.mm.swap import SwapDevice, SwapDevices
+from reclaimactors.mm.swapin import Swapin
+from reclaimactors.mm.swapout import Swapout
+from reclaimactors.mm.watermark import Watermarks
+from reclaimactors.mm.zswap import Zswap
+from reclaimactors.testing import FaultyCompressor
+
+PAGE = 4096
+OVERHEAD = KEY_OVERHEAD + FOLIO_OVERHEAD
+
+
+def text(seed: int = 0, size: int = PAGE) -> bytes:
+    """A value that compresses to a few bytes, another one for each seed."""
+    return (b"value %d of the core, " % seed * (size // 8 + 1))[:size]
+
+
+def noise(seed: int = 0, size: int = PAGE) -> bytes:
+    """A value that does not compress."""
+    words = (zlib.crc32(b"%d/%d" % (seed, i)).to_bytes(4, "big") for i in range(-(-size // 4)))
+    return b"".join(words)[:size]
+
+
+class Core:
+    """A node, driven by hand."""
+
+    def __init__(self, *, budget=1 << 20, pool=20, accept=90, zswap=True, devices=(), **other):
+        self.node = Node(
+            page_size=PAGE,
+            memcg=Memcg(budget),
+            marks=Watermarks(budget // 50, budget // 16, budget // 8),
+            policy=other.pop("policy", ActiveInactive)(pages=budget // PAGE),
+            zswap=Zswap(
+                budget, enabled=zswap, max_pool_percent=pool, accept_threshold_percent=accept
+            ),
+            swap=SwapDevices(
+                tuple(
+                    SwapDevice(i, f"store{i}", -i, capacity) for i, capacity in enumerate(devices)
+                )
+            ),
+            compressor=other.pop("compressor", Lz4()),
+        )
+        assert not other
+        self.out = Swapout(self.node)
+        self.back = Swapin(self.node, self.out)
+        self.slots = [{} for _ in devices]
+        self.broken = set()  #: devices whose stores raise
+
+    # -- what keys do
+
+    def put(self, key, *parts):
+        self.node.commit(key, list(parts), 0)
+        self.check()
+        return self.node.pfns(key)[0]
+
+    def delete(self, key):
+        self.node.delete(key)
+        self.check()
+
+    def get(self, key, *, promote=True):
+        """Return a value, from its store if need be."""
+        parts = [self.fault(pfn, promote=promote) for pfn in self.node.pfns(key)]
+        return b"".join(parts)
+
+    def fault(self, pfn, *, promote=True):
+        data = self.back.fault(pfn, promote=promote)
+        if data is None:
+            load = self.back.begin_load(pfn, promote=promote)
+            stored = [self.slots[load.device][slot] for slot in load.slots]
+            data = self.back.finish(load, stored)
+        self.check()
+        return data
+
+    # -- what actors do
+
+    def isolate(self, nr=32, max_bytes=1 << 30):
+        batch = self.out.isolate(nr, max_bytes, Reclaimer.KSWAPD)
+        self.check()
+        return batch
+
+    def begin(self, batch, *, hold=False):
+        pages, writes = self.out.begin(batch, hold=hold)
+        self.check()
+        return pages, writes
+
+    def complete(self, batch, pages):
+        writes = self.out.complete(batch, squeeze(self.node.compressor, pages))
+        self.check()
+        return writes
+
+    def compress(self, batch):
+        """Compress a batch; return the writes that follow."""
+        pages, writes = self.begin(batch)
+        return writes + self.complete(batch, pages)
+
+    def write(self, writes):
+        """Carry out writes, and those that follow where a store raises."""
+        writes = list(writes)
+        while writes:
+            write = writes.pop(0)
+            items = self.out.items(write)
+            if write.device in self.broken:
+                writes += self.out.store_failed(write)
+            else:
+                self.slots[write.device].update(items)
+                self.out.stored(write)
+            self.check()
+
+    def forget(self):
+        """Let every store forget what it should."""
+        for index, slots in enumerate(self.slots):
+            runs = self.node.take_stale(index)
+            for first, nr in runs:
+                for slot in range(first, first + nr):
+                    slots.pop(slot, None)
+            self.node.forgotten(index, runs)
+        self.check()
+
+    def reclaim(self, nr=32):
+        """Reclaim one batch, its writes included; return how many folios it had."""
+        batch = self.isolate(nr)
+        if batch is None:
+            return 0
+        isolated = len(batch.pfns)
+        self.write(self.compress(batch))
+        return isolated
+
+    def write_back(self, device=0):
+        """Write the coldest blobs back, as long as there are some to be."""
+        while (write := self.out.writeback(self.node.swap[device])) is not None:
+            self.check()
+            self.write([write])
+
+    # -- what tests ask
+
+    def state(self, key):
+        return self.node.mm.state[self.node.pfns(key)[0]]
+
+    def verdicts(self):
+        """Return the verdicts so far, those that were given at all."""
+        vm = self.node.vmstat
+        return {v: vm[f"reclaim_{v.value}"] for v in Verdict if vm[f"reclaim_{v.value}"]}
+
+    def fill_pool(self, share=1.0):
+        """Fill the pool with values of a twelfth of their size, up to this share of its limit."""
+        i = 0
+        while self.node.zswap.total < self.node.zswap.limit * share:
+            self.put(("fill", i), noise(i, 2000) + bytes(2096))
+            self.reclaim()
+            i += 1
+        self.node.zswap.accepts()  # whoever asks next sees that it is full
+
+    def check(self):
+        assert self.node.check()
+        self.node.policy.check()
+
+
+# -- the table of outcomes, end to end
+
+
+def test_a_compressible_folio_is_stored_where_the_pool_accepts():
+    core = Core()
+    core.put("a", text())
+    core.reclaim()
+    assert core.state("a") == ZSWAP
+    assert core.verdicts() == {Verdict.STORED: 1}
+
+
+def test_a_compressible_folio_is_stored_though_a_device_has_room():
+    core = Core(devices=[None])
+    core.put("a", text())
+    core.reclaim()
+    assert core.state("a") == ZSWAP
+    assert core.slots == [{}]
+
+
+def test_a_compressible_folio_goes_to_the_device_as_it_is_where_the_pool_is_over_its_limit():
+    core = Core(devices=[None])
+    core.fill_pool()
+    core.put("a", text())
+    core.reclaim()
+    assert core.state("a") == DEVICE
+    assert text() in core.slots[0].values()
+
+
+def test_a_full_pool_wakes_the_shrinker():
+    core = Core(devices=[None])
+    core.fill_pool()
+    woken = []
+    core.node.on_pool_full = lambda: woken.append(True)
+    core.put("a", text())
+    core.reclaim()
+    assert woken
+
+
+def test_a_compressible_folio_is_activated_where_the_pool_is_over_its_limit_without_swap():
+    core = Core()
+    core.fill_pool()
+    core.put("a", text())
+    hits = core.node.vmstat["pool_limit_hit"]
+    core.reclaim()
+    assert core.state("a") == RESIDENT
+    assert core.verdicts()[Verdict.ACTIVATE] == 1
+    assert core.node.vmstat["pool_limit_hit"] == hits + 1
+
+
+def test_a_compressible_folio_is_activated_where_pool_and_swap_are_full():
+    core = Core(devices=[0])
+    core.fill_pool()
+    core.put("a", text())
+    core.reclaim()
+    assert core.verdicts()[Verdict.ACTIVATE] == 1
+
+
+def test_an_incompressible_folio_goes_to_the_device_as_it_is():
+    core = Core(devices=[None])
+    core.put("a", noise())
+    core.reclaim()
+    assert core.state("a") == DEVICE
+    assert core.slots == [{0: noise()}]
+
+
+def test_an_incompressible_folio_is_activated_without_swap():
+    core = Core()
+    core.put("a", noise())
+    core.reclaim()
+    assert core.state("a") == RESIDENT
+    assert core.verdicts() == {Verdict.ACTIVATE: 1}
+    assert core.node.vmstat["reject_compress_poor"] == 1
+
+
+def test_an_incompressible_folio_is_never_in_the_pool():
+    core = Core(devices=[None])
+    for i in range(8):
+        core.put(i, noise(i))
+    core.reclaim()
+    assert core.node.zswap.total == 0
+
+
+def test_a_folio_whose_compressor_raises_goes_to_the_device_as_it_is():
+    core = Core(devices=[None], compressor=FaultyCompressor(Lz4(), every=1))
+    core.put("a", text())
+    core.reclaim()
+    assert core.slots == [{0: text()}]
+    assert core.node.vmstat["reject_compress_fail"] == 1
+
+
+def test_a_folio_whose_compressor_raises_is_kept_without_swap():
+    core = Core(compressor=FaultyCompressor(Lz4(), every=1))
+    core.put("a", text())
+    core.reclaim()
+    assert core.state("a") == RESIDENT
+    assert core.verdicts() == {Verdict.ERROR: 1}
+
+
+def test_a_store_that_raises_passes_its_folios_to_the_next_device():
+    core = Core(devices=[None, None])
+    core.broken = {0}
+    core.put("a", noise())
+    core.reclaim()
+    assert core.slots == [{}, {0: noise()}]
+    assert core.node.vmstat["swapout_error"] == 1
+
+
+def test_a_store_that_raises_leaves_its_folios_resident_where_no_other_device_is():
+    core = Core(devices=[None])
+    core.broken = {0}
+    core.put("a", noise())
+    core.reclaim()
+    assert core.state("a") == RESIDENT
+    assert core.verdicts() == {Verdict.ERROR: 1}
+
+
+@pytest.mark.parametrize("word", [b"\0" * 8, b"kcompres"])
+def test_a_same_filled_folio_keeps_nothing_but_its_word(word):
+    core = Core(devices=[None])
+    core.put("a", word * 512)
+    core.reclaim()
+    assert core.state("a") == SAME
+    assert (core.node.memcg.resident, core.node.memcg.compressed, core.slots) == (0, 0, [{}])
+    assert core.get("a") == word * 512
+
+
+def test_a_same_filled_folio_needs_no_pool():
+    core = Core(zswap=False)
+    core.put("a", bytes(PAGE))
+    core.reclaim()
+    assert core.verdicts() == {Verdict.ZERO: 1}
+
+
+def test_without_zswap_a_compressible_folio_goes_to_the_device_and_is_no_pool_limit_hit():
+    core = Core(zswap=False, devices=[None])
+    core.put("a", text())
+    core.reclaim()
+    assert core.slots == [{0: text()}]
+    assert core.node.vmstat["pool_limit_hit"] == 0
+
+
+def test_each_folio_of_a_mixed_batch_has_its_own_outcome():
+    core = Core(devices=[None])
+    for key, value in {"text": text(), "zero": bytes(PAGE), "noise": noise()}.items():
+        core.put(key, value)
+    core.reclaim()
+    assert core.verdicts() == {Verdict.STORED: 1, Verdict.ZERO: 1, Verdict.DEVICE: 1}
+
+
+# -- stolen is not freed
+
+
+def test_stolen_counts_pages_and_freed_counts_bytes_less_the_blob():
+    core = Core()
+    core.put("a", text(0, 3 * PAGE))
+    core.reclaim()
+    assert core.node.vmstat["pgsteal_kswapd"] == core.node.vmstat["pgsteal_anon"] == 3
+    assert core.out.freed_total == 3 * PAGE - core.node.zswap.total
+
+
+def test_nothing_is_stolen_before_the_device_has_acknowledged():
+    core = Core(devices=[None])
+    core.put("a", noise())
+    writes = core.compress(core.isolate())
+    assert core.node.vmstat["pgsteal_anon"] == core.out.freed_total == 0
+    core.write(writes)
+    assert (core.node.vmstat["pgsteal_anon"], core.out.freed_total) == (1, PAGE)
+
+
+def test_an_activated_folio_is_neither_stolen_nor_freed():
+    core = Core()
+    core.put("a", noise())
+    core.reclaim()
+    assert core.node.vmstat["pgscan_anon"] == 1
+    assert core.node.vmstat["pgsteal_anon"] == core.out.freed_total == 0
+
+
+def test_a_store_in_this_process_is_charged_for_what_it_holds():
+    core = Core(devices=[None])
+    core.put("a", noise())
+    (write,) = core.compress(core.isolate())
+    core.slots[0].update(core.out.items(write))
+    core.out.stored(write, [PAGE])
+    core.check()
+    assert core.node.memcg.compressed == PAGE
+    assert core.out.freed_total == 0
+    core.delete("a")
+    assert core.node.memcg.compressed == 0
+
+
+# -- the pool
+
+
+def test_a_pool_that_was_full_accepts_again_only_below_its_threshold():
+    core = Core(pool=10, accept=50, devices=[None])
+    core.fill_pool()
+    core.put("above", text(1))
+    core.delete(("fill", 0))
+    core.reclaim()
+    assert core.state("above") == DEVICE
+    while core.node.zswap.total > core.node.zswap.limit // 2:
+        core.delete(next(key for key in core.node.small if core.state(key) == ZSWAP))
+    core.put("below", text(2))
+    core.reclaim()
+    assert core.state("below") == ZSWAP
+
+
+def test_a_load_from_the_pool_is_exclusive():
+    core = Core()
+    core.put("a", text())
+    core.reclaim()
+    assert core.get("a") == text()
+    assert (core.state("a"), core.node.zswap.total, len(core.node.zswap)) == (RESIDENT, 0, 0)
+
+
+def test_a_load_that_may_not_promote_leaves_the_blob_as_the_hottest():
+    core = Core()
+    first = core.put("a", text(1))
+    core.put("b", text(2))
+    core.reclaim()
+    assert core.get("a", promote=False) == text(1)
+    assert core.state("a") == ZSWAP
+    assert core.node.zswap.coldest(2)[-1] == first
+
+
+def test_a_damaged_blob_names_the_pool_and_stays():
+    core = Core()
+    pfn = core.put("a", text())
+    core.reclaim()
+    core.node.mm.data[pfn] = b"\xff" * len(core.node.mm.data[pfn])
+    with pytest.raises(CorruptData, match="the zswap pool"):
+        core.back.fault(pfn, promote=True)
+    core.check()
+    assert core.state("a") == ZSWAP
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), MemoryError()])
+def test_a_decompressor_that_raises_anything_is_corrupt_data(error):
+    faulty = FaultyCompressor(Lz4())
+    core = Core(compressor=faulty)
+    core.put("a", text())
+    core.reclaim()
+    faulty.decompress_error = error
+    with pytest.raises(CorruptData):
+        core.get("a")
+    faulty.decompress_error = None
+    assert core.get("a") == text()
+
+
+def test_writeback_takes_the_coldest_blobs_down_to_the_threshold():
+    core = Core(pool=10, accept=50, devices=[None])
+    core.fill_pool()
+    cold = core.node.zswap.coldest(1)[0]
+    core.write_back()
+    assert core.node.mm.state[cold] == DEVICE
+    assert 0 < core.node.zswap.total <= core.node.zswap.accept_below
+    assert core.node.zswap.accepts()
+
+
+def wrote_back(**other) -> Core:
+    """Return a core whose key "a" is a blob on its device."""
+    core = Core(devices=[None], **other)
+    core.put("a", text(7, 3 * PAGE))
+    core.reclaim()
+    core.node.zswap.wanted = 1
+    core.write_back()
+    assert core.state("a") == DEVICE
+    return core
+
+
+def test_writeback_writes_the_blob_as_it_is():
+    core = wrote_back()
+    assert list(core.slots[0].values()) == [Lz4().compress(text(7, 3 * PAGE))]
+    assert core.node.vmstat["zswpwb"] == core.node.vmstat["written_back_pages"] == 3
+
+
+def test_a_blob_on_a_device_is_decompressed_at_load():
+    core = wrote_back()
+    assert core.get("a") == text(7, 3 * PAGE)
+
+
+def test_writeback_frees_the_blob():
+    core = wrote_back()
+    assert (core.node.zswap.total, core.node.memcg.compressed) == (0, 0)
+
+
+def test_a_store_that_refuses_a_blob_leaves_it_in_the_pool_as_the_hottest():
+    core = Core(devices=[None])
+    for i in range(3):
+        core.put(i, text(i))
+    core.reclaim()
+    core.broken = {0}
+    core.node.zswap.wanted = 1
+    cold = core.node.zswap.coldest(1)[0]
+    core.write([core.out.writeback(core.node.swap[0])])
+    assert core.node.mm.state[cold] == ZSWAP
+    assert core.node.zswap.coldest(3)[-1] == cold
+    assert core.node.vmstat["reject_reclaim_fail"] == 1
+
+
+def test_without_a_shrinker_nothing_is_written_back():
+    core = Core(devices=[None])
+    core.put("a", text())
+    core.reclaim()
+    core.node.zswap.shrinker = False
+    core.node.zswap.wanted = 1
+    assert core.out.writeback(core.node.swap[0]) is None
+
+
+# -- what a device gives back
+
+
+def on_device() -> Core:
+    """Return a core whose key "a", of three slots, is on its device as it is."""
+    core = Core(devices=[None])
+    core.put("a", noise(7, 2 * PAGE + 100))
+    core.reclaim()
+    assert core.state("a") == DEVICE
+    return core
+
+
+def flip(slots):
+    slots[0] = bytes([slots[0][0] ^ 1]) + slots[0][1:]
+
+
+def shorten(slots):
+    slots[max(slots)] = slots[max(slots)][:-1]
+
+
+def make_stale(slots):
+    slots[0] = noise(8)[: len(slots[0])]
+
+
+def empty(slots):
+    slots[0] = bytes(len(slots[0]))
+
+
+DAMAGES = [flip, shorten, make_stale, empty]
+
+
+@pytest.mark.parametrize("stored", [on_device, wrote_back])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_bytes_that_were_not_stored_are_corrupt_data_that_names_the_store(stored, damage):
+    core = stored()
+    damage(core.slots[0])
+    with pytest.raises(CorruptData, match="'store0'"):
+        core.get("a")
+    core.check()
+
+
+def test_misplaced_slots_are_corrupt_data():
+    core = on_device()
+    core.slots[0][0], core.slots[0][1] = core.slots[0][1], core.slots[0][0]
+    with pytest.raises(CorruptData, match="'store0'"):
+        core.get("a")
+
+
+@pytest.mark.parametrize("nr", [0, 1, 2, 4])
+def test_another_number_of_slots_is_corrupt_data(nr):
+    core = on_device()
+    pfn = core.node.pfns("a")[0]
+    load = core.back.begin_load(pfn, promote=True)
+    with pytest.raises(CorruptData, match="'store0'"):
+        core.back.finish(load, [noise()] * nr)
+    core.check()
+
+
+def test_a_damaged_entry_stays_and_is_tried_again():
+    core = on_device()
+    whole = dict(core.slots[0])
+    flip(core.slots[0])
+    with pytest.raises(CorruptData):
+        core.get("a")
+    core.slots[0].update(whole)
+    assert core.get("a") == noise(7, 2 * PAGE + 100)
+
+
+def test_padding_up_to_the_page_is_cut():
+    core = on_device()
+    last = max(core.slots[0])
+    core.slots[0][last] = core.slots[0][last].ljust(PAGE, b"\0")
+    assert core.get("a") == noise(7, 2 * PAGE + 100)
+
+
+def test_a_failed_load_leaves_the_folio_and_gives_its_reservation_back():
+    core = on_device()
+    core.back.fail(core.back.begin_load(core.node.pfns("a")[0], promote=True))
+    core.check()
+    assert (core.state("a"), core.node.memcg.reserved) == (DEVICE, 0)
+
+
+def test_slots_are_reused_only_after_the_store_has_forgotten_them():
+    core = on_device()
+    core.delete("a")
+    core.put("b", noise(1))
+    core.reclaim()
+    assert core.node.swap[0].used == 4
+    core.forget()
+    assert core.node.swap[0].used == 1
+
+
+def test_an_old_copy_on_a_device_is_never_read_again():
+    core = on_device()
+    core.put("a", noise(9, 2 * PAGE + 100))
+    core.forget()
+    core.reclaim()
+    assert core.get("a") == noise(9, 2 * PAGE + 100)
+
+
+def test_a_folio_that_is_reclaimed_to_a_device_a_second_time_has_a_fresh_checksum():
+    core = on_device()
+    core.get("a")
+    assert core.node.put_fast("a", noise(9, 2 * PAGE + 100))
+    core.reclaim()
+    assert core.get("a") == noise(9, 2 * PAGE + 100)
+
+
+# -- cancellation: fault, overwrite and delete in each state
+
+
+def queued(core):
+    """In a batch that nobody has begun."""
+    batch = core.isolate()
+    return lambda: core.write(core.compress(batch))
+
+
+def held_by_a_worker(core):
+    """In a batch whose bytes a thread looks at."""
+    batch = core.isolate()
+    pages, writes = core.begin(batch, hold=True)
+    return lambda: core.write(writes + core.complete(batch, pages))
+
+
+def being_written(core):
+    """On its way to a store as it is."""
+    core.node.zswap.enabled = False
+    (write,) = core.compress(core.isolate())
+    core.node.zswap.enabled = True
+    items = core.out.items(write)
+    return lambda: acknowledge(core, write, items)
+
+
+def blob_being_written_back(core):
+    """Its blob on its way from the pool to a store."""
+    core.reclaim()
+    core.node.zswap.wanted = 1 << 20
+    write = core.out.writeback(core.node.swap[0])
+    items = core.out.items(write)
+    return lambda: acknowledge(core, write, items)
+
+
+def acknowledge(core, write, items):
+    core.slots[write.device].update(items)
+    core.out.stored(write)
+    core.check()
+
+
+FLIGHTS = [queued, held_by_a_worker, being_written, blob_being_written_back]
+
+
+@pytest.fixture(params=FLIGHTS, ids=lambda flight: flight.__name__)
+def flight(request):
+    """A core whose key "a" is on its way out, and what ends that."""
+    core = Core(devices=[None])
+    core.put("a", text(1))
+    return core, request.param(core)
+
+
+def test_a_fault_on_a_folio_in_flight_gives_its_bytes_at_once(flight):
+    core, _ = flight
+    assert core.get("a") == text(1)
+    assert core.state("a") == RESIDENT
+
+
+def test_the_late_verdict_of_a_faulted_folio_is_thrown_away(flight):
+    core, land = flight
+    core.get("a")
+    land()
+    assert core.state("a") == RESIDENT
+    assert core.get("a") == text(1)
+
+
+def test_a_fault_that_may_not_promote_reads_a_folio_in_flight_too(flight):
+    core, land = flight
+    assert core.get("a", promote=False) == text(1)
+    land()
+    assert core.get("a") == text(1)
+
+
+def test_the_late_verdict_of_an_overwritten_folio_is_thrown_away(flight):
+    core, land = flight
+    core.put("a", text(2))
+    land()
+    assert core.get("a") == text(2)
+
+
+def test_the_late_verdict_of_a_deleted_folio_is_thrown_away(flight):
+    core, land = flight
+    core.delete("a")
+    land()
+    core.forget()
+    memcg = core.node.memcg
+    assert (memcg.resident, memcg.compressed, memcg.overhead, memcg.in_flight) == (0, 0, 0, 0)
+    assert core.node.swap[0].used == 0
+
+
+def test_a_fast_overwrite_never_touches_a_folio_in_flight(flight):
+    core, land = flight
+    assert not core.node.put_fast("a", text(2))
+    land()
+    assert core.get("a") == text(1)
+
+
+def test_an_undisturbed_folio_leaves_memory(flight):
+    core, land = flight
+    land()
+    assert core.state("a") in {ZSWAP, DEVICE}
+    assert core.get("a") == text(1)
+
+
+def test_nothing_is_in_flight_after_the_landing(flight):
+    core, land = flight
+    land()
+    core.node.zswap.wanted = 0
+    core.forget()
+    assert core.node.idle
+
+
+def test_a_folio_in_flight_counts_as_resident_at_its_full_size():
+    core = Core()
+    core.put("a", text())
+    core.isolate()
+    assert core.state("a") == WRITEBACK
+    assert core.node.memcg.resident == core.node.memcg.in_flight == PAGE
+
+
+@pytest.mark.parametrize("flight", FLIGHTS[1:], ids=lambda flight: flight.__name__)
+def test_a_deleted_folio_is_charged_until_its_last_holder_lets_go(flight):
+    core = Core(devices=[None])
+    pfn = core.put("a", text(1))
+    land = flight(core)
+    held = len(core.node.mm.data[pfn])
+    core.delete("a")
+    memcg = core.node.memcg
+    assert core.node.mm.state[pfn] == DEAD
+    assert (memcg.resident, memcg.overhead) == (held, FOLIO_OVERHEAD)
+    land()
+    assert core.node.mm.state[pfn] == FREE
+
+
+def test_a_folio_deleted_while_it_is_loaded_keeps_its_slots_until_the_load_ends():
+    core = on_device()
+    pfn = core.node.pfns("a")[0]
+    load = core.back.begin_load(pfn, promote=True)
+    stored = [core.slots[0][slot] for slot in load.slots]
+    core.delete("a")
+    core.forget()
+    assert core.node.swap[0].used == 3
+    assert core.back.finish(load, stored) == noise(7, 2 * PAGE + 100)
+    core.forget()
+    assert (core.node.swap[0].used, core.node.memcg.free) == (0, core.node.memcg.budget)
+
+
+def test_a_pinned_folio_is_not_isolated():
+    core = Core()
+    core.node.pin(core.put("a", text()))
+    assert core.isolate() is None
+
+
+def test_a_pinned_folio_that_is_deleted_is_charged_until_it_is_unpinned():
+    core = Core()
+    pfn = core.put("a", text())
+    core.node.pin(pfn)
+    core.delete("a")
+    assert core.node.memcg.resident == PAGE
+    core.node.unpin(pfn)
+    core.check()
+    assert core.node.memcg.free == core.node.memcg.budget
+
+
+def test_a_batch_that_is_handed_back_leaves_its_folios_next_in_line():
+    core = Core()
+    for i in range(3):
+        core.put(i, text(i))
+    batch = core.isolate(2)
+    taken = list(batch.pfns)
+    core.out.hand_back(batch)
+    core.check()
+    assert core.verdicts() == {Verdict.KEEP: 2}
+    assert core.isolate(2).pfns == taken
+
+
+def test_a_batch_may_be_split_and_each_half_ends_on_its_own():
+    core = Core()
+    for i in range(5):
+        core.put(i, text(i))
+    batch = core.isolate()
+    rest = core.out.split(batch, 2)
+    core.check()
+    assert (len(batch.pfns), len(rest.pfns)) == (2, 3)
+    core.compress(rest)
+    core.out.hand_back(batch)
+    core.check()
+    assert core.verdicts() == {Verdict.STORED: 3, Verdict.KEEP: 2}
+
+
+def test_a_write_that_is_refused_keeps_its_folios_and_gives_its_slots_back():
+    core = Core(devices=[None])
+    core.put("a", noise())
+    (write,) = core.compress(core.isolate())
+    core.out.refuse(write)
+    core.forget()
+    assert core.verdicts() == {Verdict.KEEP: 1}
+    assert core.node.swap[0].used == 0
+
+
+def test_slots_of_a_write_that_may_still_happen_are_never_used_again():
+    core = Core(devices=[None])
+    core.put("a", noise())
+    (write,) = core.compress(core.isolate())
+    core.out.store_failed(write, retire=True)
+    core.check()
+    assert (core.node.swap[0].used, core.node.swap[0].bad) == (0, 1)
+    core.reclaim()
+    assert list(core.slots[0]) == [1]
+
+
+def test_a_large_write_is_cut_into_writes_of_a_mebibyte():
+    core = Core(budget=64 << 20, zswap=False, devices=[None])
+    for i in range(10):
+        core.put(i, noise(i, 1 << 18))
+    writes = core.compress(core.isolate())
+    assert [write.nr_bytes >> 18 for write in writes] == [4, 4, 2]
+
+
+# -- the budget
+
+
+def test_a_charge_that_passes_the_budget_is_refused_and_changes_nothing():
+    memcg = Memcg(1000, resident=900)
+    with pytest.raises(ProtocolViolation, match="only 100 B are free"):
+        memcg.adjust(resident=50, compressed=51)
+    assert (memcg.resident, memcg.compressed, memcg.overhead, memcg.free) == (900, 0, 0, 100)
+
+
+def test_a_charge_up_to_the_last_byte_of_the_budget_is_accepted():
+    memcg = Memcg(1000)
+    memcg.adjust(resident=500, compressed=300, overhead=200)
+    assert memcg.free == 0
+
+
+def test_a_put_that_passes_the_budget_is_refused_and_changes_nothing():
+    core = Core(budget=1 << 16)
+    core.put("a", text())
+    with pytest.raises(ProtocolViolation):
+        core.put("a", text(1, 1 << 16))
+    core.check()
+    assert core.get("a") == text()
+
+
+def test_an_overwrite_needs_only_the_difference():
+    core = Core(budget=1 << 16)
+    core.put("a", noise(0, (1 << 16) - OVERHEAD))
+    core.put("a", noise(1, (1 << 16) - OVERHEAD))
+    assert core.node.memcg.free == 0
+
+
+def test_an_overwrite_of_a_value_in_flight_needs_all_of_its_size_while_it_is_held():
+    core = Core()
+    core.put("a", text())
+    core.begin(core.isolate(), hold=True)
+    assert core.node.need("a", PAGE, 1) == PAGE + FOLIO_OVERHEAD
+
+
+@given(st.lists(st.tuples(st.integers(-300, 300), st.integers(-300, 300)), max_size=30))
+def test_free_bytes_never_become_negative(charges):
+    memcg = Memcg(1000)
+    for resident, compressed in charges:
+        if memcg.resident + resident < 0 or memcg.compressed + compressed < 0:
+            continue
+        try:
+            memcg.adjust(resident, compressed)
+        except ProtocolViolation:
+            assert resident + compressed > memcg.free
+        memcg.check()
+
+
+def test_a_reservation_counts_as_resident_until_it_is_spent():
+    core = Core()
+    core.node.memcg.reserve(10_000)
+    core.check()
+    assert core.node.memcg.resident == 10_000
+    core.node.commit("a", [text()], 10_000)
+    core.check()
+    assert (core.node.memcg.resident, core.node.memcg.reserved) == (PAGE, 0)
+
+
+# -- values of many sizes, and the policies
+
+
+@pytest.mark.parametrize("policy", [ActiveInactive, Mglru])
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 4095, 4096, 4097, 40_000])
+@pytest.mark.parametrize("make", [text, noise, lambda _, size: bytes(size)])
+def test_a_value_of_any_size_comes_back_from_wherever_it_went(policy, make, size):
+    core = Core(devices=[None], policy=policy)
+    core.put("a", make(1, size))
+    for _ in range(3):
+        core.reclaim()
+        assert core.state("a") != RESIDENT
+        assert core.get("a") == make(1, size)
+        core.forget()
+
+
+def test_a_store_is_never_given_an_item_of_no_bytes():
+    core = Core(zswap=False, devices=[None])
+    core.put("a", b"")
+    core.put("b", b"x")
+    core.reclaim()
+    assert sorted(core.slots[0].values()) == [b"x"]
+
+
+def test_a_value_of_several_folios_may_be_partly_resident():
+    core = Core(devices=[None])
+    core.put("a", text(1), noise(2), text(3))
+    core.reclaim(2)
+    states = [core.node.mm.state[pfn] for pfn in core.node.pfns("a")]
+    assert states == [ZSWAP, DEVICE, RESIDENT]
+    assert core.get("a") == text(1) + noise(2) + text(3)
+
+
+def test_zswpout_is_counted_by_order():
+    core = Core(budget=1 << 22)
+    for i, pages in enumerate([1, 1, 2, 3, 4, 5, 64]):
+        core.put(i, text(i, pages * PAGE))
+    core.reclaim()
+    counts = {n: core.node.vmstat[f"zswpout_order_{n}"] for n in range(7)}
+    assert counts == {0: 2, 1: 1, 2: 2, 3: 1, 4: 0, 5: 0, 6: 1}
+
+
+def test_a_refault_tells_the_policy_what_it_said_at_eviction():
+    seen = []
+
+    class Spy(ActiveInactive):
+        def insert(self, pfn, *, refault):
+            seen.append(refault)
+            return super().insert(pfn, refault=refault)
+
+        def shadow(self, pfn):
+            super().shadow(pfn)
+            return 4711
+
+    core = Core(policy=Spy)
+    core.put("a", text())
+    core.reclaim()
+    core.get("a")
+    assert seen == [None, 4711]
+
+
+def test_a_policy_that_isolates_a_folio_twice_is_a_plugin_error():
+    class Twice(ActiveInactive):
+        def isolate(self, nr):
+            return super().isolate(nr) * 2
+
+    core = Core(policy=Twice)
+    core.put("a", text())
+    with pytest.raises(PluginError, match="Twice"):
+        core.out.isolate(32, 1 << 20, Reclaimer.KSWAPD)
+
+
+def test_isolate_takes_at_least_one_folio_whatever_its_size():
+    core = Core()
+    core.put("a", text(0, 5 * PAGE))
+    core.put("b", text(1, 5 * PAGE))
+    assert len(core.isolate(32, max_bytes=1).pfns) == 1
+
+
+def test_the_error_of_a_store_is_an_oserror():
+    assert issubclass(BackendError, OSError)
