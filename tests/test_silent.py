@@ -39,7 +39,7 @@ async def failing_stores():
     ]
     swap = [{"backend": s, "priority": 9 - i, "size": "1MiB"} for i, s in enumerate(stores)]
     compressor = FaultyCompressor(Lz4(), every=3)
-    compress = {"compressor": compressor}
+    compress = {"compressor": compressor, "offload": "thread"}
     async with ra.open_memory(budget="1MiB", swap=swap, compress=compress) as memory:
         kept = []
         for i in range(500):
