@@ -79,7 +79,7 @@ def _only(
 
 def _leaves(exc: BaseException) -> Iterator[BaseException]:
     if isinstance(exc, BaseExceptionGroup):
-        for inner in cast("tuple[BaseException, ...]", exc.exceptions):
+        for inner in cast("tuple[BaseException, ...]", exc.exceptions):  # pyright: ignore[reportUnknownMemberType] # isinstance drops the group's type argument
             yield from _leaves(inner)
     else:
         yield exc

@@ -62,6 +62,7 @@ class _Worker:
 
     number: int
     link: socket.socket | None = None
+    refused: bool = False
     up: bool = False
     tickets: dict[int, _Ticket] = attrs.Factory(dict[int, _Ticket])
 
@@ -171,11 +172,15 @@ class ProcessOffload:
 
     async def _keep_up(self, worker: _Worker) -> None:
         while True:
+            refused = None
             try:
                 refused = await self._life(worker)
+            except OSError as exc:  # it cannot be started, or ended before it was told anything
+                log.warning("offload.start_failed", worker=worker.number, error=str(exc))
             finally:
                 self._bury(worker)
             if refused:
+                worker.refused = True
                 log.warning(
                     "offload.refused", worker=worker.number, reason=refused, instead="thread"
                 )

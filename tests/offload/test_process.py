@@ -1,0 +1,241 @@
+"""Worker processes: the same rows as inline, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import anyio
+import pytest
+
+import reclaimactors as ra
+from reclaimactors import registry
+from reclaimactors.mm.page_io import BLOB, FAIL, POOR, SAME_FILLED, squeeze
+from reclaimactors.offload import ProcessOffload, WorkerDied
+from reclaimactors.registry import PluginRef
+
+REF = PluginRef("lz4")
+LZ4 = registry.build("compressors", REF)
+PAGES = [
+    b"compressible " * 300,
+    bytes(4096),
+    random.Random(1).randbytes(4096),
+    b"\xff" * 4095,
+    b"x",
+    b"",
+    b"large " * 40_000,
+]
+
+
+def offload_of(ref: PluginRef = REF, *, workers: int = 1, slots: int = 5) -> ProcessOffload:
+    return ProcessOffload(ref, LZ4, workers=workers, nice=0, slots=slots, area=256 * 1024, rows=160)
+
+
+async def until_up(offload: ProcessOffload) -> None:
+    with anyio.fail_after(30):
+        while not all(worker.up for worker in offload._pool):
+            await anyio.sleep(0.01)
+
+
+def worker_pids() -> set[int]:
+    """Our children that are workers."""
+    pids = set()
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            parent = (entry.parent / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            if b"offload.worker" in entry.read_bytes() and int(parent) == os.getpid():
+                pids.add(int(entry.parent.name))
+        except (OSError, IndexError):
+            continue
+    return pids
+
+
+pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="looks for children in /proc")
+
+
+async def test_rows_are_those_of_inline_with_checksums():
+    offload = offload_of()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(offload.run)
+        await until_up(offload)
+
+        out = await offload.squeeze(list(PAGES))
+
+        inline = squeeze(LZ4, PAGES, checksum=True)
+        assert out.kinds == inline.kinds
+        assert out.blobs == inline.blobs
+        assert [v if k != FAIL else -1 for k, v in zip(out.kinds, out.values, strict=True)] == (
+            inline.values
+        )
+        assert set(out.kinds) == {BLOB, SAME_FILLED, POOR}
+        tasks.cancel_scope.cancel()
+    assert not worker_pids()
+
+
+async def test_before_a_worker_is_up_a_thread_compresses():
+    offload = offload_of()
+
+    out = await offload.squeeze(list(PAGES))
+
+    assert out.blobs == squeeze(LZ4, PAGES).blobs
+
+
+async def test_killed_with_a_batch_the_sender_is_told_and_a_new_worker_comes():
+    offload = offload_of()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(offload.run)
+        await until_up(offload)
+        (pid,) = worker_pids()
+        os.kill(pid, signal.SIGSTOP)  # so that it dies with the batch, not before or after it
+
+        async def kill():
+            while not offload._pool[0].tickets:
+                await anyio.sleep(0)
+            os.kill(pid, signal.SIGKILL)
+
+        tasks.start_soon(kill)
+        with pytest.raises(WorkerDied):
+            await offload.squeeze([b"lost and found " * 200])
+        await until_up(offload)
+        out = await offload.squeeze([b"lost and found " * 200])
+
+        assert worker_pids() != {pid}
+        assert out.kinds[0] == BLOB
+        assert sorted(offload._free) == list(range(5))
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_cancelled_batch_keeps_its_slot_until_the_worker_is_done():
+    offload = offload_of(slots=1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(offload.run)
+        await until_up(offload)
+        (pid,) = worker_pids()
+        os.kill(pid, signal.SIGSTOP)
+
+        with anyio.move_on_after(0):
+            await offload.squeeze([b"abandoned " * 300])
+        during = list(offload._free)
+        os.kill(pid, signal.SIGCONT)
+        with anyio.fail_after(30):
+            while not offload._free:
+                await anyio.sleep(0.001)
+
+        assert during == []
+        assert (await offload.squeeze([b"next " * 500])).kinds[0] == BLOB
+        tasks.cancel_scope.cancel()
+
+
+async def test_after_repeated_deaths_the_event_loop_compresses(monkeypatch):
+    monkeypatch.setattr("reclaimactors.offload.process.BACKOFF_S", 0)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    offload = offload_of()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(offload.run)
+        with anyio.fail_after(30):
+            while not offload.inline:
+                await anyio.sleep(0.01)
+
+        out = await offload.squeeze(list(PAGES))
+
+        assert out.blobs == squeeze(LZ4, PAGES).blobs
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_compressor_that_no_worker_can_build_falls_back_to_a_thread():
+    offload = offload_of(PluginRef("no_such_module:compressor"))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(offload.run)
+        await tasks.start(_until_refused, offload)
+
+        out = await offload.squeeze(list(PAGES))
+
+        assert out.blobs == squeeze(LZ4, PAGES).blobs
+        tasks.cancel_scope.cancel()
+
+
+async def _until_refused(offload: ProcessOffload, *, task_status) -> None:
+    with anyio.fail_after(30):
+        while not all(worker.refused for worker in offload._pool):
+            await anyio.sleep(0.01)
+    task_status.started()
+
+
+async def test_kills_under_load_lose_nothing():
+    """SIGKILL at any moment: every value is right, and nobody is left behind."""
+    model = {}
+    rng = random.Random(7)
+    compress = {"offload": "process", "mode": "padata", "workers": 2}
+    async with ra.open_memory("padata", budget="4MiB", compress=compress) as memory:
+        kills = 0
+        for step in range(4000):
+            key = rng.randrange(2000)
+            model[key] = (b"%d " % rng.randrange(1 << 40)) * rng.randrange(1, 500)
+            await memory.put(key, model[key])
+            if step % 40 == 0:
+                for pid in worker_pids():
+                    os.kill(pid, signal.SIGKILL)
+                    kills += 1
+                await anyio.sleep(0.002)
+        for key, value in model.items():
+            assert await memory.get(key) == value
+        await memory.drain()
+        assert memory._node.check()
+    assert kills > 0
+    assert not worker_pids()
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    program = textwrap.dedent(
+        """
+        import anyio, sys
+        import reclaimactors as ra
+
+        async def main():
+            async with ra.open_memory("kcompressd", budget="1MiB") as memory:
+                for key in range(1000):
+                    await memory.put(key, b"%d " % key * 900)
+                pool = memory._machine.offload._pool
+                while not pool[0].up:
+                    await anyio.sleep(0.01)
+                print("up", flush=True)
+                await anyio.sleep_forever()
+
+        anyio.run(main)
+        """
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    with parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"up\n"
+        children = _children(parent.pid)
+        parent.kill()
+    assert children
+    deadline = 500
+    while any(Path(f"/proc/{pid}").exists() and not _zombie(pid) for pid in children):
+        deadline -= 1
+        assert deadline, "a worker outlives its parent"
+        signal.sigtimedwait([], 0.01)
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rsplit(")", 1)[1].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def _zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
