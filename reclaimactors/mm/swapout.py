@@ -85,6 +85,8 @@ class Swapout:
         nr_bytes = 0
         for pfn in candidates:
             if state[pfn] != RESIDENT:
+                for other in taken:
+                    state[other] = RESIDENT
                 name = type(node.policy).__name__
                 raise PluginError(f"policy {name} isolated pfn {pfn}, which is not on its lists")
             if refs[pfn]:

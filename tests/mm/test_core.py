@@ -933,7 +933,7 @@ def test_a_refault_tells_the_policy_what_it_said_at_eviction():
     assert seen == [None, 4711]
 
 
-def test_a_policy_that_isolates_a_folio_twice_is_a_plugin_error():
+def test_a_policy_that_isolates_a_folio_twice_is_a_plugin_error_and_changes_nothing():
     class Twice(ActiveInactive):
         def isolate(self, nr):
             return super().isolate(nr) * 2
@@ -942,6 +942,8 @@ def test_a_policy_that_isolates_a_folio_twice_is_a_plugin_error():
     core.put("a", text())
     with pytest.raises(PluginError, match="Twice"):
         core.out.isolate(32, 1 << 20, Reclaimer.KSWAPD)
+    core.check()
+    assert core.get("a") == text()
 
 
 def test_isolate_takes_at_least_one_folio_whatever_its_size():
