@@ -1,0 +1,354 @@
+"""Random life of the mm core: node, way out, way in and kswapd against a dict of values.
+
+Batches and writes are kept in flight for as long as hypothesis likes, and end in any order. After
+each step the invariants of the node hold, among them conservation (I1): every folio that was
+isolated has had one verdict or is in flight.
+"""
+
+import zlib
+
+import hypothesis.strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from reclaimactors import CorruptData, ProtocolViolation
+from reclaimactors.compressors.lz4 import Lz4
+from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.mm.folio import DEVICE
+from reclaimactors.mm.lru import ActiveInactive
+from reclaimactors.mm.memcg import Memcg
+from reclaimactors.mm.mglru import Mglru
+from reclaimactors.mm.node import Node
+from reclaimactors.mm.page_io import squeeze
+from reclaimactors.mm.swap import SwapDevice, SwapDevices
+from reclaimactors.mm.swapin import Swapin
+from reclaimactors.mm.swapout import Swapout
+from reclaimactors.mm.vmscan import Kswapd, Step
+from reclaimactors.mm.watermark import Watermarks
+from reclaimactors.mm.zswap import Zswap
+from reclaimactors.testing import FaultyCompressor
+
+PAGE = 512
+BUDGET = 256 * PAGE
+KEYS = st.integers(0, 25)
+VERDICTS = ("stored", "zero", "device", "activate", "keep", "cancelled", "error")
+
+
+def value_of(kind: str, seed: int, size: int) -> bytes:
+    if kind == "same":
+        return bytes([seed]) * size
+    if kind == "noise":
+        words = (zlib.crc32(b"%d/%d" % (seed, i)).to_bytes(4, "big") for i in range(size // 4 + 1))
+        return b"".join(words)[:size]
+    return (b"value %d of the core, " % seed * (size // 8 + 1))[:size]
+
+
+VALUES = st.builds(
+    value_of,
+    st.sampled_from(["text", "text", "noise", "same"]),
+    st.integers(0, 255),
+    st.sampled_from([0, 1, 15, 100, PAGE, PAGE + 1, 3 * PAGE, 9 * PAGE]),
+)
+
+
+class CoreMachine(RuleBasedStateMachine):
+    """Keys, kswapd, workers and stores, each step of them a rule."""
+
+    @initialize(
+        policy=st.sampled_from([ActiveInactive, Mglru]),
+        pool=st.sampled_from([1, 5, 20]),
+        enabled=st.sampled_from([True, True, True, False]),
+        capacities=st.lists(st.sampled_from([None, 6, 40]), max_size=2),
+        charged=st.booleans(),
+    )
+    def build(self, policy, pool, enabled, capacities, charged):
+        devices = (SwapDevice(i, f"store{i}", -i, nr) for i, nr in enumerate(capacities))
+        self.compressor = FaultyCompressor(Lz4())
+        self.node = Node(
+            page_size=PAGE,
+            memcg=Memcg(BUDGET),
+            marks=Watermarks(BUDGET // 20, BUDGET // 8, BUDGET // 4),
+            policy=policy(pages=BUDGET // PAGE),
+            zswap=Zswap(
+                BUDGET, enabled=enabled, max_pool_percent=pool, accept_threshold_percent=80
+            ),
+            swap=SwapDevices(tuple(devices)),
+            compressor=self.compressor,
+        )
+        self.out = Swapout(self.node)
+        self.back = Swapin(self.node, self.out)
+        self.kswapd = Kswapd(self.node, self.out, max_in_flight=BUDGET // 8)
+        self.charged = charged  # whether the stores are in this process
+        self.stores = [{} for _ in capacities]
+        self.forgetting = []  # (device, runs)
+        self.batches = []  # isolated
+        self.begun = []  # (batch, rows): a worker has its bytes
+        self.writes = []
+        self.writing = []  # (write, items): a store has them
+        self.loads = []  # (load, expected)
+        self.pins = []  # (pfn, value)
+        self.model = {}
+        self.freed_total = 0
+
+    def pick(self, things, index):
+        return things.pop(index % len(things))
+
+    # -- keys
+
+    @rule(key=KEYS, value=VALUES, parts=st.sampled_from([1, 1, 3]))
+    def put(self, key, value, parts):
+        size = -(-len(value) // parts) or 1
+        cut = [value[i : i + size] for i in range(0, len(value), size)] or [b""]
+        before = self.node.memcg.free
+        if self.node.need(key, len(value), len(cut)) > before:
+            try:
+                self.node.commit(key, cut, 0)
+            except ProtocolViolation:
+                assert self.node.memcg.free == before
+                return
+            raise AssertionError("a put passed the budget")
+        self.node.commit(key, cut, 0)
+        self.model[key] = value
+
+    @rule(key=KEYS, value=VALUES)
+    def put_fast(self, key, value):
+        if self.node.put_fast(key, value):
+            self.model[key] = value
+
+    @rule(key=KEYS)
+    def delete(self, key):
+        if self.model.pop(key, None) is not None:
+            self.node.delete(key)
+
+    @rule(key=KEYS, force=st.booleans())
+    def get(self, key, force):
+        """Read all of a value that is in memory; what only a store has is asked for."""
+        if key not in self.model:
+            assert key not in self.node
+            return
+        pfns = self.node.pfns(key)
+        promote = self.back.may_promote(pfns) or (
+            force and self.back.shortfall(pfns) <= self.node.memcg.free
+        )
+        offset = 0
+        for pfn in pfns:
+            end = offset + self.node.mm.size[pfn]
+            expected = self.model[key][offset:end]
+            data = self.back.fault(pfn, promote=promote)
+            if data is None:
+                self.loads.append((self.back.begin_load(pfn, promote=promote), expected))
+            else:
+                assert data == expected
+            offset = end
+        assert offset == len(self.model[key])
+
+    @rule(key=KEYS)
+    def pin(self, key):
+        pfn = self.node.small.get(key)
+        if pfn is not None and len(self.pins) < 3 and self.node.mm.state[pfn] < 2:
+            self.node.pin(pfn)
+            self.pins.append((pfn, self.model[key]))
+
+    @precondition(lambda self: self.pins)
+    @rule(index=st.integers(0))
+    def unpin(self, index):
+        pfn, value = self.pick(self.pins, index)
+        assert self.node.mm.data[pfn] == value
+        self.node.unpin(pfn)
+
+    # -- kswapd and the workers
+
+    @rule(age=st.booleans())
+    def kswapd_steps(self, age):
+        if age:
+            self.node.policy.age(0.0)
+        step = self.kswapd.next()
+        if step is not Step.ISOLATE:
+            return
+        batch = self.out.isolate(self.kswapd.nr, self.kswapd.max_bytes, Reclaimer.KSWAPD)
+        self.kswapd.isolated(len(batch.pfns) if batch else 0)
+        if batch:
+            self.batches.append(batch)
+
+    @rule(nr=st.integers(1, 40), who=st.sampled_from(Reclaimer))
+    def isolate(self, nr, who):
+        batch = self.out.isolate(nr, BUDGET // 8, who)
+        if batch:
+            self.batches.append(batch)
+
+    @precondition(lambda self: self.batches)
+    @rule(index=st.integers(0), nr=st.integers(1, 5))
+    def split(self, index, nr):
+        batch = self.batches[index % len(self.batches)]
+        if nr < len(batch.pfns):
+            self.batches.append(self.out.split(batch, nr))
+
+    @precondition(lambda self: self.batches)
+    @rule(index=st.integers(0), hold=st.booleans(), fails=st.sampled_from([None, None, 1, 2]))
+    def begin(self, index, hold, fails):
+        batch = self.pick(self.batches, index)
+        pages, writes = self.out.begin(batch, hold=hold)
+        self.writes += writes
+        self.compressor.every = fails
+        self.begun.append((batch, squeeze(self.compressor, pages)))
+        self.compressor.every = None
+
+    @precondition(lambda self: self.begun)
+    @rule(index=st.integers(0))
+    def complete(self, index):
+        self.writes += self.out.complete(*self.pick(self.begun, index))
+
+    @precondition(lambda self: self.begun or self.batches)
+    @rule(index=st.integers(0))
+    def hand_back(self, index):
+        batches = self.batches + [batch for batch, _ in self.begun]
+        batch = batches[index % len(batches)]
+        self.batches = [other for other in self.batches if other is not batch]
+        self.begun = [other for other in self.begun if other[0] is not batch]
+        self.out.hand_back(batch)
+
+    # -- stores
+
+    @precondition(lambda self: self.stores)
+    @rule(device=st.integers(0), wanted=st.sampled_from([0, 1, 5000]))
+    def write_back(self, device, wanted):
+        self.node.zswap.wanted = max(self.node.zswap.wanted, wanted)
+        write = self.out.writeback(self.node.swap[device % len(self.stores)])
+        if write is not None:
+            self.writes.append(write)
+
+    @precondition(lambda self: self.writes)
+    @rule(index=st.integers(0))
+    def store_begins(self, index):
+        write = self.pick(self.writes, index)
+        items = self.out.items(write)
+        assert all(data for _, data in items), "an item of no bytes"
+        self.writing.append((write, items))
+
+    @precondition(lambda self: self.writing)
+    @rule(index=st.integers(0))
+    def store_acknowledges(self, index):
+        write, items = self.pick(self.writing, index)
+        assert not self.stores[write.device].keys() & dict(items).keys(), "a slot in use"
+        self.stores[write.device].update(items)
+        self.out.stored(write, [length // 2 for length in write.lengths] if self.charged else None)
+
+    @precondition(lambda self: self.writing)
+    @rule(index=st.integers(0), late=st.booleans())
+    def store_raises(self, index, late):
+        write, items = self.pick(self.writing, index)
+        if late:  # it timed out, and happens all the same
+            self.stores[write.device].update(items)
+        self.writes += self.out.store_failed(write, retire=late)
+
+    @precondition(lambda self: self.writes)
+    @rule(index=st.integers(0))
+    def mailbox_is_full(self, index):
+        self.out.refuse(self.pick(self.writes, index))
+
+    @precondition(lambda self: self.stores)
+    @rule(device=st.integers(0))
+    def forget_begins(self, device):
+        device %= len(self.stores)
+        runs = self.node.take_stale(device)
+        if runs:
+            self.forgetting.append((device, runs))
+
+    @precondition(lambda self: self.forgetting)
+    @rule(index=st.integers(0), answered=st.sampled_from([True, True, True, False]))
+    def forget_ends(self, index, answered):
+        device, runs = self.pick(self.forgetting, index)
+        for first, nr in runs:
+            for slot in range(first, first + nr):
+                self.stores[device].pop(slot, None)
+        (self.node.forgotten if answered else self.node.never_forgotten)(device, runs)
+
+    @precondition(lambda self: self.loads)
+    @rule(index=st.integers(0), kind=st.sampled_from(["good", "good", "flip", "fail"]))
+    def load_ends(self, index, kind):
+        load, expected = self.pick(self.loads, index)
+        stored = [self.stores[load.device][slot] for slot in load.slots]
+        if kind == "fail":
+            self.back.fail(load)
+        elif kind == "flip":
+            stored[0] = bytes([stored[0][0] ^ 1]) + stored[0][1:]
+            try:
+                self.back.finish(load, stored)
+            except CorruptData:
+                return
+            raise AssertionError("flipped bytes were handed out")
+        else:
+            assert self.back.finish(load, stored) == expected
+
+    # -- what always holds
+
+    @invariant()
+    def check(self):
+        if not hasattr(self, "node"):
+            return
+        assert self.node.check()
+        self.node.policy.check()
+        for pfn, value in self.pins:
+            assert self.node.mm.data[pfn] == value
+        assert self.node.memcg.freed_total >= self.freed_total
+        self.freed_total = self.node.memcg.freed_total
+
+    @invariant()
+    def conserved(self):
+        if hasattr(self, "node"):
+            vm = self.node.vmstat
+            ended = sum(vm[f"reclaim_{verdict}"] for verdict in VERDICTS)
+            assert vm["reclaim_isolated"] == ended + self.node.nr_in_flight
+
+    def teardown(self):
+        if not hasattr(self, "node"):
+            return
+        self.land_everything()
+        for key, value in self.model.items():
+            parts = [self.read(pfn) for pfn in self.node.pfns(key)]
+            assert b"".join(parts) == value
+        self.delete_everything()
+
+    def land_everything(self):
+        while self.loads:
+            self.load_ends(0, "good")
+        while self.batches:
+            self.hand_back(0)
+        while self.begun:
+            self.complete(0)
+        while self.writes or self.writing:
+            if self.writes:
+                self.store_begins(0)
+            self.store_acknowledges(0)
+        while self.pins:
+            self.unpin(0)
+        self.check()
+        assert self.node.nr_in_flight == self.node.nr_writes == 0
+
+    def delete_everything(self):
+        for key in list(self.model):
+            self.node.delete(key)
+        for device in range(len(self.stores)):
+            self.node.forgotten(device, self.node.take_stale(device))
+        while self.forgetting:
+            self.forget_ends(0, answered=True)
+        self.check()
+        assert self.node.memcg.free == BUDGET
+        assert self.node.swap.used == 0
+        assert self.node.idle or self.node.zswap.wanted
+
+    def read(self, pfn):
+        data = self.back.fault(pfn, promote=False)
+        if data is None:
+            assert self.node.mm.state[pfn] == DEVICE
+            load = self.back.begin_load(pfn, promote=False)
+            data = self.back.finish(load, [self.stores[load.device][slot] for slot in load.slots])
+        return data
+
+
+TestCore = CoreMachine.TestCase
