@@ -25,7 +25,7 @@ from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Hashable, Iterable, Mapping, Sequence
 
     from reclaimactors.actors.machine import Machine
     from reclaimactors.actors.swapd import Swapd, Ticket
@@ -36,6 +36,7 @@ __all__ = ["Memory", "Usage"]
 
 BUDGET_CALLS = 200  #: calls of the fast paths between two checkpoints
 BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
+COPY_BYTES = 1 << 20  #: of a large value that are copied in one go
 _BYTES_PER_CALL = BUDGET_BYTES // BUDGET_CALLS
 
 
@@ -68,6 +69,7 @@ class Memory:
         self._closed = False
         self._admission = Admission(machine)
         self._credit = BUDGET_CALLS
+        self._parts_per_yield = max(2, COPY_BYTES // topology.max_folio)
         # The path of a hit looks at these directly.
         self._small = node.small
         self._state = node.mm.state
@@ -186,7 +188,8 @@ class Memory:
 
         With free memory at or above *low* it does not wait. Below, it waits for memory to be freed
         in proportion; below *min* it reclaims for itself first. The old value is readable until the
-        new one replaces it in one step; a cancelled put leaves the old value.
+        new one replaces it in one step; a cancelled put leaves the old value. A value of several
+        folios is copied in steps of a MiB: leave a bytearray alone until the put has returned.
 
         Raises:
             OutOfMemory: if the value can never fit, at once; or if reclaim freed nothing for it.
@@ -195,7 +198,11 @@ class Memory:
         self._check()
         if self._credit < 0:
             await self._yield()  # before anything is changed: a cancelled put is no put
-        parts = self._split(data)
+        parts: list[bytes] = []
+        for part in self._split(data):
+            parts.append(part)
+            if len(parts) % self._parts_per_yield == 0:
+                await self._yield()
         size = sum(map(len, parts))
         self._credit -= 1 + size // _BYTES_PER_CALL
         node = self._node
@@ -238,7 +245,7 @@ class Memory:
             TypeError: if `data` is not bytes-like.
         """
         self._check()
-        parts = self._split(data)
+        parts = list(self._split(data))
         size = sum(map(len, parts))
         node = self._node
         self._admission.must_fit(size, node.other_overhead(key, len(parts)))
@@ -259,7 +266,7 @@ class Memory:
             await self._yield()
         self._node.delete(key)
 
-    def _split(self, data: bytes | bytearray | memoryview) -> list[bytes]:
+    def _split(self, data: bytes | bytearray | memoryview) -> Iterable[bytes]:
         """Return the folios of a value: the caller's own object if it is bytes and fits in one."""
         if not isinstance(data, (bytes, bytearray, memoryview)):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not always typed
             msg = f"a value is bytes, bytearray or memoryview, not {type(data).__name__}"
@@ -267,9 +274,9 @@ class Memory:
         size = data.nbytes if isinstance(data, memoryview) else len(data)
         limit = self._topology.max_folio
         if size <= limit:
-            return [data if type(data) is bytes else bytes(data)]
+            return (data if type(data) is bytes else bytes(data),)
         view = memoryview(data).cast("B") if isinstance(data, memoryview) else memoryview(data)
-        return [bytes(view[start : start + limit]) for start in range(0, size, limit)]
+        return (bytes(view[start : start + limit]) for start in range(0, size, limit))
 
     # -- pins, advice, proactive reclaim ----------------------------------------------------------
 

@@ -154,6 +154,7 @@ class Machine:
 
     def _freed(self, _nr_bytes: int) -> None:
         """The accounting's hook: whoever waits for room looks again."""
+        self.kswapd.relieved()
         self.verdicts.notify()
 
     async def woken(self) -> None:

@@ -5,7 +5,8 @@ falling priority, 12 to 1: a pass may isolate ``resident folios >> priority`` (a
 SWAP_CLUSTER_MAX), in steps of at most SWAP_CLUSTER_MAX. A pass that freed nothing lowers the
 priority, unless folios are in flight: those are pending progress, and kswapd waits for their
 verdicts instead (D9). A run that freed nothing is a failure; MAX_RECLAIM_RETRIES of them in a row
-make the node *hopeless*: kswapd is not woken any more until reclaim, by whomever, frees something.
+make the node *hopeless*: kswapd is not woken any more until reclaim, by whomever, frees something,
+or deletes bring free memory back to *high*.
 
 `Kswapd.next` answers what to do now; the actor does it and asks again.
 """
@@ -125,9 +126,13 @@ class Kswapd:
         self.priority = DEF_PRIORITY
         if self.hopeless:
             self.requested = 0
-        elif node.memcg.free >= node.marks.high:
-            self.failures = 0
+        self.relieved()
         return Step.SLEEP
+
+    def relieved(self) -> None:
+        """Memory was given back, whichever way: at *high* the node is not hopeless any more."""
+        if self.failures and self._node.memcg.free >= self._node.marks.high:
+            self.failures = 0
 
     def _start_run(self, node: Node) -> None:
         self.running = True

@@ -23,7 +23,6 @@ from hypothesis.stateful import (
 )
 
 import reclaimactors as ra
-from reclaimactors.testing import FaultyBackend
 
 BUDGET = 1 << 20
 KEYS = st.integers(0, 40)
