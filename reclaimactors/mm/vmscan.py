@@ -3,10 +3,10 @@
 kswapd is woken below *low* and reclaims until free memory is at *high*. One run scans in passes of
 falling priority, 12 to 1: a pass may isolate ``resident folios >> priority`` (at least
 SWAP_CLUSTER_MAX), in steps of at most SWAP_CLUSTER_MAX. A pass that freed nothing lowers the
-priority, unless folios are in flight: those are pending progress, and kswapd waits for their
-verdicts instead (D9). A run that freed nothing is a failure; MAX_RECLAIM_RETRIES of them in a row
-make the node *hopeless*: kswapd is not woken any more until reclaim, by whomever, frees something,
-or deletes bring free memory back to *high*.
+priority, unless folios are in flight: those are pending progress (D9), and when nothing else is
+left to isolate, kswapd waits for their verdicts. A run that freed nothing is a failure;
+MAX_RECLAIM_RETRIES of them in a row make the node *hopeless*: kswapd is not woken any more until
+reclaim, by whomever, frees something, or deletes bring free memory back to *high*.
 
 `Kswapd.next` answers what to do now; the actor does it and asks again.
 """
@@ -60,6 +60,7 @@ class Kswapd:
         self._pass_freed = 0
         self._seen_freed = 0
         self._quota = 0
+        self._dry = False  # the last ISOLATE found nothing
         self.passes = 0  #: since the start: the policy is aged once per pass
         self.nr = 0  #: what ISOLATE asks for, in folios
         self.max_bytes = 0  #: and in bytes
@@ -112,6 +113,7 @@ class Kswapd:
     def isolated(self, nr: int) -> None:
         """Tell how many folios ISOLATE found; none at all ends the pass, and the pool must give."""
         self._quota = self._quota - nr if nr else 0
+        self._dry = not nr
         if not nr:
             self._node.want_writeback()
 
@@ -150,9 +152,10 @@ class Kswapd:
     def _end_pass(self, node: Node) -> Step:
         """A pass is over: the same again, harder, or give this run up."""
         freed = self._swapout.freed_total
-        if freed == self._pass_freed:
-            if node.nr_in_flight or node.nr_writes or node.zswap.wanted:
-                return Step.WAIT
+        if node.nr_in_flight or node.nr_writes or node.zswap.wanted:
+            if self._dry:
+                return Step.WAIT  # for what is on its way: there is nothing else
+        elif freed == self._pass_freed:
             self.priority -= 1
         if self.priority >= 1:
             self._start_pass(node)
