@@ -2,14 +2,15 @@
 
 Importing or using the package configures nothing and prints nothing. A host that does not use
 structlog gets the same lines from the standard logger ``reclaimactors`` once it sets up logging.
+(structlog is looked up, not imported: whoever configured it has imported it, and importing it costs
+a tenth of a second that an embedder should not pay.)
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
-
-import structlog
 
 __all__ = ["log"]
 
@@ -21,7 +22,8 @@ class _Log:
     """One line per change of state: ``log.info("kswapd.slept", nid=0)``."""
 
     def __call__(self, level: int, event: str, **facts: Any) -> None:
-        if structlog.is_configured():
+        structlog = sys.modules.get("structlog")
+        if structlog is not None and structlog.is_configured():
             structlog.get_logger("reclaimactors").log(level, event, **facts)
         elif _stdlib.isEnabledFor(level):
             error = facts.pop("exc_info", None)
