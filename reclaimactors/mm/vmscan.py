@@ -98,7 +98,7 @@ class Kswapd:
         node = self._node
         self._note_progress()
         if self.hopeless or self.balanced:
-            return self._sleep(node)
+            return self._sleep()
         if not self.running:
             self._start_run(node)
         if self.throttled and node.nr_writes:
@@ -122,7 +122,7 @@ class Kswapd:
         self.max_bytes = self.max_in_flight - node.memcg.in_flight
         return Step.ISOLATE
 
-    def _sleep(self, node: Node) -> Step:
+    def _sleep(self) -> Step:
         self.running = False
         self.throttled = False
         self.priority = DEF_PRIORITY
@@ -163,7 +163,7 @@ class Kswapd:
         if freed == self._run_freed:
             self.failures += 1
         if self.hopeless:
-            return self._sleep(node)
+            return self._sleep()
         self._start_run(node)
         return self._isolate(node)
 
