@@ -1,0 +1,214 @@
+"""kswapd as an actor: who compresses what it isolates, and the three rules for a full FIFO."""
+
+import anyio
+import pytest
+
+from reclaimactors.actors.kswapd import KswapdActor
+from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
+from reclaimactors.mm.vmscan import Step
+from reclaimactors.offload import WorkerDied
+
+
+def isolate(machine):
+    """Return a kswapd that has isolated one cluster."""
+    actor = KswapdActor(machine)
+    assert actor.step() is Step.ISOLATE
+    return actor
+
+
+def states(machine, pfns):
+    return {machine.node.mm.state[pfn] for pfn in pfns}
+
+
+# the FIFO
+
+
+async def test_a_cluster_that_fits_is_queued_as_one_batch(kit, machine_of):
+    machine = await machine_of(fifo=64)
+    kit.fill(machine)
+    await isolate(machine).route()
+    assert machine.fifo.waiting_pages == 32
+    assert machine.node.vmstat["kcompressd_queued"] == 32
+    assert machine.node.check()
+
+
+async def test_nothing_is_compressed_by_queueing(kit, machine_of):
+    machine = await machine_of(fifo=64)
+    kit.fill(machine)
+    await isolate(machine).route()
+    assert machine.node.vmstat["pgsteal_anon"] == machine.node.vmstat["zswpout"] == 0
+
+
+async def test_a_folio_larger_than_the_fifo_enters_when_it_is_empty(kit, machine_of):
+    machine = await machine_of(fifo=16)
+    kit.fill(machine, size=40 * kit.page)
+    actor = isolate(machine)
+    await actor.route()
+    assert machine.fifo.waiting_pages == 40
+    assert not machine.fifo.room(1)
+
+
+# the rules for a full FIFO
+
+
+async def test_inline_compresses_what_finds_the_fifo_full_and_leaves_the_older_waiting(
+    kit, machine_of
+):
+    machine = await machine_of(fifo=16, on_full="inline")
+    kit.fill(machine)
+    actor = isolate(machine)
+    oldest, newest = actor._batch.pfns[:16], actor._batch.pfns[16:]
+    await actor.route()
+    assert states(machine, oldest) == {WRITEBACK}
+    assert states(machine, newest) == {ZSWAP}
+    assert machine.node.vmstat["kcompressd_inline"] == 16
+    assert machine.node.check()
+
+
+async def test_steal_oldest_compresses_the_oldest_and_queues_the_newest(kit, machine_of):
+    machine = await machine_of(fifo=16, on_full="steal_oldest")
+    kit.fill(machine)
+    actor = isolate(machine)
+    oldest, newest = actor._batch.pfns[:16], actor._batch.pfns[16:]
+    await actor.route()
+    assert states(machine, oldest) == {ZSWAP}
+    assert states(machine, newest) == {WRITEBACK}
+    assert machine.node.vmstat["kcompressd_stolen"] == 16
+    assert machine.node.vmstat["kcompressd_inline"] == 0
+    assert machine.node.check()
+
+
+async def test_wait_compresses_nothing_and_goes_on_when_there_is_room(kit, machine_of, running):
+    machine = await machine_of(fifo=16, on_full="wait")
+    kit.fill(machine)
+    actor = isolate(machine)
+    pfns = list(actor._batch.pfns)
+    async with running() as tasks:
+        tasks.start_soon(actor.route)
+        await kit.settle()
+        assert states(machine, pfns) == {WRITEBACK}
+        assert machine.fifo.waiting_pages == 16
+        for batch in await machine.fifo.take(128):
+            machine.hand_back(batch)
+        await kit.settle()
+        assert machine.fifo.waiting_pages == 16
+        assert actor._batch is None
+    vm = machine.node.vmstat
+    assert (vm["kcompressd_inline"], vm["kcompressd_stolen"], vm["kcompressd_queued"]) == (0, 0, 32)
+
+
+@pytest.mark.parametrize("rule", ["inline", "steal_oldest"])
+async def test_what_would_hold_the_loop_too_long_is_left_to_a_worker(
+    kit, machine_of, running, rule
+):
+    machine = await machine_of(fifo=16, on_full=rule, offload="thread")
+    kit.fill(machine)
+    machine._rate = 1.0  # a byte a second
+    steered = kit.steer(machine)
+    actor = isolate(machine)
+    async with running() as tasks:
+        tasks.start_soon(actor.route)
+        await kit.settle()
+        vm = machine.node.vmstat
+        assert (vm["kcompressd_inline"], vm["kcompressd_stolen"]) == (0, 0)
+    # stealing has the worker compress what was taken back; inline waits for room
+    assert steered.started == (1 if rule == "steal_oldest" else 0)
+    actor._hand_back()
+
+
+# mode inline: kswapd has its batch compressed and waits for it
+
+
+async def test_without_kcompressd_a_cluster_is_compressed_before_kswapd_goes_on(kit, machine_of):
+    machine = await machine_of(topology="kswapd_only")
+    kit.fill(machine)
+    actor = isolate(machine)
+    pfns = list(actor._batch.pfns)
+    await actor.route()
+    assert states(machine, pfns) == {ZSWAP}
+    assert machine.fifo.waiting_pages == 0
+
+
+async def test_without_compression_nothing_is_queued(kit, machine_of):
+    machine = await machine_of()
+    machine.node.zswap.enabled = False
+    kit.fill(machine)
+    actor = isolate(machine)
+    await actor.route()
+    assert machine.node.vmstat["kcompressd_queued"] == 0
+    assert machine.node.vmstat["reclaim_activate"] == 32
+
+
+async def test_a_worker_that_dies_with_kswapds_batch_hands_it_back(kit, machine_of):
+    machine = await machine_of(topology="kswapd_only")
+    kit.fill(machine)
+    kit.steer(machine).error = WorkerDied("as told")
+    actor = isolate(machine)
+    pfns = list(actor._batch.pfns)
+    await actor.route()
+    assert states(machine, pfns) == {RESIDENT}
+    assert machine.node.vmstat["reclaim_keep"] == 32
+    assert machine.node.check()
+
+
+async def test_a_kswapd_cancelled_while_it_waits_hands_its_batch_back(kit, machine_of, running):
+    machine = await machine_of(topology="kswapd_only")
+    kit.fill(machine)
+    kit.steer(machine).gates[1] = anyio.Event()
+    actor = isolate(machine)
+    pfns = list(actor._batch.pfns)
+    async with running() as tasks:
+        tasks.start_soon(actor.route)
+        await kit.settle()
+        assert states(machine, pfns) == {WRITEBACK}
+    assert states(machine, pfns) == {RESIDENT}
+    assert machine.node.check()
+
+
+async def test_a_kswapd_that_crashes_with_a_batch_in_its_hands_hands_it_back(
+    kit, machine_of, running, monkeypatch
+):
+    machine = await machine_of()
+    kit.fill(machine)
+
+    def room(pages):
+        raise ValueError("as told")
+
+    monkeypatch.setattr(machine.fifo, "room", room)
+    machine.wake_kswapd()
+    with pytest.raises(ValueError, match="as told"):
+        await KswapdActor(machine).run()
+    assert machine.node.nr_in_flight == 0
+    assert machine.node.check()
+
+
+# the whole stay awake
+
+
+async def test_kswapd_balances_the_node_and_sleeps(kit, machine_of):
+    machine = await machine_of(topology="kswapd_only")
+    kit.fill(machine)
+    machine.awake = True
+    await KswapdActor(machine).balance()
+    assert machine.node.memcg.free >= machine.node.marks.high
+    assert not machine.awake
+
+
+async def test_the_policy_ages_once_a_pass(kit, machine_of, monkeypatch):
+    machine = await machine_of(topology="kswapd_only")
+    kit.fill(machine, kit.noise)
+    aged = []
+    monkeypatch.setattr(type(machine.node.policy), "age", lambda self, now: aged.append(now))
+    await KswapdActor(machine).balance()
+    # the last pass of all only finds the node hopeless
+    assert machine.kswapd.hopeless
+    assert len(aged) == machine.kswapd.passes
+
+
+async def test_wake_ups_coalesce(kit, machine_of):
+    machine = await machine_of()
+    kit.fill(machine)
+    for _ in range(5):
+        machine.wake_kswapd()
+    await machine.woken()
+    assert machine.wakeups.statistics().current_buffer_used == 0
