@@ -19,6 +19,7 @@ from reclaimactors.abc import Backend, Verdict
 from reclaimactors.actors.base import Mailbox
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.log import log
+from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
@@ -204,8 +205,9 @@ class Swapd:
         try:
             stored = await self._call("load", self.backend.load_many(slots))
         except BackendError as exc:
-            if len(tickets) == 1:
-                self._end(tickets[0], error=exc)
+            if len(tickets) == 1 or isinstance(exc, _TooSlow):
+                for ticket in tickets:
+                    self._end(ticket, error=exc)
                 return
             for ticket in tickets:
                 await self.load([ticket])
@@ -251,10 +253,11 @@ class Swapd:
             items = machine.swapout.items(write)
             if items:
                 await self._call("store", self.backend.store_many(items))
+            charges = self._charges(write)
             ended = True
             self.device.failures = 0
             self._retry_s = RETRY_S
-            machine.swapout.stored(write, self._charges(write))
+            machine.swapout.stored(write, charges)
         except BackendError as exc:
             ended = True
             self._failed(write, exc)
@@ -265,12 +268,14 @@ class Swapd:
             machine.verdicts.notify()
 
     def _charges(self, write: StoreBatch) -> list[int] | None:
-        if self._footprint is None:
+        """Return what this process holds for each folio; one cancelled meanwhile has no charge."""
+        footprint = self._footprint
+        if footprint is None:
             return None
-        page = self._m.node.page_size
+        owner, page = self._m.node.mm.owner, self._m.node.page_size
         return [
-            self._footprint(range(slot, slot + max(1, -(-length // page))))
-            for slot, length in zip(write.slots, write.lengths, strict=True)
+            footprint(range(slot, slot + nr_pages(length, page))) if owner[pfn] == write.id else 0
+            for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True)
         ]
 
     def _failed(self, write: StoreBatch, exc: BackendError) -> None:

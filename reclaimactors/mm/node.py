@@ -62,6 +62,8 @@ class Node:
     """folios in WRITEBACK"""
     nr_writes: int = 0
     """store batches that have not had their verdict"""
+    nr_forgetting: int = 0
+    """calls on their way that have a store forget slots"""
     swapped: int = 0
     """bytes that swap devices hold for live folios"""
     stale: dict[int, list[tuple[int, int]]] = attrs.Factory(dict[int, "list[tuple[int, int]]"])
@@ -283,15 +285,18 @@ class Node:
         runs = self.stale.get(device, [])
         if runs:
             self.stale[device] = []
+            self.nr_forgetting += 1
         return runs
 
     def forgotten(self, device: int, runs: list[tuple[int, int]]) -> None:
         """The store has forgotten these runs: they may be used again."""
+        self.nr_forgetting -= bool(runs)
         for slot, nr in runs:
             self.swap[device].free(slot, nr)
 
     def never_forgotten(self, device: int, runs: list[tuple[int, int]]) -> None:
         """Nobody knows when the store will forget these runs: never use them again."""
+        self.nr_forgetting -= bool(runs)
         for slot, nr in runs:
             self.swap[device].retire(slot, nr)
 
@@ -324,7 +329,11 @@ class Node:
     def idle(self) -> bool:
         """Whether no folio, write or slot is on its way anywhere."""
         return not (
-            self.nr_in_flight or self.nr_writes or self.zswap.wanted or any(self.stale.values())
+            self.nr_in_flight
+            or self.nr_writes
+            or self.nr_forgetting
+            or self.zswap.wanted
+            or any(self.stale.values())
         )
 
     def want_writeback(self) -> None:

@@ -1,0 +1,375 @@
+"""swapd as an actor: deadlines, failing and full stores, loads shared and never delayed."""
+
+import errno
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+import reclaimactors as ra
+from reclaimactors.actors.swapd import FAILURES_TO_RETIRE
+from reclaimactors.backends.memory import MemoryBackend
+from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.mm.folio import DEVICE, RESIDENT
+from reclaimactors.mm.page_io import squeeze
+from reclaimactors.testing import Gate
+
+virtual = pytest.mark.asyncio(loop_factories=["virtual"])
+EIO = OSError(errno.EIO, "I/O error")
+EVERYTHING = 1 << 30
+
+
+@pytest.fixture
+def open_over(kit):
+    """Open a small memory over stores, with a deadline of 5 s each."""
+
+    def opening(*stores, **compress):
+        swap = [
+            {"backend": store, "size": "4MiB", "timeout": 5.0, "priority": -i}
+            for i, store in enumerate(stores)
+        ]
+        return ra.open_memory(**kit.spec(**compress) | {"swap": swap})
+
+    return opening
+
+
+async def swap_out(kit, memory, nr=1):
+    """Put values that do not compress, and reclaim them; return them."""
+    values = {i: kit.noise(i) for i in range(nr)}
+    for key, value in values.items():
+        await memory.put(key, value)
+    await memory.reclaim(EVERYTHING)
+    return values
+
+
+def states(memory):
+    return {memory._node.mm.state[pfn] for pfn in memory._node.small.values()}
+
+
+def device(memory, index=0):
+    return memory._machine.swapds[index].device
+
+
+# loads
+
+
+async def test_a_value_comes_back_from_its_store(kit, open_over):
+    async with open_over(kit.store()) as memory:
+        values = await swap_out(kit, memory, 40)
+        assert states(memory) == {DEVICE}
+        assert {key: await memory.get(key) for key in values} == values
+        await memory.drain()
+        assert memory._node.check()
+
+
+async def test_concurrent_gets_of_one_key_share_one_load(kit, open_over):
+    store = kit.store()
+    async with open_over(store) as memory:
+        await swap_out(kit, memory)
+        store.load_gate = gate = Gate()
+        got = []
+
+        async def get():
+            got.append(await memory.get(0))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(get)
+            await gate.entered.wait()
+            await kit.settle()
+            gate.open()
+        assert got == [kit.noise(0)] * 8
+        assert store.nr_loads == 1
+        assert len({id(value) for value in got}) == 1
+
+
+async def test_a_get_that_is_cancelled_leaves_the_load_to_the_others(kit, open_over):
+    store = kit.store()
+    async with open_over(store) as memory:
+        await swap_out(kit, memory)
+        store.load_gate = gate = Gate()
+        got = []
+
+        async def get(scope):
+            with scope:
+                got.append(await memory.get(0))
+
+        impatient, patient = anyio.CancelScope(), anyio.CancelScope()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(get, impatient)
+            tasks.start_soon(get, patient)
+            await gate.entered.wait()
+            impatient.cancel()
+            await kit.settle()
+            gate.open()
+        assert got == [kit.noise(0)]
+        assert memory._node.check()
+
+
+async def test_a_value_deleted_while_it_is_read_is_given_to_its_reader(kit, open_over):
+    store = kit.store()
+    async with open_over(store) as memory:
+        await swap_out(kit, memory)
+        store.load_gate = gate = Gate()
+        got = []
+
+        async def get():
+            got.append(await memory.get(0))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(get)
+            await gate.entered.wait()
+            await memory.delete(0)
+            gate.open()
+        assert got == [kit.noise(0)]
+        assert 0 not in memory
+        await memory.drain()
+        assert device(memory).used == 0
+
+
+async def test_one_slot_that_cannot_be_read_does_not_spoil_a_batch(kit, open_over):
+    store = kit.store()
+    async with open_over(store) as memory:
+        values = await swap_out(kit, memory, 5)
+        store.load_errors = {1: EIO}  # the batch; each of its folios is then tried alone
+        machine = memory._machine
+        tickets = machine.swapds[0].request(list(memory._node.small.values()), promote=False)
+        assert [await ticket.wait() for ticket in tickets] == list(values.values())
+        assert store.nr_loads == 1 + 5
+
+
+async def test_a_load_that_fails_is_tried_again_by_the_next_get(kit, open_over):
+    store = kit.store()
+    async with open_over(store) as memory:
+        await swap_out(kit, memory)
+        store.load_errors = {1: EIO}
+        with pytest.raises(ra.BackendError, match=r"failed to load: OSError.*I/O error"):
+            await memory.get(0)
+        assert await memory.get(0) == kit.noise(0)
+
+
+async def test_damaged_bytes_name_the_store_and_other_values_are_readable(kit, open_over):
+    store = kit.store()
+    async with open_over(store) as memory:
+        values = await swap_out(kit, memory, 3)
+        store.damage, store.damaged_slots = "flip", {1}
+        with pytest.raises(ra.CorruptData, match=device(memory).name):
+            await memory.get(1)
+        assert await memory.get(0) == values[0]
+        assert await memory.get(2) == values[2]
+
+
+@virtual
+async def test_a_load_that_hangs_ends_at_its_deadline_and_the_value_stays(kit, open_over):
+    store = kit.store()
+    async with open_over(store) as memory:
+        await swap_out(kit, memory)
+        store.load_gate = Gate()
+        started = anyio.current_time()
+        with pytest.raises(ra.BackendError, match="took longer than 5 s to load"):
+            await memory.get(0)
+        assert anyio.current_time() - started == pytest.approx(5.0)
+        store.load_gate = None
+        assert await memory.get(0) == kit.noise(0)
+        assert memory._node.check()
+
+
+@virtual
+async def test_many_loads_that_hang_together_end_at_one_deadline(kit, open_over):
+    store = kit.store()
+    async with open_over(store) as memory:
+        await swap_out(kit, memory, 20)
+        store.load_gate = Gate()
+        started = anyio.current_time()
+        machine = memory._machine
+        for ticket in machine.swapds[0].request(list(memory._node.small.values()), promote=False):
+            with pytest.raises(ra.BackendError):
+                await ticket.wait()
+        assert anyio.current_time() - started == pytest.approx(5.0)
+
+
+async def test_a_store_that_hangs_does_not_delay_loads(kit, open_over):
+    store = kit.store()
+    async with open_over(store) as memory:
+        values = await swap_out(kit, memory, 5)
+        store.store_gate = gate = Gate()
+        await memory.put("more", kit.noise(99))
+        memory.advise("more", ra.Advice.PAGEOUT)
+        await gate.entered.wait()
+        assert {key: await memory.get(key) for key in values} == values
+        assert await memory.get("more") == kit.noise(99)
+        gate.open()
+
+
+# stores
+
+
+@virtual
+async def test_a_store_that_hangs_is_a_failure_and_its_slots_are_never_used_again(kit, open_over):
+    store = kit.store(store_gate=Gate())
+    async with open_over(store) as memory:
+        values = await swap_out(kit, memory, 3)
+        assert states(memory) == {RESIDENT}
+        assert memory.vmstat["swapout_error"] == FAILURES_TO_RETIRE
+        assert (device(memory).used, device(memory).bad) == (0, 3 * FAILURES_TO_RETIRE)
+        assert {key: await memory.get(key) for key in values} == values
+        assert memory._node.check()
+
+
+async def test_a_store_that_keeps_failing_gets_no_more_and_is_still_read(kit, open_over):
+    store = kit.store()
+    async with open_over(store) as memory:
+        await swap_out(kit, memory, 2)
+        store.store_errors = dict.fromkeys(range(2, 100), EIO)
+        await memory.put("more", kit.noise(99))
+        await memory.reclaim(EVERYTHING)
+        assert store.nr_stores == 1 + FAILURES_TO_RETIRE
+        assert not device(memory).in_service
+        assert memory.vmstat["swap_out_of_service"] == 1
+        assert await memory.get(0) == kit.noise(0)
+        assert await memory.get("more") == kit.noise(99)
+
+
+async def test_one_success_forgives_the_failures_before(kit, open_over):
+    store = kit.store(store_errors=dict.fromkeys(range(1, FAILURES_TO_RETIRE), EIO))
+    async with open_over(store) as memory:
+        await swap_out(kit, memory)
+        assert states(memory) == {DEVICE}
+        assert device(memory).failures == 0
+
+
+async def test_what_the_first_store_refuses_goes_to_the_second(kit, open_over):
+    first, second = kit.store(error=EIO), kit.store()
+    async with open_over(first, second) as memory:
+        values = await swap_out(kit, memory, 10)
+        assert states(memory) == {DEVICE}
+        assert (first.nr_stores, second.nr_stores) == (1, 1)
+        assert {key: await memory.get(key) for key in values} == values
+        await memory.drain()
+        assert (device(memory, 0).used, device(memory, 1).used) == (0, 0)
+
+
+@virtual
+async def test_what_the_first_store_hangs_on_goes_to_the_second(kit, open_over):
+    async with open_over(kit.store(store_gate=Gate()), kit.store()) as memory:
+        values = await swap_out(kit, memory, 4)
+        assert states(memory) == {DEVICE}
+        assert {key: await memory.get(key) for key in values} == values
+
+
+@virtual
+async def test_a_full_store_is_tried_again_later(kit, open_over):
+    store = kit.store(full_after=0)
+    async with open_over(store) as memory:
+        await swap_out(kit, memory)
+        assert (states(memory), device(memory).full) == ({RESIDENT}, True)
+        assert device(memory).in_service
+        store.full_after = None
+        await anyio.sleep(60)
+        memory._machine.revive()
+        await memory.reclaim(EVERYTHING)
+        assert states(memory) == {DEVICE}
+
+
+async def test_a_full_first_store_passes_on_to_the_second(kit, open_over):
+    async with open_over(kit.store(full_after=3), kit.store()) as memory:
+        values = await swap_out(kit, memory, 10)
+        assert states(memory) == {DEVICE}
+        assert {key: await memory.get(key) for key in values} == values
+
+
+async def test_a_folio_read_while_its_write_waits_does_not_upset_a_store_in_this_process(
+    kit, open_over
+):
+    store = kit.store(store_gate=Gate())
+    async with open_over(store) as memory:
+        machine = memory._machine
+        for i in range(4):
+            await memory.put(i, kit.noise(i))
+        batch = machine.swapout.isolate(32, EVERYTHING, Reclaimer.DIRECT)
+        pages, writes = machine.swapout.begin(batch, hold=False)
+        writes += machine.swapout.complete(batch, squeeze(machine.node.compressor, pages))
+        machine.offer(writes)
+        assert await memory.get(2) == kit.noise(2)
+        store.store_gate.open()
+        await memory.drain()
+        assert memory.vmstat["actor_restarts"] == 0
+        assert memory._node.check()
+
+
+async def test_a_store_that_crashes_its_swapd_loses_nothing(kit, open_over):
+    class Crashes(MemoryBackend):
+        crashes = 2
+
+        def footprint(self, slots):
+            if self.crashes:
+                self.crashes -= 1
+                raise ValueError("as told")
+            return super().footprint(slots)
+
+    async with open_over(Crashes()) as memory:
+        values = await swap_out(kit, memory, 3)
+        await memory.drain()
+        assert memory.vmstat["actor_restarts"] == 2
+        assert {key: await memory.get(key) for key in values} == values
+        assert memory._node.check()
+
+
+async def test_a_mailbox_full_of_writes_leaves_folios_resident_and_throttles(kit, open_over):
+    store = kit.store(store_gate=Gate())
+    async with open_over(store) as memory:
+        machine = memory._machine
+        machine.start()
+        nr = kit.fill(machine, kit.noise, down_to=0.5)
+        while not memory.vmstat["nr_throttled_written"]:
+            machine.reclaim_inline(1, Reclaimer.DIRECT)
+            await checkpoint()
+        assert machine.kswapd.throttled
+        for i in range(nr):
+            assert await memory.get(("fill", i)) == kit.noise(i)
+        store.store_gate.open()
+        await memory.drain()
+        assert memory._node.check()
+
+
+# slots that nobody needs any more
+
+
+async def test_deleted_values_are_forgotten_by_their_store(kit, open_over):
+    backend = MemoryBackend()
+    async with open_over(backend) as memory:
+        values = await swap_out(kit, memory, 10)
+        for key in values:
+            await memory.delete(key)
+        await memory.drain()
+        assert device(memory).used == 0
+        assert backend.footprint([]) == 0
+        assert not backend._slots
+
+
+@virtual
+async def test_slots_whose_forgetting_hangs_are_never_used_again(kit, open_over):
+    class Hangs(MemoryBackend):
+        async def invalidate_many(self, slots):
+            await anyio.sleep_forever()
+
+    async with open_over(Hangs()) as memory:
+        await swap_out(kit, memory, 3)
+        for key in range(3):
+            await memory.delete(key)
+        await memory.drain()
+        assert (device(memory).used, device(memory).bad) == (0, 3)
+
+
+async def test_a_full_pool_is_written_back_to_the_store(kit, open_over):
+    async with open_over(MemoryBackend()) as memory:
+        node = memory._node
+        node.zswap.limit, node.zswap.accept_below = 10_000, 5_000
+        values = {i: kit.noise(i, 200) + bytes(312) for i in range(100)}
+        for key, value in values.items():
+            await memory.put(key, value)
+        await memory.reclaim(EVERYTHING)
+        await memory.drain()
+        assert memory.vmstat["zswpwb"] > 0
+        assert node.zswap.total < 10_000
+        assert {key: await memory.get(key) for key in values} == values
