@@ -59,6 +59,7 @@ class Admission:
             ClosedResourceError: if the memory closes.
         """
         async with self._turn:
+            self._m.check_open()
             need = self._reserve_nowait(need_of)
             if need is not None:
                 return need

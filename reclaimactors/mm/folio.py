@@ -48,17 +48,17 @@ class MemMap:
     def __init__(self) -> None:
         self.state = bytearray()  #: one of the states above
         self.data: list[bytes | None] = []  #: source bytes, or the blob in ZSWAP
-        self.size = array("Q")  #: bytes of the value's part
+        self.size = array("I")  #: bytes of the value's part
         self.owner = array("Q")  #: the batch that owns its reclaim, 0 = nobody
         self.refs = array("I")  #: holders of the bytes or of the slot
         self.shadow = array("q")  #: what the policy said at eviction, -1 = never evicted
         self.entry = array("Q")  #: first slot on `device`, or the word of a SAME folio
         self.device = bytearray()  #: index of the swap device
-        self.length = array("Q")  #: bytes stored on the device
+        self.length = array("I")  #: bytes stored on the device
         self.crc = array("I")  #: crc32 of what is stored on the device
         self.codec = bytearray()  #: what is stored on the device: 0 = as it is, 1 = a blob
-        self.charge = array("Q")  #: bytes that an in-process device holds for it
-        self._free = array("Q")
+        self.charge = array("I")  #: bytes that an in-process device holds for it
+        self._free = array("I")
 
     def __len__(self) -> int:
         return len(self.state)

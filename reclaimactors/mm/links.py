@@ -23,15 +23,15 @@ class Links:
 
     def __init__(self, nr_lists: int) -> None:
         self._shift = nr_lists
-        self._next = array("q", range(nr_lists))
-        self._prev = array("q", range(nr_lists))
+        self._next = array("i", range(nr_lists))
+        self._prev = array("i", range(nr_lists))
         self.sizes = [0] * nr_lists
 
     def grow(self, nr_pfns: int) -> None:
         """Make room for pfns below `nr_pfns`."""
         missing = nr_pfns + self._shift - len(self._next)
         if missing > 0:
-            extra = array("q", [-1]) * (missing + nr_pfns // 8)
+            extra = array("i", [-1]) * (missing + nr_pfns // 8)
             self._next.extend(extra)
             self._prev.extend(extra)
 
