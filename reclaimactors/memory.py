@@ -58,7 +58,7 @@ class Memory:
     """Values under keys, within a budget of bytes. Made by `open_memory`; not persistent.
 
     It belongs to the event loop and thread that opened it. Every call raises RuntimeError in
-    another thread and `anyio.ClosedResourceError` after close.
+    another thread; after close, all but those that only look raise `anyio.ClosedResourceError`.
     """
 
     def __init__(self, topology: Topology, machine: Machine) -> None:
@@ -171,9 +171,11 @@ class Memory:
         return parts
 
     def __contains__(self, key: Hashable) -> bool:
+        self._check_thread()
         return key in self._node
 
     def __len__(self) -> int:
+        self._check_thread()
         return len(self._node.small) + len(self._node.large)
 
     def keys(self) -> list[Hashable]:
@@ -275,7 +277,8 @@ class Memory:
         limit = self._topology.max_folio
         if size <= limit:
             return (data if type(data) is bytes else bytes(data),)
-        view = memoryview(data).cast("B") if isinstance(data, memoryview) else memoryview(data)
+        view = memoryview(data)
+        view = view.cast("B") if view.c_contiguous else memoryview(bytes(view))
         return (bytes(view[start : start + limit]) for start in range(0, size, limit))
 
     # -- pins, advice, proactive reclaim ----------------------------------------------------------
@@ -292,22 +295,21 @@ class Memory:
             OutOfMemory: as `put`, if it does not fit beside what is pinned.
         """
         self._check()
-        pfns = self._node.pfns(key)
-        if len(pfns) > 1:
+        pfn = await self._pin_folio(key)
+        if pfn is None:
             async with self._pin_copy(key) as view:
                 yield view
             return
-        pfn = await self._pin_folio(key)
         try:
             yield memoryview(self._data[pfn] or b"").toreadonly()
         finally:
             self._node.unpin(pfn)
 
-    async def _pin_folio(self, key: Hashable) -> int:
-        """Make a value of one folio resident, and pin it; return its pfn."""
+    async def _pin_folio(self, key: Hashable) -> int | None:
+        """Make a value of one folio resident, and pin it; return its pfn, None if it has more."""
         node = self._node
-        while True:
-            (pfn,) = node.pfns(key)
+        while len(pfns := node.pfns(key)) == 1:
+            pfn = pfns[0]
             if not node.pins.get(pfn):
                 self._admission.must_fit(node.mm.size[pfn], node.memcg.overhead)
             node.pin(pfn)
@@ -319,6 +321,7 @@ class Memory:
             if self._state[pfn] != DEAD:
                 return pfn
             node.unpin(pfn)  # overwritten or deleted while we waited
+        return None
 
     async def _bring_in(self, pfn: int) -> None:
         """Make a pinned folio resident with a reservation of its own, unless it dies meanwhile."""
@@ -355,13 +358,20 @@ class Memory:
 
     @asynccontextmanager
     async def _pin_copy(self, key: Hashable) -> AsyncGenerator[memoryview]:
-        memcg = self._node.memcg
-        size = sum(self._node.mm.size[pfn] for pfn in self._node.pfns(key))
-        self._admission.must_fit(size, memcg.overhead)
-        reserved = await self._admission.reserve(lambda: size)
-        memcg.pinned += reserved
+        node, memcg = self._node, self._node.memcg
+        reserved = 0
+        value: bytes | None = None
+
+        def short() -> int:
+            return sum(node.mm.size[pfn] for pfn in node.pfns(key)) - reserved
+
         try:
-            value = await self.get(key)
+            while value is None or len(value) > reserved:  # again if it grew while we waited
+                self._admission.must_fit(short(), memcg.overhead)
+                more = await self._admission.reserve(short)
+                reserved += more
+                memcg.pinned += more
+                value = await self.get(key)
             yield memoryview(value).toreadonly()
         finally:
             memcg.pinned -= reserved
@@ -431,14 +441,17 @@ class Memory:
     @property
     def vmstat(self) -> Mapping[str, int]:
         """The kernel's counters, read-only; levels such as pool_total_size as of this access."""
+        self._check_thread()
         return self._node.gauges().view
 
     def pressure(self) -> Pressure:
         """Return PSI: the share of time that some caller, or the whole loop, was stalled."""
+        self._check_thread()
         return self._machine.psi.snapshot(perf_counter())
 
     def usage(self) -> Usage:
         """Return where the budget is, in bytes."""
+        self._check_thread()
         memcg = self._node.memcg
         return Usage(
             budget=memcg.budget,
@@ -454,12 +467,18 @@ class Memory:
     def __repr__(self) -> str:
         used = self._node.memcg.budget - self._node.memcg.free
         held = f"{format_size(used)} of {format_size(self._node.memcg.budget)}"
-        return f"<Memory {self._topology.name!r}: {len(self)} keys, {held}>"
+        keys = len(self._node.small) + len(self._node.large)
+        return f"<Memory {self._topology.name!r}: {keys} keys, {held}>"
 
     # -- guards -----------------------------------------------------------------------------------
 
     def _check(self) -> None:
         if self._closed or get_ident() != self._thread:
+            self._refuse()
+
+    def _check_thread(self) -> None:
+        """What only looks, closed or not, looks from the right thread."""
+        if get_ident() != self._thread:
             self._refuse()
 
     def _refuse(self) -> None:
