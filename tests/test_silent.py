@@ -109,7 +109,7 @@ RUN = "anyio.run({})\n"
 
 def silent(program: str) -> None:
     ended = subprocess.run(
-        [sys.executable, "-W", "default", "-c", program],  # -X dev would have asyncio time callbacks
+        [sys.executable, "-W", "default", "-c", program],  # -X dev has asyncio time callbacks
         capture_output=True, text=True, check=False, timeout=50,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
