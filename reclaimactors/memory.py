@@ -99,7 +99,7 @@ class Memory:
         if pfn is None or self._state[pfn] != RESIDENT:
             return await self._get(key)
         self._access(pfn)
-        return self._data[pfn]  # type: ignore[return-value] # a RESIDENT folio has its bytes
+        return self._data[pfn]
 
     def get_nowait(self, key: Hashable) -> bytes:
         """Return the value of `key` if it is in memory, compressed or not.
@@ -114,7 +114,7 @@ class Memory:
         pfn = self._small.get(key)
         if pfn is not None and self._state[pfn] == RESIDENT:
             self._access(pfn)
-            return self._data[pfn]  # type: ignore[return-value] # a RESIDENT folio has its bytes
+            return self._data[pfn]
         pfns = self._node.pfns(key)
         if any(self._state[pfn] == DEVICE for pfn in pfns):
             raise anyio.WouldBlock
@@ -301,7 +301,7 @@ class Memory:
                 yield view
             return
         try:
-            yield memoryview(self._data[pfn] or b"").toreadonly()
+            yield memoryview(self._data[pfn]).toreadonly()
         finally:
             self._node.unpin(pfn)
 

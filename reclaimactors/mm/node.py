@@ -103,7 +103,7 @@ class Node:
         total = KEY_OVERHEAD
         for pfn in self.pfns(key):
             if not mm.refs[pfn]:
-                data = mm.data[pfn]
+                data = mm.data.get(pfn)
                 total += FOLIO_OVERHEAD + (len(data) if data is not None else 0)
         return total
 
@@ -158,7 +158,7 @@ class Node:
             memcg.overhead += KEY_OVERHEAD + FOLIO_OVERHEAD
             self.small[key] = self._new_folio(data)
             return True
-        old = mm.data[pfn]
+        old = mm.data.get(pfn)
         if mm.refs[pfn] or old is None:
             return False
         delta = size - len(old)
@@ -216,7 +216,7 @@ class Node:
         """End a folio whose key is gone; return the change of resident and compressed."""
         mm = self.mm
         state = mm.state[pfn]
-        data = mm.data[pfn]
+        data = mm.data.get(pfn)
         held = len(data) if data is not None else 0
         resident = compressed = 0
         if state == ZSWAP:
@@ -259,7 +259,7 @@ class Node:
         mm.refs[pfn] -= 1
         if mm.refs[pfn] or mm.state[pfn] != DEAD:
             return
-        data = mm.data[pfn]
+        data = mm.data.get(pfn)
         held = len(data) if data is not None else 0
         compressed = 0
         if data is None:
@@ -356,7 +356,7 @@ class Node:
         resident = compressed = in_flight = nr_in_flight = folios = 0
         pool = 0
         for pfn, state in enumerate(mm.state):
-            data = mm.data[pfn]
+            data = mm.data.get(pfn)
             held = len(data) if data is not None else 0
             folios += state != FREE
             if state in {RESIDENT, WRITEBACK, DEAD}:
@@ -386,7 +386,7 @@ class Node:
         swapped = sum(
             mm.length[pfn]
             for pfn, state in enumerate(mm.state)
-            if state == DEVICE or (state == DEAD and mm.data[pfn] is None)
+            if state == DEVICE or (state == DEAD and mm.data.get(pfn) is None)
         )
         assert self.swapped == swapped, "swapped bytes drifted"
         nr_resident = sum(state in {RESIDENT, WRITEBACK} for state in mm.state)

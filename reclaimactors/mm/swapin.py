@@ -52,7 +52,7 @@ class Swapin:
         for pfn in pfns:
             state = mm.state[pfn]
             if state == ZSWAP:
-                total += mm.size[pfn] - len(mm.data[pfn] or b"")
+                total += mm.size[pfn] - len(mm.data.get(pfn) or b"")
             elif state in {SAME, DEVICE}:
                 total += mm.size[pfn]
         return total
@@ -83,7 +83,7 @@ class Swapin:
         node = self._node
         mm = node.mm
         state = mm.state[pfn]
-        data = mm.data[pfn]
+        data = mm.data.get(pfn)
         if state == WRITEBACK:
             self._swapout.cancel(pfn)
             state = RESIDENT
@@ -122,7 +122,7 @@ class Swapin:
         state = mm.state[pfn]
         compressed = 0
         if state == ZSWAP:
-            blob = len(mm.data[pfn] or b"")
+            blob = len(mm.data.get(pfn) or b"")
             compressed = -blob
             node.zswap.remove(pfn, blob, nr_pages(mm.size[pfn], node.page_size))
             mm.owner[pfn] = 0

@@ -150,7 +150,7 @@ class Swapout:
             for pfn in batch.pfns:
                 node.mm.refs[pfn] += 1
             batch.held = list(batch.pfns)
-        return [page for pfn in batch.pfns if (page := data[pfn]) is not None], writes
+        return [page for pfn in batch.pfns if (page := data.get(pfn)) is not None], writes
 
     def _divert(self, batch: FolioBatch) -> list[StoreBatch]:
         """The pool takes nothing: settle the whole batch without compressing it."""
@@ -158,7 +158,7 @@ class Swapout:
         to_device: list[int] = []
         same: list[tuple[int, int]] = []
         for pfn in batch.pfns:
-            data = node.mm.data[pfn]
+            data = node.mm.data.get(pfn)
             word = same_filled(data) if data is not None else None
             if word is None:
                 to_device.append(pfn)
@@ -291,7 +291,7 @@ class Swapout:
         mm, vm = node.mm, node.vmstat
         pages = source = 0
         for pfn, word in same:
-            mm.data[pfn] = None
+            mm.data.pop(pfn, None)
             mm.state[pfn] = SAME
             mm.owner[pfn] = 0
             mm.entry[pfn] = word
@@ -373,7 +373,7 @@ class Swapout:
         mm, page = node.mm, node.page_size
         out: list[tuple[int, bytes]] = []
         for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True):
-            data = mm.data[pfn]
+            data = mm.data.get(pfn)
             if mm.owner[pfn] != write.id or data is None:
                 continue
             if not mm.crc[pfn]:  # a worker process has taken it already
@@ -411,7 +411,7 @@ class Swapout:
                 vm["written_back_pages"] += nr
             else:
                 mm.shadow[pfn] = node.policy.shadow(pfn)
-            mm.data[pfn] = None
+            mm.data.pop(pfn, None)
             mm.state[pfn] = DEVICE
             mm.owner[pfn] = 0
             mm.device[pfn] = write.device
@@ -506,7 +506,7 @@ class Swapout:
             return None
         write: StoreBatch | None = None
         for pfn in pool.coldest(nr + 2 * node.nr_writes * SWAP_CLUSTER_MAX):
-            data = mm.data[pfn]
+            data = mm.data.get(pfn)
             if mm.owner[pfn]:
                 excess -= len(data or b"")
                 continue
