@@ -201,12 +201,18 @@ class Machine:
         turns = [(batch, out)]
         if self._reorder is not None and batch.seq is not None:
             turns = self._reorder.push(batch.seq, (batch, out))
-        for ready, result in turns:
-            if result is None:
+        try:
+            while turns:
+                ready, result = turns[0]
+                if result is not None:
+                    self.offer(self.swapout.complete(ready, result))
+                else:
+                    self.swapout.hand_back(ready)
+                del turns[0]
+        finally:
+            for ready, _ in turns:  # a policy or a plugin broke its contract in the middle
                 self.swapout.hand_back(ready)
-            else:
-                self.offer(self.swapout.complete(ready, result))
-        self.verdicts.notify()
+            self.verdicts.notify()
 
     def offer(self, writes: Iterable[StoreBatch]) -> None:
         """Offer writes to their stores. Mailbox full: folios stay, dirty, and kswapd throttles."""

@@ -1,0 +1,44 @@
+"""The benchmarks run, and compute what they say; nothing here judges a time.
+
+The figures come from the scripts themselves: ``python tests/bench/gc_pause.py`` and
+``python tests/bench/overhead.py``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_gc_pause_holds_every_value_reclaimed():
+    said: list[str] = []
+    assert load("gc_pause").main(2000, said.append) > 0
+    assert "ratio" in said[-1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RssAnon is Linux's")
+def test_overhead_measures_both_places():
+    ended = subprocess.run(
+        [sys.executable, str(HERE / "overhead.py"), "3000"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "compressed:" in ended.stdout
+    assert "swapped:" in ended.stdout
