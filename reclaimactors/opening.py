@@ -17,6 +17,7 @@ from reclaimactors.topology.build import build, close_backends
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from types import TracebackType
 
     from anyio.abc import TaskGroup
@@ -86,7 +87,7 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
 
 
 def open_memory(
-    topology: str | Topology = "kcompressd",
+    topology: str | Path | Topology = "kcompressd",
     *,
     budget: int | str | None = None,
     **overrides: Any,

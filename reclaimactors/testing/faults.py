@@ -226,6 +226,9 @@ class FaultyCompressor:
         self.decompress_error = decompress_error
         self._calls = itertools.count(1)  # next() of it is atomic, and threads share us
 
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("it counts its calls in this process: threads compress, not workers")
+
     def compress(self, data: Buffer) -> bytes:
         """Compress, or raise `error`."""
         call = next(self._calls)

@@ -33,7 +33,7 @@ def explain(topology: Topology) -> list[str]:
         ),
         _who(topology),
     ]
-    if topology.compress.mode != "inline":
+    if topology.compress.mode != "inline" and topology.zswap.enabled:
         lines.append(_when_full(topology))
     lines += _tiers(topology)
     lines += [_capacity(topology, ratio) for ratio in (1, 2, 3)]
@@ -44,6 +44,8 @@ def _who(topology: Topology) -> str:
     compress = topology.compress
     where = _CPU[compress.offload]
     name = compress.compressor.name
+    if not topology.zswap.enabled:
+        return "nobody compresses: folios go to swap as they are"
     if compress.mode == "inline":
         return f"kswapd compresses with {name} itself, {where}, and waits for each batch"
     if compress.mode == "kcompressd":

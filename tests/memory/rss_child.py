@@ -12,10 +12,14 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
 import reclaimactors as ra
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def anonymous_bytes() -> int:
@@ -29,25 +33,29 @@ def size_of(kind: str, rng: random.Random) -> int:
     return {"4KiB": 4096, "256KiB": 256 * 1024}[kind]
 
 
+def pieces(kind: str, total: int, budget: int) -> Iterator[tuple[str, int, int]]:
+    """Yield key, start and size of each value: again and again the same, so nothing is kept."""
+    rng = random.Random(1)
+    live = nr = 0
+    while live < 10 * budget:
+        size = size_of(kind, rng)
+        yield f"key:{nr:07}", rng.randrange(total - size), size
+        live += size
+        nr += 1
+
+
 async def main(kind: str, offload: str, budget: int) -> None:
     library = sorted(Path(os.__file__).parent.glob("*.py"))
     source = memoryview(b"".join(path.read_bytes() for path in library))
-    rng = random.Random(1)
-    where: list[tuple[int, int]] = []
-    live = 0
     before = peak = anonymous_bytes()
     async with ra.open_memory("kcompressd", budget=budget, compress={"offload": offload}) as memory:
-        while live < 10 * budget:
-            size = size_of(kind, rng)
-            start = rng.randrange(len(source) - size)
-            await memory.put(f"key:{len(where):07}", bytes(source[start : start + size]))
-            where.append((start, size))
-            live += size
-            if len(where) % 64 == 0:
+        for nr, (key, start, size) in enumerate(pieces(kind, len(source), budget)):
+            await memory.put(key, bytes(source[start : start + size]))
+            if nr % 64 == 0:
                 peak = max(peak, anonymous_bytes())
-        for i in rng.sample(range(len(where)), 500):
-            start, size = where[i]
-            assert await memory.get(f"key:{i:07}") == source[start : start + size]
+        for nr, (key, start, size) in enumerate(pieces(kind, len(source), budget)):
+            if nr % 101 == 0:
+                assert await memory.get(key) == source[start : start + size]
         peak = max(peak, anonymous_bytes())
     print(peak - before)
 
