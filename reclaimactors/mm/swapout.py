@@ -42,6 +42,7 @@ class Swapout:
         self._node = node
         self.gain = 0.5  #: share of a stolen byte that was really freed, recently
         self.freed_total = 0  #: bytes that reclaim has really freed since the start
+        self.returned_total = 0  #: folios that reclaim had to give back since the start
         self.freed_by = dict.fromkeys(Reclaimer, 0)  #: the same by who asked
 
     # -- isolate ----------------------------------------------------------------------------------
@@ -315,6 +316,8 @@ class Swapout:
             node.memcg.in_flight -= mm.size[pfn]
         node.nr_in_flight -= len(pfns)
         vm[f"reclaim_{verdict.value}"] += len(pfns)
+        if verdict is not Verdict.CANCELLED:
+            self.returned_total += len(pfns)
         if verdict is Verdict.ACTIVATE:
             vm["pgactivate"] += self._pages(pfns)
         node.policy.putback(pfns, verdict)

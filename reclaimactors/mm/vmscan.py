@@ -3,8 +3,9 @@
 kswapd is woken below *low* and reclaims until free memory is at *high*. One run scans in passes of
 falling priority, 12 to 1: a pass may isolate ``resident folios >> priority`` (at least
 SWAP_CLUSTER_MAX), in steps of at most SWAP_CLUSTER_MAX. A pass that freed nothing lowers the
-priority, unless folios are in flight: those are pending progress (D9), and when nothing else is
-left to isolate, kswapd waits for their verdicts. A run that freed nothing is a failure;
+priority, but what is in flight is pending progress (D9): a pass is judged by as many verdicts as it
+may isolate, the pipe is kept full until they are there, and when nothing is left to isolate kswapd
+waits for them. A run that freed nothing is a failure;
 MAX_RECLAIM_RETRIES of them in a row make the node *hopeless*: kswapd is not woken any more until
 reclaim, by whomever, frees something, or deletes bring free memory back to *high*.
 
@@ -58,6 +59,7 @@ class Kswapd:
         self.requested = 0  #: bytes that somebody asked for whatever the watermarks say (PAGEOUT)
         self._run_freed = 0
         self._pass_freed = 0
+        self._pass_returned = 0
         self._seen_freed = 0
         self._quota = 0
         self._dry = False  # the last ISOLATE found nothing
@@ -145,17 +147,25 @@ class Kswapd:
 
     def _start_pass(self, node: Node) -> None:
         self._pass_freed = self._swapout.freed_total
-        resident = node.nr_resident - node.nr_in_flight
-        self._quota = max(SWAP_CLUSTER_MAX, resident >> self.priority)
+        self._pass_returned = self._swapout.returned_total
+        self._quota = self._pass_quota(node)
         self.passes += 1
+
+    def _pass_quota(self, node: Node) -> int:
+        resident = node.nr_resident - node.nr_in_flight
+        return max(SWAP_CLUSTER_MAX, resident >> self.priority)
 
     def _end_pass(self, node: Node) -> Step:
         """A pass is over: the same again, harder, or give this run up."""
         freed = self._swapout.freed_total
-        if node.nr_in_flight or node.nr_writes or node.zswap.wanted:
-            if self._dry:
-                return Step.WAIT  # for what is on its way: there is nothing else
-        elif freed == self._pass_freed:
+        if freed == self._pass_freed:
+            returned = self._swapout.returned_total - self._pass_returned
+            pending = node.nr_in_flight or node.nr_writes or node.zswap.wanted
+            if pending and returned < self._pass_quota(node):
+                if self._dry:
+                    return Step.WAIT  # for what is on its way: there is nothing else
+                self._quota = SWAP_CLUSTER_MAX  # not known yet: keep the pipe full meanwhile
+                return self._isolate(node)
             self.priority -= 1
         if self.priority >= 1:
             self._start_pass(node)

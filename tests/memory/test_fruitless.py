@@ -1,0 +1,53 @@
+"""Nothing can be freed: puts end in OutOfMemory, whatever keeps the pipe full meanwhile."""
+
+from __future__ import annotations
+
+import random
+
+import anyio
+import pytest
+
+import reclaimactors as ra
+
+
+class Full(ra.Backend):
+    """A store that is full after so many slots."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.slots: dict[int, bytes] = {}
+
+    async def store_many(self, items):
+        if len(self.slots) + len(items) > self.room:
+            raise ra.BackendFull
+        self.slots.update(items)
+
+    async def load_many(self, slots):
+        return [self.slots[slot] for slot in slots]
+
+    async def invalidate_many(self, slots):
+        for slot in slots:
+            self.slots.pop(slot, None)
+
+
+@pytest.mark.parametrize("room", [None, 0, 300])
+@pytest.mark.parametrize("topology", ["kswapd_only", "kcompressd", "padata_ordered"])
+async def test_incompressible_values_end_in_out_of_memory_and_deletes_help(topology, room):
+    rng = random.Random(3)
+    swap = [] if room is None else [{"backend": Full(room)}]
+    compress = {"offload": "thread"}
+    model: dict[int, bytes] = {}
+    async with ra.open_memory(topology, budget="2MiB", compress=compress, swap=swap) as memory:
+        with anyio.fail_after(50), pytest.raises(ra.OutOfMemory):
+            for key in range(5000):
+                value = rng.randbytes(4096)
+                await memory.put(key, value)
+                model[key] = value
+
+        assert memory._node.check()
+        for key, value in model.items():
+            assert await memory.get(key) == value
+        for key in list(model)[::2]:
+            await memory.delete(key)
+        await memory.put("after", b"room again" * 100)
+        assert await memory.get("after") == b"room again" * 100
