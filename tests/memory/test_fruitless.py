@@ -38,11 +38,15 @@ async def test_incompressible_values_end_in_out_of_memory_and_deletes_help(topol
     compress = {"offload": "thread"}
     model: dict[int, bytes] = {}
     async with ra.open_memory(topology, budget="2MiB", compress=compress, swap=swap) as memory:
-        with anyio.fail_after(50), pytest.raises(ra.OutOfMemory):
+
+        async def fill() -> None:
             for key in range(5000):
                 value = rng.randbytes(4096)
                 await memory.put(key, value)
                 model[key] = value
+
+        with anyio.fail_after(50), pytest.raises(ra.OutOfMemory):
+            await fill()
 
         assert memory._node.check()
         for key, value in model.items():
