@@ -1,0 +1,192 @@
+"""What is measured: each row gives our operation and the bare one that it is compared with.
+
+A row is an async context manager over an open memory; it gives two plain functions that do NR
+operations each and what to do, untimed, before each call. Coroutines are driven by hand, ours and
+the bare one alike, so that neither pays for tasks of the event loop. `table.py` prints figures,
+`test_hot_paths.py` runs each row.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple
+
+import lz4.block
+from anyio.lowlevel import checkpoint
+
+import reclaimactors as ra
+from reclaimactors.lab.data import load
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Coroutine
+
+PAGE = 4096
+
+
+class Row(NamedTuple):
+    nr: int  #: operations of one call
+    ours: Callable[[], object]
+    bare: Callable[[], object]
+    setup: Callable[[], object] = lambda: None
+
+
+def drive(coroutine: Coroutine[object, None, object]) -> object:
+    """Run a coroutine that at most yields, in the task that we are in."""
+    while True:
+        try:
+            coroutine.send(None)
+        except StopIteration as end:
+            return end.value
+
+
+def open_for(nr: int, **compress: str):
+    """A memory in RAM only that feels no pressure from `nr` pages."""
+    return ra.open_memory(
+        "kcompressd",
+        budget=nr * (PAGE + 512) + (16 << 20),
+        watermarks={"min": 1, "low": 2, "high": 3},
+        zswap={"max_pool_percent": 100},
+        swap=[],
+        compress={"offload": "inline"} | compress,
+    )
+
+
+def real_pages(nr: int) -> list[bytes]:
+    """Pages of this Python's own library that lz4 makes smaller."""
+    source = load(limit=2 * nr * PAGE)
+    pages = [source.value(i, 0) for i in range(len(source))]
+    return [page for page in pages if 64 < len(lz4.block.compress(page)) < PAGE * 15 // 16][:nr]
+
+
+@asynccontextmanager
+async def get(nr: int) -> AsyncGenerator[Row]:
+    """`await memory.get(key)` of a resident value over awaiting a coroutine that returns d[key]."""
+    plain = {f"key-{i:08}": bytes(100) for i in range(nr)}
+    keys = list(plain)
+
+    async def bare_get(key: str) -> bytes:
+        return plain[key]
+
+    async def gets() -> None:
+        for key in keys:
+            await memory.get(key)
+
+    async def bare_gets() -> None:
+        for key in keys:
+            await bare_get(key)
+
+    async with open_for(nr) as memory:
+        for key, value in plain.items():
+            await memory.put(key, value)
+            assert await memory.get(key) is value
+        yield Row(nr, lambda: drive(gets()), lambda: drive(bare_gets()))
+
+
+@asynccontextmanager
+async def get_nowait(nr: int) -> AsyncGenerator[Row]:
+    """`memory.get_nowait(key)` of a resident value over a function that returns d[key]."""
+    plain = {f"key-{i:08}": bytes(100) for i in range(nr)}
+    keys = list(plain)
+
+    def bare_get(key: str) -> bytes:
+        return plain[key]
+
+    def gets() -> None:
+        get = memory.get_nowait
+        for key in keys:
+            get(key)
+
+    def bare_gets() -> None:
+        for key in keys:
+            bare_get(key)
+
+    async with open_for(nr) as memory:
+        for key, value in plain.items():
+            await memory.put(key, value)
+            assert memory.get_nowait(key) is value
+        yield Row(nr, gets, bare_gets)
+
+
+@asynccontextmanager
+async def put(nr: int) -> AsyncGenerator[Row]:
+    """`await memory.put(new key, value)` without pressure over zict.LRU.__setitem__."""
+    from zict import LRU
+
+    value = bytes(100)
+    keys: list[str] = []
+    number = count()
+    lru: LRU[str, bytes] = LRU(1 << 60, {}, weight=lambda _, v: len(v))
+
+    def setup() -> None:
+        keys[:] = [f"key-{next(number):08}" for _ in range(nr)]
+
+    async def puts() -> None:
+        for key in keys:
+            await memory.put(key, value)
+
+    def bare_puts() -> None:
+        for key in keys:
+            lru[key] = value
+
+    async with open_for(20 * nr) as memory:
+        yield Row(nr, lambda: drive(puts()), bare_puts, setup)
+        held = memory.keys()
+        assert held
+        assert all(memory.get_nowait(key) is value for key in held)
+
+
+@asynccontextmanager
+async def fault(nr: int) -> AsyncGenerator[Row]:
+    """A get_nowait that faults a compressed 4 KiB value in over bare lz4 decompress."""
+    pages = real_pages(nr)
+    nr = len(pages)
+    blobs = [lz4.block.compress(page, store_size=False) for page in pages]
+
+    def faults() -> None:
+        for i in range(nr):
+            memory.get_nowait(i)
+
+    def bare() -> list[bytes]:
+        return [lz4.block.decompress(blob, uncompressed_size=PAGE) for blob in blobs]
+
+    def setup() -> None:
+        drive(memory.reclaim(1 << 40))
+        assert not memory.usage().resident
+
+    async with open_for(nr) as memory:
+        for i, page in enumerate(pages):
+            await memory.put(i, page)
+        yield Row(nr, faults, bare, setup)
+        assert [memory.get_nowait(i) for i in range(nr)] == bare() == pages
+
+
+async def loop_us_per_page(nr: int) -> tuple[float, float]:
+    """Return the event loop's CPU us for a page that kswapd and kcompressd reclaim, and lz4's.
+
+    A worker process compresses: what is left is isolating, copying in and completing.
+    """
+    pages = real_pages(nr)
+    nr = len(pages)
+    async with open_for(nr, offload="process", on_full="wait") as memory:
+        await memory.put("warm", pages[0])
+        memory.advise("warm", ra.Advice.PAGEOUT)  # starts the worker
+        stop = time.perf_counter() + 1
+        while time.perf_counter() < stop:
+            await checkpoint()
+        for i, page in enumerate(pages):
+            await memory.put(i, page)
+        for i in range(nr):
+            memory.advise(i, ra.Advice.PAGEOUT)
+        before = memory.vmstat["pgsteal_anon"]
+        started = time.thread_time()
+        await memory.drain()
+        spent = time.thread_time() - started
+        stolen = memory.vmstat["pgsteal_anon"] - before
+        for i, page in enumerate(pages):
+            assert await memory.get(i) == page
+    started = time.perf_counter()
+    for page in pages:
+        lz4.block.compress(page, mode="fast", acceleration=1, store_size=False)
+    return spent / max(1, stolen) * 1e6, (time.perf_counter() - started) / nr * 1e6
