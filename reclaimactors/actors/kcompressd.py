@@ -26,6 +26,7 @@ class KcompressdActor:
 
     def __init__(self, machine: Machine) -> None:
         self._m = machine
+        self._next = anyio.Lock(fast_acquire=True)  # held by the one lane that waits for work
 
     async def run(self) -> None:
         """Compress for ever. If a lane crashes, all that was taken or waits is handed back."""
@@ -39,9 +40,12 @@ class KcompressdActor:
                 machine.hand_back(batch)
 
     async def _lane(self) -> None:
+        """Take and compress. One lane waits at a time: what kswapd sends at once is one batch."""
         machine = self._m
         while True:
-            await self.compress(await machine.fifo.take(machine.pipeline.batch_pages))
+            async with self._next:
+                batches = await machine.fifo.take(machine.pipeline.batch_pages)
+            await self.compress(batches)
 
     async def compress(self, batches: list[FolioBatch]) -> None:
         """Compress batches as one; each ends here, whatever happens."""

@@ -11,7 +11,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Links"]
 
@@ -128,20 +128,23 @@ class Links:
         self.sizes[head] -= len(matching) + len(others)
         return matching, others
 
-    def extend_tail(self, head: int, pfns: Iterable[int]) -> None:
-        """Put pfns that are on no list, and were on one before, at the hot end of list `head`."""
-        nxt, prv, shift = self._next, self._prev, self._shift
+    def extend_tail(self, head: int, pfns: Sequence[int]) -> None:
+        """Put pfns that are on no list at the hot end of list `head`."""
+        if not pfns:
+            return
+        shift = self._shift
+        if max(pfns) + shift >= len(self._next):
+            self.grow(max(pfns) + 1)
+        nxt, prv = self._next, self._prev
         last = prv[head]
-        added = 0
         for pfn in pfns:
             node = pfn + shift
             nxt[last] = node
             prv[node] = last
             last = node
-            added += 1
         nxt[last] = head
         prv[head] = last
-        self.sizes[head] += added
+        self.sizes[head] += len(pfns)
 
     def walk(self, head: int) -> Iterator[int]:
         """Yield list `head` from cold to hot; the pfn just yielded may be removed."""

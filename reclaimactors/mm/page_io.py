@@ -73,7 +73,7 @@ class Squeezed:
 
     kinds: bytearray  #: BLOB, SAME_FILLED, POOR or FAIL
     blobs: list[bytes | None]  #: the blob where the kind is BLOB
-    values: list[int]  #: the word of a SAME_FILLED folio; else a crc32 of what a store gets, or -1
+    values: list[int]  #: the word of a SAME_FILLED folio; else a crc32 of what a store gets, or 0
 
     def rows(self, start: int, stop: int) -> Squeezed:
         """Return rows `start` to `stop` as columns of their own."""
@@ -110,7 +110,7 @@ def squeeze(compressor: Compressor, pages: Sequence[bytes], *, checksum: bool = 
         checksum: whether to give the crc32 of what a store would get, as a worker process does.
     """
     rows = len(pages)
-    out = Squeezed(bytearray(rows), [None] * rows, [-1] * rows)
+    out = Squeezed(bytearray(rows), [None] * rows, [0] * rows)
     todo: list[int] = []
     for i, page in enumerate(pages):
         word = same_filled(page)

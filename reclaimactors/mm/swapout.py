@@ -55,54 +55,52 @@ class Swapout:
         """
         node = self._node
         vm = node.vmstat
+        batch = FolioBatch(node.new_id(), [], 0, 0, who)
         for _ in range(MAX_PINNED_BATCHES):
             candidates = node.policy.isolate(nr)
             if not candidates:
                 return None
-            taken = self._claim(candidates, max_bytes)
-            if taken:
+            self._claim(batch, candidates, max_bytes)
+            if batch.pfns:
                 break
         else:
             return None
-        batch = FolioBatch(node.new_id(), taken, 0, 0, who)
-        for pfn in taken:
-            node.mm.owner[pfn] = batch.id
-        batch.nr_bytes = sum([node.mm.size[pfn] for pfn in taken])
-        batch.nr_pages = self._pages(taken)
         node.memcg.in_flight += batch.nr_bytes
-        node.nr_in_flight += len(taken)
-        vm["reclaim_isolated"] += len(taken)
+        node.nr_in_flight += len(batch.pfns)
+        vm["reclaim_isolated"] += len(batch.pfns)
         vm["pgscan_" + who.value] += batch.nr_pages
         vm["pgscan_anon"] += batch.nr_pages
         return batch
 
-    def _claim(self, candidates: list[int], max_bytes: int) -> list[int]:
-        """Move candidates to WRITEBACK; pinned ones, and those too many, go back to the lists."""
+    def _claim(self, batch: FolioBatch, candidates: list[int], max_bytes: int) -> None:
+        """Give candidates to a batch; pinned ones, and those too many, go back to the lists."""
         node = self._node
-        state, size, refs = node.mm.state, node.mm.size, node.mm.refs
-        taken: list[int] = []
+        state, size, refs, owner = node.mm.state, node.mm.size, node.mm.refs, node.mm.owner
+        page, bid, taken = node.page_size, batch.id, batch.pfns
         pinned: list[int] = []
         too_many: list[int] = []
-        nr_bytes = 0
         for pfn in candidates:
+            length = size[pfn]
             if state[pfn] != RESIDENT:
                 for other in taken:
                     state[other] = RESIDENT
+                    owner[other] = 0
                 name = type(node.policy).__name__
                 raise PluginError(f"policy {name} isolated pfn {pfn}, which is not on its lists")
             if refs[pfn]:
                 pinned.append(pfn)
-            elif taken and nr_bytes + size[pfn] > max_bytes:
+            elif taken and batch.nr_bytes + length > max_bytes:
                 too_many.append(pfn)
             else:
                 state[pfn] = WRITEBACK
-                nr_bytes += size[pfn]
+                owner[pfn] = bid
+                batch.nr_bytes += length
+                batch.nr_pages += 1 if length <= page else -(-length // page)
                 taken.append(pfn)
         if pinned:
             node.policy.putback(pinned, Verdict.ACTIVATE)
         if too_many:
             node.policy.putback(too_many, Verdict.KEEP)
-        return taken
 
     def _pages(self, pfns: Iterable[int]) -> int:
         size, page = self._node.mm.size, self._node.page_size
@@ -151,7 +149,7 @@ class Swapout:
             for pfn in batch.pfns:
                 node.mm.refs[pfn] += 1
             batch.held = list(batch.pfns)
-        return [page for pfn in batch.pfns if (page := data.get(pfn)) is not None], writes
+        return [data[pfn] for pfn in batch.pfns], writes
 
     def _divert(self, batch: FolioBatch) -> list[StoreBatch]:
         """The pool takes nothing: settle the whole batch without compressing it."""
@@ -181,25 +179,26 @@ class Swapout:
         verdict was CANCELLED.
         """
         owner, crc = self._node.mm.owner, self._node.mm.crc
-        kinds, blobs, values = out.kinds, out.blobs, out.values
         bid = batch.id
-        stored: list[tuple[int, bytes]] = []
+        stored: list[int] = []
+        blobs: list[bytes] = []
         same: list[tuple[int, int]] = []
         rejected: dict[int, list[int]] = {BLOB: [], POOR: [], FAIL: []}
-        for i, pfn in enumerate(batch.pfns):
+        rows = zip(batch.pfns, out.kinds, out.blobs, out.values, strict=True)
+        for pfn, kind, blob, value in rows:
             if owner[pfn] != bid:
                 continue
-            blob, kind = blobs[i], kinds[i]
-            if kind == SAME_FILLED:
-                same.append((pfn, values[i]))
-                continue
-            crc[pfn] = max(0, values[i])
             if blob is not None:
-                stored.append((pfn, blob))
+                crc[pfn] = value
+                stored.append(pfn)
+                blobs.append(blob)
+            elif kind == SAME_FILLED:
+                same.append((pfn, value))
             else:
+                crc[pfn] = value
                 rejected[kind].append(pfn)
         if stored:
-            rejected[BLOB] = self._store(stored, batch.who)
+            rejected[BLOB] = self._store(stored, blobs, batch.who)
         if same:
             self._drop_same(same, batch.who)
         writes = self._settle(rejected, batch) if any(rejected.values()) else []
@@ -208,42 +207,49 @@ class Swapout:
             self._node.on_pool_full()
         return writes
 
-    def _store(self, rows: list[tuple[int, bytes]], who: Reclaimer) -> list[int]:
+    def _store(self, pfns: list[int], blobs: list[bytes], who: Reclaimer) -> list[int]:
         """Verdict STORED: swap source for blob; return the folios that the pool does not take."""
         node = self._node
-        mm, pool, page = node.mm, node.zswap, node.page_size
-        state, data, size, owner = mm.state, mm.data, mm.size, mm.owner
-        shadow_of, shadow = node.policy.shadow, mm.shadow
-        pages = source = kept = nr_stored = 0
-        orders: dict[int, int] = {}
-        for pfn, blob in rows:
-            if not pool.accepts():
-                break
-            nr = size[pfn]
-            data[pfn] = blob
-            state[pfn] = ZSWAP
-            owner[pfn] = 0
-            shadow[pfn] = shadow_of(pfn)
-            source += nr
-            kept += len(blob)
-            nr = 1 if nr <= page else -(-nr // page)
-            if nr > 1:
-                order = (nr - 1).bit_length()
-                orders[order] = orders.get(order, 0) + 1
-            pages += nr
-            nr_stored += 1
-            pool.add(pfn, len(blob), nr)
-        orders[0] = nr_stored - sum(orders.values())
-        for order, nr in orders.items():
-            node.vmstat[f"zswpout_order_{order}"] += nr
-        node.vmstat["reclaim_stored"] += nr_stored
-        node.vmstat["zswpout"] += pages
-        if nr_stored:
-            self._stolen(nr_stored, pages, source, kept, who)
-        refused = [pfn for pfn, _ in rows[nr_stored:]]
+        mm, pool = node.mm, node.zswap
+        lengths = list(map(len, blobs))
+        refused = pfns[pool.room_for(lengths) :]
         for pfn in refused:
             mm.crc[pfn] = 0  # that was the blob's; a store will get the source
+        if refused:
+            pfns = pfns[: -len(refused)]
+            del lengths[len(pfns) :]
+        if not pfns:
+            return refused
+        shadows = list(map(node.policy.shadow, pfns))  # before any change: a plugin may raise
+        mm.data.update(zip(pfns, blobs, strict=False))
+        state, owner, size, shadow = mm.state, mm.owner, mm.size, mm.shadow
+        source = 0
+        for pfn, evicted in zip(pfns, shadows, strict=True):
+            state[pfn] = ZSWAP
+            owner[pfn] = 0
+            shadow[pfn] = evicted
+            source += size[pfn]
+        pages = self._count_zswpout(pfns)
+        pool.extend(pfns, sum(lengths), pages)
+        node.vmstat["reclaim_stored"] += len(pfns)
+        self._stolen(len(pfns), pages, source, sum(lengths), who)
         return refused
+
+    def _count_zswpout(self, pfns: list[int]) -> int:
+        """Count folios by their order, as mTHP statistics do; return their pages."""
+        vm, size, page = self._node.vmstat, self._node.mm.size, self._node.page_size
+        small = pages = 0
+        for pfn in pfns:
+            length = size[pfn]
+            if length <= page:
+                small += 1
+            else:
+                nr = -(-length // page)
+                pages += nr
+                vm[f"zswpout_order_{(nr - 1).bit_length()}"] += 1
+        vm["zswpout_order_0"] += small
+        vm["zswpout"] += small + pages
+        return small + pages
 
     def _settle(self, rejected: dict[int, list[int]], batch: FolioBatch) -> list[StoreBatch]:
         """Find a place for what the pool did not take, by the table of `page_io.outcome`."""

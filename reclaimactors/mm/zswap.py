@@ -9,8 +9,12 @@ cold end by writeback to a backing store (`swapout` moves them, this module says
 from __future__ import annotations
 
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from reclaimactors.mm.links import Links
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["Zswap"]
 
@@ -48,11 +52,28 @@ class Zswap:
             self.reached_full = False
         return self.enabled and not self.reached_full
 
-    def add(self, pfn: int, nr_bytes: int, pages: int) -> None:
-        """Take the blob of a folio of so many pages in, as the hottest."""
+    def room_for(self, lengths: Sequence[int]) -> int:
+        """Return how many blobs of these sizes it takes now, one after the other.
+
+        The one that reaches the limit is still taken, the next is not.
+        """
+        if not self.accepts():
+            return 0
+        room = self.limit - self.total
+        if sum(lengths) <= room:
+            return len(lengths)
+        nr = 0
+        while room > 0:
+            room -= lengths[nr]
+            nr += 1
+        self.reached_full = True
+        return nr
+
+    def extend(self, pfns: Sequence[int], nr_bytes: int, pages: int) -> None:
+        """Take the blobs of folios in, `nr_bytes` for so many pages, as the hottest."""
         self.total += nr_bytes
         self.pages += pages
-        self._lru.add_tail(0, pfn)
+        self._lru.extend_tail(0, pfns)
 
     def remove(self, pfn: int, nr_bytes: int, pages: int) -> None:
         """Let a blob go."""

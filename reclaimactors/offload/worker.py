@@ -18,7 +18,7 @@ import sys
 from array import array
 from typing import TYPE_CHECKING
 
-from reclaimactors.mm.page_io import BLOB, SAME_FILLED, Squeezed, squeeze
+from reclaimactors.mm.page_io import SAME_FILLED, Squeezed, squeeze
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,20 +93,21 @@ class Slots:
         sizes = self._sizes(slot)
         nr = len(sizes)
         rows = base + 8 * (1 + self.rows)
-        answer = array("q", self._map[rows : rows + 16 * nr])
-        out = Squeezed(bytearray(nr), [None] * nr, answer[nr:].tolist())
+        answer = array("q", self._map[rows : rows + 16 * nr]).tolist()
+        lengths, values = answer[:nr], answer[nr:]
         memory = self._map
         at = base + self._table
-        for i, size in enumerate(sizes):
-            length = answer[i]
-            if length > 0:
-                out.blobs[i] = memory[at : at + length]
-            else:
-                out.kinds[i] = -length if length else BLOB
-                if out.kinds[i] == SAME_FILLED:
-                    out.values[i] &= 0xFFFF_FFFF_FFFF_FFFF
+        blobs: list[bytes | None] = []
+        for size, length in zip(sizes, lengths, strict=True):
+            blobs.append(memory[at : at + length] if length > 0 else None)
             at += size
-        return out
+        kinds = bytearray(nr)
+        if None in blobs:
+            for i, length in enumerate(lengths):
+                kinds[i] = max(0, -length)
+                if kinds[i] == SAME_FILLED:
+                    values[i] &= 0xFFFF_FFFF_FFFF_FFFF
+        return Squeezed(kinds, blobs, values)
 
     def _sizes(self, slot: int) -> array[int]:
         base = slot * self._stride
