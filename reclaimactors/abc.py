@@ -69,7 +69,10 @@ class Backend:
     """A backing store of slots of one page each. Subclass, and give the `*_many` methods.
 
     Calls on different slots may overlap, on one slot never. Everything runs in the event loop:
-    a blocking call belongs in a thread, a whole batch at a time. A call may be cancelled.
+    a blocking call belongs in a thread, a whole batch at a time, and must let itself be cancelled
+    (``anyio.to_thread.run_sync(..., abandon_on_cancel=True)``): else neither the deadline of a call
+    nor that of close holds. What an abandoned thread still stores must harm nobody: its slots are
+    not used again.
     Raise `BackendError` (or any OSError), `BackendFull` where there is no room.
     """
 

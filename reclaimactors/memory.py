@@ -394,9 +394,7 @@ class Memory:
                 SWAP_CLUSTER_MAX, Reclaimer.PROACTIVE, max_bytes=int(expected)
             ):
                 fruitless = 0
-            elif not machine.idle:
-                await machine.verdicts.wait()
-            else:
+            elif machine.idle or not await machine.progress():
                 fruitless += 1
             await checkpoint()
             self._check()

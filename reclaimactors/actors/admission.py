@@ -89,17 +89,16 @@ class Admission:
         missing = need - (node.memcg.free - node.marks.min)
         if node.memcg.in_flight * machine.swapout.gain >= missing:
             await machine.verdicts.wait()
-        elif machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT):
-            fruitless = 0
+            return fruitless
+        if machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT):
             await checkpoint()
-        elif not machine.idle:
-            await machine.verdicts.wait()
-        else:
-            fruitless += 1
-            if fruitless >= MAX_RECLAIM_RETRIES:
-                raise self.out_of_memory(need)
-            await checkpoint()
-        return fruitless
+            return 0
+        if not machine.idle and await machine.progress():
+            return fruitless
+        if fruitless + 1 >= MAX_RECLAIM_RETRIES:
+            raise self.out_of_memory(need)
+        await checkpoint()
+        return fruitless + 1
 
     def reserve_now(self, need_of: Callable[[], int]) -> int:
         """Reserve without waiting: below *min*, compress here and now, into RAM tiers only.

@@ -209,9 +209,11 @@ class Machine:
                 else:
                     self.swapout.hand_back(ready)
                 del turns[0]
-        finally:
-            for ready, _ in turns:  # a policy or a plugin broke its contract in the middle
+        except BaseException:  # a policy or a plugin broke its contract in the middle
+            for ready, _ in turns:
                 self.swapout.hand_back(ready)
+            raise
+        finally:
             self.verdicts.notify()
 
     def offer(self, writes: Iterable[StoreBatch]) -> None:
@@ -280,6 +282,17 @@ class Machine:
             return 0
         self.compress_inline(batch, ram_only=ram_only)
         return self.swapout.freed_total - before
+
+    async def progress(self) -> bool:
+        """Wait for a verdict; return whether something was freed, or is still on its way.
+
+        What a swapd could not write back was only looked at: that is no progress.
+        """
+        before = self.swapout.freed_total
+        await self.verdicts.wait()
+        return self.swapout.freed_total != before or bool(
+            self.node.nr_in_flight or self.node.nr_writes
+        )
 
     # -- stores -----------------------------------------------------------------------------------
 

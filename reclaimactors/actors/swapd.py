@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import attrs
+from anyio.lowlevel import checkpoint
 
 from reclaimactors.abc import Backend, Verdict
 from reclaimactors.actors.base import Mailbox
@@ -77,6 +78,7 @@ class Swapd:
         self._footprint = None if elsewhere else footprint
         self._retry_s = RETRY_S
         self._retry_at = 0.0
+        self._warned = False
 
     # -- what others ask --------------------------------------------------------------------------
 
@@ -173,11 +175,19 @@ class Swapd:
         """Await a call of the backend under the deadline; translate what it raises, once."""
         with anyio.move_on_after(self._timeout) as scope:
             try:
-                return await call
+                answer = await call
             except BackendError:
                 raise
             except Exception as exc:
                 raise self._error(what, exc) from exc
+            except anyio.get_cancelled_exc_class() as exc:
+                await checkpoint()  # goes on up where it is we who are cancelled
+                raise self._error(what, RuntimeError("a call inside it was cancelled")) from exc
+            if scope.cancel_called and not self._warned:
+                self._warned = True
+                log.warning("swapd.cannot_cancel", device=self.device.name, call=what,
+                            hint="hop threads with abandon_on_cancel=True")  # fmt: skip
+            return answer
         assert scope.cancelled_caught  # nothing else gets here
         raise _TooSlow(f"swap {self.device.name!r} took longer than {self._timeout:g} s to {what}")
 
@@ -204,6 +214,9 @@ class Swapd:
         slots = [slot for ticket in tickets for slot in ticket.load.slots]
         try:
             stored = await self._call("load", self.backend.load_many(slots))
+            if not isinstance(stored, (list, tuple)) or len(stored) != len(slots):  # pyright: ignore[reportUnknownArgumentType] # it is a plugin's word
+                wrong = TypeError(f"load_many gave {stored!r:.80}, not a list of {len(slots)}")
+                raise self._error("load", wrong)
         except BackendError as exc:
             if len(tickets) == 1 or isinstance(exc, _TooSlow):
                 for ticket in tickets:
@@ -253,11 +266,10 @@ class Swapd:
             items = machine.swapout.items(write)
             if items:
                 await self._call("store", self.backend.store_many(items))
-            charges = self._charges(write)
+            machine.swapout.stored(write, self._charges(write))
             ended = True
             self.device.failures = 0
             self._retry_s = RETRY_S
-            machine.swapout.stored(write, charges)
         except BackendError as exc:
             ended = True
             self._failed(write, exc)

@@ -48,3 +48,4 @@ class StoreBatch:
     slots: list[int] = attrs.Factory(list[int])
     lengths: list[int] = attrs.Factory(list[int])
     nr_bytes: int = 0
+    failed: frozenset[int] = frozenset()  #: devices that did not take these folios

@@ -129,17 +129,22 @@ class Node:
         if self.need(key, size, len(parts)) > reserved + memcg.free:
             msg = f"put of {size} B with {reserved} B reserved and {memcg.free} B free"
             raise ProtocolViolation(msg)
+        pfns = self._new_folios(parts)
+        try:
+            resident, compressed, overhead = self._unlink(key) if key in self else (0, 0, 0)
+        except BaseException:
+            self._drop_new(pfns)
+            raise
         memcg.reserved -= reserved
-        resident, compressed, overhead = self._unlink(key) if key in self else (0, 0, 0)
         memcg.adjust(
             resident + size - reserved,
             compressed,
             overhead + KEY_OVERHEAD + len(parts) * FOLIO_OVERHEAD,
         )
         if len(parts) == 1:
-            self.small[key] = self._new_folio(parts[0])
+            self.small[key] = pfns[0]
         else:
-            self.large[key] = array("Q", [self._new_folio(part) for part in parts])
+            self.large[key] = array("Q", pfns)
 
     def put_fast(self, key: Hashable, data: bytes) -> bool:
         """Make `data`, one folio, the value of `key` if nothing is in the way; else do nothing.
@@ -154,9 +159,9 @@ class Node:
         if pfn is None:
             if key in self.large or size + KEY_OVERHEAD + FOLIO_OVERHEAD > room:
                 return False
+            self.small[key] = self._new_folio(data)
             memcg.resident += size
             memcg.overhead += KEY_OVERHEAD + FOLIO_OVERHEAD
-            self.small[key] = self._new_folio(data)
             return True
         old = mm.data.get(pfn)
         if mm.refs[pfn] or old is None:
@@ -169,12 +174,12 @@ class Node:
             self.policy.access(pfn)
             memcg.resident += delta
         else:
+            self.policy.insert(pfn, refault=mm.shadow[pfn])
             self.zswap.remove(pfn, len(old), nr_pages(mm.size[pfn], self.page_size))
             memcg.compressed -= len(old)
             memcg.resident += size
             mm.state[pfn] = RESIDENT
             self.nr_resident += 1
-            self.policy.insert(pfn, refault=mm.shadow[pfn])
         mm.data[pfn] = data
         mm.size[pfn] = size
         if delta < 0:
@@ -191,15 +196,38 @@ class Node:
             raise KeyError(key)
         self.memcg.adjust(*self._unlink(key))
 
+    def _new_folios(self, parts: list[bytes]) -> list[int]:
+        pfns: list[int] = []
+        try:
+            for part in parts:
+                pfns.append(self._new_folio(part))
+        except BaseException:
+            self._drop_new(pfns)
+            raise
+        return pfns
+
+    def _drop_new(self, pfns: list[int]) -> None:
+        """Undo `_new_folios`: nothing was charged for them yet."""
+        for pfn in pfns:
+            self.nr_resident -= 1
+            self.mm.free(pfn)
+            self.policy.remove(pfn)
+
     def _new_folio(self, data: bytes) -> int:
         pfn = self.mm.alloc(data)
+        try:
+            self.policy.insert(pfn, refault=None)
+        except BaseException:
+            self.mm.free(pfn)
+            raise
         self.nr_resident += 1
-        self.policy.insert(pfn, refault=None)
         return pfn
 
     def _unlink(self, key: Hashable) -> tuple[int, int, int]:
         """Drop the key and its folios; return the change of resident, compressed, overhead."""
         pfns = self.pfns(key)
+        for pfn in pfns:
+            self.policy.remove(pfn)  # before any change: a plugin may raise
         if self.small.pop(key, None) is None:
             del self.large[key]
         resident = compressed = 0
@@ -227,7 +255,6 @@ class Node:
             self._disown(pfn)
         if state in {RESIDENT, WRITEBACK}:
             self.nr_resident -= 1
-        self.policy.remove(pfn)
         mm.owner[pfn] = 0
         if mm.refs[pfn]:
             mm.state[pfn] = DEAD

@@ -216,12 +216,18 @@ class Swapin:
         name = node.swap[load.device].name
         length = mm.length[pfn]
         parts: list[bytes] = []
-        for i, part in enumerate(stored):
+        if len(stored) != len(load.slots):
+            raise CorruptData(f"swap {name!r} gave {len(stored)} slots, not {len(load.slots)}")
+        for i, (slot, part) in enumerate(zip(load.slots, stored, strict=True)):
             want = min(page, length - i * page)
-            if len(part) < want or len(stored) != len(load.slots):
-                msg = f"swap {name!r} gave {len(part)} B for slot {load.slots[i]}, not {want}"
+            if not isinstance(part, (bytes, bytearray, memoryview)):  # pyright: ignore[reportUnnecessaryIsInstance] # it is a plugin's word
+                msg = f"swap {name!r} gave {type(part).__name__}, not bytes, for slot {slot}"
                 raise CorruptData(msg)
-            parts.append(part if len(part) == want else bytes(part[:want]))
+            if len(part) < want:
+                raise CorruptData(f"swap {name!r} gave {len(part)} B for slot {slot}, not {want}")
+            # A store's own buffer may change once the checksum was taken: only bytes are kept.
+            exact = type(part) is bytes and len(part) == want
+            parts.append(part if exact else bytes(part[:want]))
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         if crc32(data) != mm.crc[pfn]:
             slots = f"slots {load.slots[0]} to {load.slots[-1]}"

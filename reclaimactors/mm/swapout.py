@@ -10,6 +10,7 @@ is its size less the blob that is kept.
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -60,7 +61,13 @@ class Swapout:
             candidates = node.policy.isolate(nr)
             if not candidates:
                 return None
-            self._claim(batch, candidates, max_bytes)
+            try:
+                self._claim(batch, candidates, max_bytes)
+            except BaseException:  # the policy did not take back what was not wanted
+                for pfn in batch.pfns:
+                    node.mm.state[pfn] = RESIDENT
+                    node.mm.owner[pfn] = 0
+                raise
             if batch.pfns:
                 break
         else:
@@ -79,14 +86,8 @@ class Swapout:
         page, bid, taken = node.page_size, batch.id, batch.pfns
         pinned: list[int] = []
         too_many: list[int] = []
-        for pfn in candidates:
+        for pfn in self._checked(candidates):
             length = size[pfn]
-            if state[pfn] != RESIDENT:
-                for other in taken:
-                    state[other] = RESIDENT
-                    owner[other] = 0
-                name = type(node.policy).__name__
-                raise PluginError(f"policy {name} isolated pfn {pfn}, which is not on its lists")
             if refs[pfn]:
                 pinned.append(pfn)
             elif taken and batch.nr_bytes + length > max_bytes:
@@ -101,6 +102,28 @@ class Swapout:
             node.policy.putback(pinned, Verdict.ACTIVATE)
         if too_many:
             node.policy.putback(too_many, Verdict.KEEP)
+
+    def _checked(self, candidates: list[int]) -> list[int]:
+        """Return what a policy isolated, if each is a resident folio, and is there once.
+
+        Raises:
+            PluginError: if not; the folios that were right are back on the lists.
+        """
+        node = self._node
+        state = node.mm.state
+        try:
+            wrong = [pfn for pfn in candidates if state[pfn] != RESIDENT or pfn < 0]
+            if not wrong and len(set(candidates)) == len(candidates):
+                return candidates
+        except (IndexError, TypeError):  # no pfn at all
+            pass
+        pfns = {pfn for pfn in candidates if isinstance(pfn, int)}  # pyright: ignore[reportUnnecessaryIsInstance] # it is a plugin's word
+        nr = len(state)
+        node.policy.putback(
+            [pfn for pfn in pfns if 0 <= pfn < nr and state[pfn] == RESIDENT], Verdict.KEEP
+        )
+        name = type(node.policy).__name__
+        raise PluginError(f"policy {name} isolated what is not on its lists, among {candidates}")
 
     def _pages(self, pfns: Iterable[int]) -> int:
         size, page = self._node.mm.size, self._node.page_size
@@ -220,7 +243,7 @@ class Swapout:
             del lengths[len(pfns) :]
         if not pfns:
             return refused
-        shadows = list(map(node.policy.shadow, pfns))  # before any change: a plugin may raise
+        shadows = self._shadows(pfns)
         mm.data.update(zip(pfns, blobs, strict=False))
         state, owner, size, shadow = mm.state, mm.owner, mm.size, mm.shadow
         source = 0
@@ -234,6 +257,19 @@ class Swapout:
         node.vmstat["reclaim_stored"] += len(pfns)
         self._stolen(len(pfns), pages, source, sum(lengths), who)
         return refused
+
+    def _shadows(self, pfns: Sequence[int]) -> array[int]:
+        """Tell the policy that folios leave. Before any change: a plugin may raise, or give junk.
+
+        Raises:
+            PluginError: if what it gives is no int of 63 bits.
+        """
+        policy = self._node.policy
+        try:
+            return array("q", map(policy.shadow, pfns))
+        except (OverflowError, TypeError) as exc:
+            msg = f"policy {type(policy).__name__} gave a shadow that is no int of 63 bits: {exc}"
+            raise PluginError(msg) from exc
 
     def _count_zswpout(self, pfns: list[int]) -> int:
         """Count folios by their order, as mTHP statistics do; return their pages."""
@@ -267,8 +303,10 @@ class Swapout:
 
     def hand_back(self, batch: FolioBatch, verdict: Verdict = Verdict.KEEP) -> None:
         """End a batch without a result: what it still owns is resident as before (D2, D3)."""
-        self._return(self.owned(batch), verdict)
-        self._let_go(batch)
+        try:
+            self._return(self.owned(batch), verdict)
+        finally:
+            self._let_go(batch)
 
     def _let_go(self, batch: FolioBatch) -> None:
         for pfn in batch.held:
@@ -297,12 +335,13 @@ class Swapout:
         node = self._node
         mm, vm = node.mm, node.vmstat
         pages = source = 0
-        for pfn, word in same:
+        shadows = self._shadows([pfn for pfn, _ in same])
+        for (pfn, word), shadow in zip(same, shadows, strict=True):
             mm.data.pop(pfn, None)
             mm.state[pfn] = SAME
             mm.owner[pfn] = 0
             mm.entry[pfn] = word
-            mm.shadow[pfn] = node.policy.shadow(pfn)
+            mm.shadow[pfn] = shadow
             source += mm.size[pfn]
             nr = self._pages((pfn,))
             pages += nr
@@ -340,7 +379,7 @@ class Swapout:
         batch: FolioBatch | StoreBatch,
         otherwise: Verdict,
         *,
-        exclude: frozenset[int] = frozenset(),
+        failed: frozenset[int] = frozenset(),
     ) -> list[StoreBatch]:
         """Give folios slots on the best device that has room; `otherwise` where none has."""
         node = self._node
@@ -350,7 +389,7 @@ class Swapout:
         homeless: list[int] = []
         for pfn in pfns:
             length = mm.size[pfn]
-            found = node.swap.alloc(max(1, -(-length // node.page_size)), exclude)
+            found = node.swap.alloc(max(1, -(-length // node.page_size)), failed)
             if found is None:
                 homeless.append(pfn)
                 continue
@@ -358,10 +397,16 @@ class Swapout:
             write = writes.get(device.index)
             if write is None or write.nr_bytes + length > MAX_WRITE_BYTES:
                 write = self._new_write(device, batch.who, blobs=False)
+                write.failed = failed
                 writes[device.index] = write
                 out.append(write)
             self._assign(write, pfn, slot, length)
-        self._return(homeless, otherwise)
+        try:
+            self._return(homeless, otherwise)
+        except BaseException:  # the policy did not take them back
+            for write in out:
+                self.refuse(write)
+            raise
         return out
 
     def _new_write(self, device: SwapDevice, who: Reclaimer, *, blobs: bool) -> StoreBatch:
@@ -403,6 +448,8 @@ class Swapout:
         """
         node = self._node
         mm, vm = node.mm, node.vmstat
+        owned = [] if write.blobs else [pfn for pfn in write.pfns if mm.owner[pfn] == write.id]
+        shadows = iter(self._shadows(owned))
         node.nr_writes -= 1
         done = pages = source = kept = slots = 0
         for i, (pfn, slot, length) in enumerate(
@@ -419,7 +466,7 @@ class Swapout:
                 vm["zswpwb"] += nr
                 vm["written_back_pages"] += nr
             else:
-                mm.shadow[pfn] = node.policy.shadow(pfn)
+                mm.shadow[pfn] = next(shadows)
             mm.data.pop(pfn, None)
             mm.state[pfn] = DEVICE
             mm.owner[pfn] = 0
@@ -476,7 +523,7 @@ class Swapout:
         if write.blobs:
             node.vmstat["reject_reclaim_fail"] += len(write.pfns)
             return []
-        return self._to_devices(left, write, otherwise, exclude=frozenset({write.device}))
+        return self._to_devices(left, write, otherwise, failed=write.failed | {write.device})
 
     def refuse(self, write: StoreBatch, *, retire: bool = False) -> None:
         """End a write without its store's answer: mailbox full, closing, or a crash (`retire`)."""

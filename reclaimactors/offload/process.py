@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -41,6 +42,7 @@ DEATHS = 5  #: of workers within WINDOW_S, after which the event loop compresses
 WINDOW_S = 10.0
 BACKOFF_S = 0.05
 END_S = 1.0  #: how long a worker has to end by itself at close
+BATCH_S = 5.0  #: how long a batch may take before its worker is taken for dead, and killed
 
 
 class WorkerDied(ReclaimError):  # noqa: N818 - says what happened
@@ -62,9 +64,17 @@ class _Worker:
 
     number: int
     link: socket.socket | None = None
+    process: Process | None = None
     refused: bool = False
     up: bool = False
     tickets: dict[int, _Ticket] = attrs.Factory(dict[int, _Ticket])
+
+    def hung(self) -> None:
+        """It is stopped, or caught in the compressor: kill it, and another one is started."""
+        if self.process is not None:
+            log.warning("offload.worker_hung", worker=self.number, seconds=BATCH_S)
+            with suppress(ProcessLookupError):
+                self.process.kill()
 
 
 class ProcessOffload:
@@ -141,11 +151,15 @@ class ProcessOffload:
         except OSError:
             ticket.died = True  # the reader sees the end of the link and restarts it
             ticket.done.set()
-        try:
-            await ticket.done.wait()
-        except BaseException:
-            ticket.abandoned = True
-            raise
+        with anyio.move_on_after(BATCH_S):
+            try:
+                await ticket.done.wait()
+            except BaseException:
+                ticket.abandoned = True  # the slot is free once the worker has done it, or died
+                raise
+        if ticket.abandoned:
+            worker.hung()
+            raise WorkerDied(f"worker {worker.number} had a batch for {BATCH_S:g} s")
         try:
             if ticket.died:
                 raise WorkerDied(f"worker {worker.number} died with a batch")
@@ -158,17 +172,28 @@ class ProcessOffload:
 
     async def run(self) -> None:
         """Keep the workers up, for ever: the actor that owns the processes."""
-        self._fd = _anonymous_memory()
-        self._slots = Slots(self._fd, **self._shape)
+        try:
+            self._fd = _anonymous_memory()
+            self._slots = Slots(self._fd, **self._shape)
+        except (OSError, ValueError) as exc:  # no memfd, or less of it than is needed
+            log.warning("offload.refused", reason=f"staging: {exc}", instead="thread")
+            self._close_staging()
+            return
         self._free = list(range(self._shape["nr"]))
         try:
             async with anyio.create_task_group() as tasks:
                 for worker in self._pool:
                     tasks.start_soon(self._keep_up, worker)
         finally:
-            slots, self._slots = self._slots, None
-            slots.close()
+            self._close_staging()
+
+    def _close_staging(self) -> None:
+        if self._slots is not None:
+            self._slots.close()
+            self._slots = None
+        if self._fd >= 0:
             os.close(self._fd)
+            self._fd = -1
 
     async def _keep_up(self, worker: _Worker) -> None:
         while True:
@@ -177,6 +202,8 @@ class ProcessOffload:
                 refused = await self._life(worker)
             except OSError as exc:  # it cannot be started, or ended before it was told anything
                 log.warning("offload.start_failed", worker=worker.number, error=str(exc))
+            except Exception as exc:  # noqa: BLE001 - whatever it is about this host, threads do
+                refused = f"it cannot be started: {exc!r}"
             finally:
                 self._bury(worker)
             if refused:
@@ -203,6 +230,7 @@ class ProcessOffload:
             with theirs:
                 process = await self._spawn(theirs.fileno())
             try:
+                worker.process = process
                 ours.setblocking(False)
                 hello = pickle.dumps((self._shape, self._job))
                 ours.send(NUMBER.pack(len(hello)) + hello)
@@ -210,7 +238,7 @@ class ProcessOffload:
                 return await self._serve(worker, ours)
             finally:
                 worker.up = False
-                worker.link = None
+                worker.link = worker.process = None
                 ours.close()  # the end of its link is the end of the worker
                 with anyio.CancelScope(shield=True):
                     with anyio.move_on_after(END_S) as scope:
@@ -220,6 +248,8 @@ class ProcessOffload:
                         await process.wait()
 
     async def _spawn(self, link: int) -> Process:
+        if not sys.executable:
+            raise RuntimeError("sys.executable does not say which interpreter to start")
         arguments = [str(link), str(self._fd), str(self._nice)]
         return await anyio.open_process(
             [sys.executable, "-m", "reclaimactors.offload.worker", *arguments],
@@ -227,7 +257,7 @@ class ProcessOffload:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(link, self._fd),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
         )
 
     async def _serve(self, worker: _Worker, link: socket.socket) -> str | None:
@@ -274,6 +304,11 @@ class ProcessOffload:
 
 def _load(worker: _Worker) -> int:
     return len(worker.tickets)
+
+
+def _import_path() -> list[str]:
+    """Return what of `sys.path` the import system looks at: strings."""
+    return [entry for entry in sys.path if isinstance(entry, str) and entry]  # pyright: ignore[reportUnnecessaryIsInstance] # programs put Paths there
 
 
 def _refusal(message: bytes) -> bool:
