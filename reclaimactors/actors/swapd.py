@@ -176,7 +176,7 @@ class Swapd:
         with anyio.move_on_after(self._timeout) as scope:
             try:
                 answer = await call
-            except BackendError:
+            except BackendFull:
                 raise
             except Exception as exc:
                 raise self._error(what, exc) from exc
@@ -192,7 +192,7 @@ class Swapd:
         raise _TooSlow(f"swap {self.device.name!r} took longer than {self._timeout:g} s to {what}")
 
     def _error(self, what: str, exc: Exception) -> BackendError:
-        detail = f"{type(exc).__name__}: {exc}"
+        detail = str(exc) if isinstance(exc, BackendError) else f"{type(exc).__name__}: {exc}"
         message = f"swap {self.device.name!r} failed to {what}: {detail}"
         number = exc.errno if isinstance(exc, OSError) else None
         return BackendError(number or errno.EIO, message)
@@ -213,8 +213,8 @@ class Swapd:
         """Read a batch of folios; one that cannot be read does not spoil the others."""
         slots = [slot for ticket in tickets for slot in ticket.load.slots]
         try:
-            stored = await self._call("load", self.backend.load_many(slots))
-            if not isinstance(stored, (list, tuple)) or len(stored) != len(slots):  # pyright: ignore[reportUnknownArgumentType] # it is a plugin's word
+            stored: Sequence[bytes] = await self._call("load", self.backend.load_many(slots))
+            if not isinstance(stored, (list, tuple)) or len(stored) != len(slots):
                 wrong = TypeError(f"load_many gave {stored!r:.80}, not a list of {len(slots)}")
                 raise self._error("load", wrong)
         except BackendError as exc:

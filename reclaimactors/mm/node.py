@@ -200,7 +200,7 @@ class Node:
         pfns: list[int] = []
         try:
             for part in parts:
-                pfns.append(self._new_folio(part))
+                pfns.append(self._new_folio(part))  # noqa: PERF401 - kept, whoever raises
         except BaseException:
             self._drop_new(pfns)
             raise

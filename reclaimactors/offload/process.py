@@ -71,6 +71,7 @@ class _Worker:
 
     def hung(self) -> None:
         """It is stopped, or caught in the compressor: kill it, and another one is started."""
+        self.up = False
         if self.process is not None:
             log.warning("offload.worker_hung", worker=self.number, seconds=BATCH_S)
             with suppress(ProcessLookupError):

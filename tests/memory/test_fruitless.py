@@ -55,3 +55,23 @@ async def test_incompressible_values_end_in_out_of_memory_and_deletes_help(topol
             await memory.delete(key)
         await memory.put("after", b"room again" * 100)
         assert await memory.get("after") == b"room again" * 100
+
+
+async def test_a_pool_that_no_run_of_slots_can_take_ends_in_out_of_memory():
+    """The swap has free slots, but fewer than any blob needs: that is no progress."""
+    swap = [{"backend": "memory", "size": "16KiB"}]
+    compress = {"offload": "inline"}
+    zswap = {"max_pool_percent": 100}
+    rng = random.Random(3)
+    async with ra.open_memory(budget="1MiB", swap=swap, compress=compress, zswap=zswap) as memory:
+
+        async def fill() -> None:
+            for key in range(400):
+                await memory.put(key, rng.randbytes(16384) + bytes(16384))
+
+        with anyio.fail_after(50), pytest.raises(ra.OutOfMemory):
+            await fill()
+        with anyio.fail_after(50):
+            assert await memory.reclaim(1 << 30) >= 0
+            await memory.drain()
+        assert memory._node.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -17,7 +18,7 @@ import pytest
 import reclaimactors as ra
 from reclaimactors import registry
 from reclaimactors.mm.page_io import BLOB, FAIL, POOR, SAME_FILLED, squeeze
-from reclaimactors.offload import ProcessOffload, WorkerDied
+from reclaimactors.offload import ProcessOffload, WorkerDied, process
 from reclaimactors.registry import PluginRef
 
 REF = PluginRef("lz4")
@@ -241,3 +242,51 @@ def _zombie(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except OSError:
         return True
+
+
+async def test_a_hung_worker_is_killed_and_its_batch_handed_back(monkeypatch):
+    monkeypatch.setattr(process, "BATCH_S", 0.05)
+    offload = offload_of()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(offload.run)
+        await until_up(offload)
+        (pid,) = worker_pids()
+        os.kill(pid, signal.SIGSTOP)
+
+        with pytest.raises(WorkerDied, match="had a batch for"):
+            await offload.squeeze([b"never done " * 200])
+        monkeypatch.setattr(process, "BATCH_S", 60)
+        await until_up(offload)
+        out = await offload.squeeze([b"done " * 200])
+
+        assert worker_pids() != {pid}
+        assert out.kinds[0] == BLOB
+        assert sorted(offload._free) == list(range(5))
+        tasks.cancel_scope.cancel()
+
+
+async def test_paths_in_sys_path_are_no_obstacle(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("/nowhere"), None])
+    offload = offload_of()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(offload.run)
+        await until_up(offload)
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("without", ["executable", "staging"])
+async def test_where_no_worker_can_be_had_threads_compress(monkeypatch, without):
+    def too_large(_fd, **_shape):
+        raise OSError(errno.EFBIG, "File too large")
+
+    if without == "executable":
+        monkeypatch.setattr(sys, "executable", None)
+    else:
+        monkeypatch.setattr(process, "Slots", too_large)
+    async with ra.open_memory("kcompressd", budget="1MiB") as memory:
+        for key in range(600):
+            await memory.put(key, b"%d " % key * 900)
+        assert await memory.get(0) == b"0 " * 900
+        assert memory.vmstat["actor_restarts"] == 0
+        assert memory.vmstat["pgsteal_anon"] > 0
+    assert not worker_pids()
