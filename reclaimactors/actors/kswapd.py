@@ -85,7 +85,7 @@ class KswapdActor:
         if step is Step.ISOLATE:
             who = Reclaimer.PROACTIVE if core.requested else Reclaimer.KSWAPD
             self._batch = machine.swapout.isolate(core.nr, core.max_bytes, who)
-            core.isolated(len(self._batch.pfns) if self._batch else 0)
+            core.isolated(self._batch)
         return step
 
     async def route(self) -> None:

@@ -244,7 +244,11 @@ class Machine:
         """
         pages, writes = self.swapout.begin(batch, hold=False)
         started = perf_counter()
-        out = squeeze(self._compressor, pages)
+        try:
+            out = squeeze(self._compressor, pages)
+        except BaseException:  # not even an Exception: Ctrl-C in the middle of it
+            self.hand_back(batch)
+            raise
         ended = perf_counter()
         self._measure(sum(map(len, pages)), ended - started)
         self.psi.stall_full(started, ended)

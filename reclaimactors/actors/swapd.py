@@ -37,6 +37,7 @@ STORE_LANES = 2
 MAX_LOADS = 64  #: requests that wait
 MAX_STORES = 16  #: writes of up to 1 MiB that wait
 LOAD_BATCH = 64  #: slots of one load_many
+STORE_BYTES = 1 << 19  #: after which a store_many takes no further write that waits
 FAILURES_TO_RETIRE = 8  #: failed stores in a row after which a device gets no more
 RETRY_S = 0.5  #: after which a full store is tried again; doubles up to RETRY_MAX_S
 RETRY_MAX_S = 30.0
@@ -252,31 +253,48 @@ class Swapd:
 
     async def _store_lane(self) -> None:
         while True:
-            write = await self._stores.receive()
-            if write is not None:
-                await self.store(write)
+            message = await self._stores.receive()
+            writes = [message] if message is not None else []
+            while sum(write.nr_bytes for write in writes) < STORE_BYTES:
+                try:
+                    message = self._stores.receive_nowait()
+                except anyio.WouldBlock:
+                    break
+                if message is not None:
+                    writes.append(message)
+            if writes:
+                await self.store(writes)
             await self._forget()
             await self._shrink()
 
-    async def store(self, write: StoreBatch) -> None:
-        """Write a batch and give its verdicts."""
+    async def store(self, writes: list[StoreBatch]) -> None:
+        """Write batches in one call, and give their verdicts; if it fails, one after the other."""
         machine = self._m
-        ended = False
+        left = list(writes)
         try:
-            items = machine.swapout.items(write)
+            items = [item for write in writes for item in machine.swapout.items(write)]
             if items:
                 await self._call("store", self.backend.store_many(items))
-            machine.swapout.stored(write, self._charges(write))
-            ended = True
+            for write in writes:
+                machine.swapout.stored(write, self._charges(write))
+                left.remove(write)
             self.device.failures = 0
             self._retry_s = RETRY_S
         except BackendError as exc:
-            ended = True
-            self._failed(write, exc)
+            single, left = left, []
+            if len(single) == 1 or isinstance(exc, _TooSlow):
+                for write in single:
+                    self._failed(write, exc)
+            else:
+                left = single
+                while left:
+                    await self.store([left.pop(0)])
         finally:
-            if not ended:
+            for write in left:
                 machine.swapout.refuse(write, retire=True)
-            machine.kswapd.throttled = False
+            # Half of the mailbox at least: kswapd isolates in vain where there is room for one.
+            if len(self._stores.waiting) <= MAX_STORES // 2:
+                machine.kswapd.throttled = False
             machine.verdicts.notify()
 
     def _charges(self, write: StoreBatch) -> list[int] | None:
@@ -340,7 +358,7 @@ class Swapd:
             write = self._m.swapout.writeback(self.device)
             if write is None:
                 break
-            await self.store(write)
+            await self.store([write])
             await self._forget()
         if node.zswap.wanted and not node.nr_writes:
             node.zswap.wanted = 0  # done, or nobody can do it: not pending any more

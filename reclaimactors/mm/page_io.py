@@ -139,7 +139,7 @@ def _compress(compressor: Compressor, pages: list[bytes]) -> list[bytes | None]:
     many = getattr(compressor, "compress_many", None)
     if many is not None and len(pages) > 1:
         try:
-            blobs = list(many(pages))
+            blobs = [_checked(blob) for blob in many(pages)]
         except Exception:  # noqa: BLE001 - one bad page must not spoil the batch: page by page below
             blobs = []
         if len(blobs) == len(pages):
@@ -147,9 +147,17 @@ def _compress(compressor: Compressor, pages: list[bytes]) -> list[bytes | None]:
     return [_compress_one(compressor, page) for page in pages]
 
 
+def _checked(blob: bytes | None) -> bytes | None:
+    """Return a blob as bytes of its own: what is no bytes at all, or none of them, is a FAIL."""
+    if type(blob) is not bytes and blob is not None:
+        # a buffer that the library may use again, or what no compressor may return
+        blob = bytes(blob) if isinstance(blob, (bytes, bytearray, memoryview)) else None  # pyright: ignore[reportUnnecessaryIsInstance] # it is a plugin's word
+    return blob or None
+
+
 def _compress_one(compressor: Compressor, page: bytes) -> bytes | None:
     try:
-        return compressor.compress(page)
+        return _checked(compressor.compress(page))
     except Exception:  # noqa: BLE001 - any fault of a plugin is a FAIL row, counted by the core
         return None
 

@@ -153,6 +153,12 @@ class Swapin:
             node.vmstat["decompress_fail"] += 1
             msg = f"compressor {node.compressor.name} raised on a blob of {where}: {exc!r}"
             raise CorruptData(msg) from exc
+        if type(data) is not bytes:
+            if not isinstance(data, (bytes, bytearray, memoryview)):  # pyright: ignore[reportUnnecessaryIsInstance] # it is a plugin's word
+                node.vmstat["decompress_fail"] += 1
+                msg = f"compressor {node.compressor.name} gave {type(data).__name__} for {where}"
+                raise CorruptData(msg)
+            data = bytes(data)  # a buffer that the library may use again
         if len(data) != size:
             node.vmstat["decompress_fail"] += 1
             msg = f"compressor {node.compressor.name} gave {len(data)} B, not {size}, for {where}"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from reclaimactors.mm.swapout import SWAP_CLUSTER_MAX
 
 if TYPE_CHECKING:
+    from reclaimactors.mm.batch import FolioBatch
     from reclaimactors.mm.node import Node
     from reclaimactors.mm.swapout import Swapout
 
@@ -56,7 +57,7 @@ class Kswapd:
         self.throttled = False  #: a store refused a write; cleared when a write ends
         self.failures = 0
         self.priority = DEF_PRIORITY
-        self.requested = 0  #: bytes that somebody asked for whatever the watermarks say (PAGEOUT)
+        self.requested = 0  #: bytes still to be isolated whatever the watermarks say (PAGEOUT)
         self._run_freed = 0
         self._pass_freed = 0
         self._pass_returned = 0
@@ -84,16 +85,15 @@ class Kswapd:
         return not (self.running or self.hopeless or self.balanced)
 
     def request(self, nr_bytes: int) -> None:
-        """Ask for bytes to be freed whatever the watermarks say (madvise PAGEOUT)."""
+        """Ask for so many bytes from the cold end, whatever the watermarks say (PAGEOUT)."""
         self.requested += nr_bytes
 
     def _note_progress(self) -> None:
-        """Whatever reclaim freed since, by whomever, ends hopelessness and serves requests."""
+        """Whatever reclaim freed since, by whomever, ends hopelessness."""
         freed = self._swapout.freed_total - self._seen_freed
         if freed:
             self._seen_freed += freed
             self.failures = 0
-            self.requested = max(0, self.requested - freed)
 
     def next(self) -> Step:
         """Return the next step: one of `Step`, with `nr` and `max_bytes` set for ISOLATE."""
@@ -112,16 +112,21 @@ class Kswapd:
             return self._end_pass(node)
         return self._isolate(node)
 
-    def isolated(self, nr: int) -> None:
-        """Tell how many folios ISOLATE found; none at all ends the pass, and the pool must give."""
-        self._quota = self._quota - nr if nr else 0
-        self._dry = not nr
-        if not nr:
+    def isolated(self, batch: FolioBatch | None) -> None:
+        """Tell what ISOLATE found; nothing at all ends the pass, and the pool must give."""
+        self._dry = batch is None
+        if batch is not None:
+            self._quota -= len(batch.pfns)
+            self.requested = max(0, self.requested - batch.nr_bytes)
+        else:
+            self._quota = self.requested = 0
             self._node.want_writeback()
 
     def _isolate(self, node: Node) -> Step:
         self.nr = min(SWAP_CLUSTER_MAX, self._quota)
         self.max_bytes = self.max_in_flight - node.memcg.in_flight
+        if node.memcg.free >= node.marks.high:  # what was asked for, and nothing beside it
+            self.max_bytes = min(self.max_bytes, self.requested)
         return Step.ISOLATE
 
     def _sleep(self) -> Step:
@@ -179,10 +184,10 @@ class Kswapd:
 
     def _covered(self, node: Node) -> bool:
         """Whether what is in flight will bring free memory to *high*, at the recent gain."""
-        if not node.nr_in_flight:
+        if not node.nr_in_flight or self.requested:
             return False
         expected = int(node.memcg.in_flight * self._swapout.gain)
-        return expected >= max(node.marks.high - node.memcg.free, self.requested)
+        return expected >= node.marks.high - node.memcg.free
 
     def _room(self, node: Node) -> bool:
         return not node.nr_in_flight or node.memcg.in_flight < self.max_in_flight

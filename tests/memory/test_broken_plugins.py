@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 import reclaimactors as ra
+from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.mglru import Mglru
 
 FAULTS = 4
@@ -163,3 +164,47 @@ async def test_a_policy_that_breaks_its_contract_loses_nothing(how):
             await memory.drain()
             assert memory._node.check()
             assert {key: await memory.get(key) for key in model} == model
+
+
+class Odd:
+    """A compressor that does one odd thing now and then, around lz4."""
+
+    name = "odd"
+
+    def __init__(self, how: str) -> None:
+        self._how = how
+        self._lz4 = Lz4()
+        self._buffer = bytearray(1 << 16)
+        self._calls = 0
+
+    def compress(self, data):
+        self._calls += 1
+        blob = self._lz4.compress(data)
+        if self._calls % 3:
+            return blob
+        if self._how == "its own buffer":
+            self._buffer[: len(blob)] = blob
+            return memoryview(self._buffer)[: len(blob)]
+        return {"int": 7, "str": "x", "none": None, "empty": b""}.get(self._how, blob)
+
+    def decompress(self, blob, size):
+        data = self._lz4.decompress(blob, size)
+        return bytearray(data) if self._how == "a bytearray" else data
+
+
+@pytest.mark.parametrize("how", ["int", "str", "none", "empty", "its own buffer", "a bytearray"])
+@pytest.mark.parametrize("offload", ["inline", "thread"])
+async def test_a_compressor_that_gives_odd_things_loses_nothing(how, offload):
+    compress = {"compressor": Odd(how), "offload": offload}
+    values = {key: noise(key, 2048) + bytes([key % 256]) * 2048 for key in range(600)}
+    async with ra.open_memory(budget="1MiB", compress=compress) as memory:
+        with anyio.fail_after(50):
+            for key, value in values.items():
+                await memory.put(key, value)
+            for key, value in values.items():
+                got = await memory.get(key)
+                assert type(got) is bytes
+                assert got == value
+            await memory.drain()
+        assert memory._node.check()
+        assert memory.vmstat["actor_restarts"] == 0

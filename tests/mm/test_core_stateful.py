@@ -171,7 +171,7 @@ class CoreMachine(RuleBasedStateMachine):
         if step is not Step.ISOLATE:
             return
         batch = self.out.isolate(self.kswapd.nr, self.kswapd.max_bytes, Reclaimer.KSWAPD)
-        self.kswapd.isolated(len(batch.pfns) if batch else 0)
+        self.kswapd.isolated(batch)
         if batch:
             self.batches.append(batch)
 
