@@ -120,7 +120,11 @@ class Backend:
         await self.invalidate_many([slot])
 
     def footprint(self, slots: Sequence[int]) -> int:  # noqa: ARG002 - a store elsewhere holds nothing here
-        """Return the bytes of *this process* that these stored slots hold: 0 for a file."""
+        """Return the bytes of *this process* that these stored slots hold: 0 for a file.
+
+        They are charged to the budget, up to the bytes that were stored: a store that holds more
+        than that frees nothing.
+        """
         return 0
 
 

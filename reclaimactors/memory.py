@@ -75,6 +75,8 @@ class Memory:
         self._state = node.mm.state
         self._data = node.mm.data
         self._access = node.policy.access
+        self._put_fast = node.put_fast
+        self._max_folio = topology.max_folio
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -197,20 +199,28 @@ class Memory:
             OutOfMemory: if the value can never fit, at once; or if reclaim freed nothing for it.
             TypeError: if `data` is not bytes-like.
         """
-        self._check()
+        if self._closed or get_ident() != self._thread:
+            self._refuse()
+        self._credit -= 1
         if self._credit < 0:
             await self._yield()  # before anything is changed: a cancelled put is no put
+        if (
+            type(data) is bytes
+            and len(data) <= self._max_folio
+            and not self._admission.queued
+            and self._put_fast(key, data)
+        ):
+            return
         parts: list[bytes] = []
         for part in self._split(data):
             parts.append(part)
             if len(parts) % self._parts_per_yield == 0:
                 await self._yield()
         size = sum(map(len, parts))
-        self._credit -= 1 + size // _BYTES_PER_CALL
+        if parts[0] is not data:  # it was copied
+            self._credit -= size // _BYTES_PER_CALL
         node = self._node
         if not self._admission.queued:
-            if len(parts) == 1 and node.put_fast(key, parts[0]):
-                return
             need = node.need(key, size, len(parts))
             if node.memcg.free - need >= node.marks.low:
                 node.commit(key, parts, 0)
@@ -274,7 +284,7 @@ class Memory:
             msg = f"a value is bytes, bytearray or memoryview, not {type(data).__name__}"
             raise TypeError(msg)
         size = data.nbytes if isinstance(data, memoryview) else len(data)
-        limit = self._topology.max_folio
+        limit = self._max_folio
         if size <= limit:
             return (data if type(data) is bytes else bytes(data),)
         view = memoryview(data)
@@ -416,8 +426,12 @@ class Memory:
 
         Raises:
             KeyError: if the key is absent.
+            TypeError: if `advice` is no `Advice`.
         """
         self._check()
+        if not isinstance(advice, Advice):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not always typed
+            msg = f"advice is one of {', '.join(map(str, Advice))}, not {advice!r}"
+            raise TypeError(msg)
         pfns = self._node.pfns(key)
         machine = self._machine
         if advice is Advice.WILLNEED:

@@ -36,6 +36,8 @@ class _Opening:
         self._tasks: TaskGroup | None = None
 
     async def __aenter__(self) -> Memory:
+        if self._tasks is not None:
+            raise RuntimeError("this opening was entered before: call open_memory once for each")
         machine = await build(self._topology)
         self._machine = machine
         self._tasks = anyio.create_task_group()
@@ -53,6 +55,7 @@ class _Opening:
         assert self._memory is not None
         assert self._tasks is not None
         self._memory.refuse_calls()
+        ends = anyio.current_time() + self._topology.close_timeout
         self._tasks.cancel_scope.cancel()
         try:
             return await self._tasks.__aexit__(kind, error, trace)
@@ -64,7 +67,7 @@ class _Opening:
             raise crash from crash.__cause__
         finally:
             self._machine.close()
-            await close_backends(self._machine, self._topology.close_timeout)
+            await close_backends(self._machine, max(0.0, ends - anyio.current_time()))
 
 
 def _only(

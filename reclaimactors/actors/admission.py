@@ -45,11 +45,7 @@ class Admission:
     def __init__(self, machine: Machine) -> None:
         self._m = machine
         self._turn = anyio.Lock(fast_acquire=True)
-
-    @property
-    def queued(self) -> bool:
-        """Whether somebody waits for room already."""
-        return self._turn.locked()
+        self.queued = 0  #: callers who wait for room, the one whose turn it is included
 
     async def reserve(self, need_of: Callable[[], int]) -> int:
         """Reserve what `need_of` says once it is the caller's turn; return how much that was.
@@ -58,20 +54,28 @@ class Admission:
             OutOfMemory: if MAX_RECLAIM_RETRIES rounds freed nothing and nothing is in flight.
             ClosedResourceError: if the memory closes.
         """
-        async with self._turn:
-            self._m.check_open()
-            need = self._reserve_nowait(need_of)
-            if need is not None:
-                return need
-            self._m.node.vmstat["allocstall_normal"] += 1
-            fruitless = 0
-            with Stalled(self._m):
-                while True:
-                    self._m.check_open()
-                    need = self._reserve_nowait(need_of)
-                    if need is not None:
-                        return need
-                    fruitless = await self._direct_reclaim(need_of(), fruitless)
+        self.queued += 1
+        try:
+            async with self._turn:
+                self._m.check_open()
+                need = self._reserve_nowait(need_of)
+                if need is not None:
+                    return need
+                self._m.node.vmstat["allocstall_normal"] += 1
+                return await self._stall(need_of)
+        finally:
+            self.queued -= 1
+
+    async def _stall(self, need_of: Callable[[], int]) -> int:
+        """Reclaim until the reservation can be had."""
+        fruitless = 0
+        with Stalled(self._m):
+            while True:
+                self._m.check_open()
+                need = self._reserve_nowait(need_of)
+                if need is not None:
+                    return need
+                fruitless = await self._direct_reclaim(need_of(), fruitless)
 
     def _reserve_nowait(self, need_of: Callable[[], int]) -> int | None:
         memcg, marks = self._m.node.memcg, self._m.node.marks

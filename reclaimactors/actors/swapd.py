@@ -298,13 +298,18 @@ class Swapd:
             machine.verdicts.notify()
 
     def _charges(self, write: StoreBatch) -> list[int] | None:
-        """Return what this process holds for each folio; one cancelled meanwhile has no charge."""
+        """Return what this process holds for each folio, at most as much as it has freed.
+
+        One that was cancelled meanwhile has no charge.
+        """
         footprint = self._footprint
         if footprint is None:
             return None
         owner, page = self._m.node.mm.owner, self._m.node.page_size
         return [
-            footprint(range(slot, slot + nr_pages(length, page))) if owner[pfn] == write.id else 0
+            min(length, footprint(range(slot, slot + nr_pages(length, page))))
+            if owner[pfn] == write.id
+            else 0
             for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True)
         ]
 
@@ -360,8 +365,8 @@ class Swapd:
                 break
             await self.store([write])
             await self._forget()
-        if node.zswap.wanted and not node.nr_writes:
-            node.zswap.wanted = 0  # done, or nobody can do it: not pending any more
+        if node.zswap.wanted:
+            node.cannot_write_back(self.device.index)
             self._m.verdicts.notify()
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from reclaimactors.errors import ProtocolViolation
-from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, WRITEBACK, ZSWAP, MemMap
+from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, SAME, WRITEBACK, ZSWAP, MemMap
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
 from reclaimactors.mm.vmstat import Vmstat
 from reclaimactors.units import nr_pages
@@ -64,6 +64,8 @@ class Node:
     """store batches that have not had their verdict"""
     nr_forgetting: int = 0
     """calls on their way that have a store forget slots"""
+    unwilling: set[int] = attrs.Factory(set[int])
+    """devices that can take no more of the blobs whose writeback is wanted"""
     swapped: int = 0
     """bytes that swap devices hold for live folios"""
     stale: dict[int, list[tuple[int, int]]] = attrs.Factory(dict[int, "list[tuple[int, int]]"])
@@ -258,6 +260,8 @@ class Node:
         mm.owner[pfn] = 0
         if mm.refs[pfn]:
             mm.state[pfn] = DEAD
+            if state == SAME:
+                mm.data[pfn] = b""  # `entry` is its word: only a DEAD folio without bytes has slots
             return resident, compressed
         if state == DEVICE:
             self.release_slots(pfn)
@@ -371,8 +375,17 @@ class Node:
         """
         short = self.marks.high - self.memcg.free
         if short > 0 and self.zswap.shrinker and len(self.zswap) and self.swap.has_room:
+            if not self.zswap.wanted:
+                self.unwilling.clear()
             self.zswap.wanted = min(short, self.zswap.total)
             self.on_pool_full()
+
+    def cannot_write_back(self, device: int) -> None:
+        """A device can take no more of what is wanted; once none can, nothing is pending."""
+        self.unwilling.add(device)
+        others = [other for other in self.swap.devices if other.index not in self.unwilling]
+        if not self.nr_writes and not any(other.takes_writes for other in others):
+            self.zswap.wanted = 0
 
     def check(self) -> bool:
         """Assert every invariant of the core; returns True. O(everything): for tests."""

@@ -41,7 +41,6 @@ __all__ = ["ProcessOffload", "WorkerDied"]
 DEATHS = 5  #: of workers within WINDOW_S, after which the event loop compresses
 WINDOW_S = 10.0
 BACKOFF_S = 0.05
-END_S = 1.0  #: how long a worker has to end by itself at close
 BATCH_S = 5.0  #: how long a batch may take before its worker is taken for dead, and killed
 
 
@@ -86,10 +85,11 @@ class ProcessOffload:
 
     def __init__(
         self, ref: PluginRef, compressor: Compressor, *, workers: int, nice: int, slots: int,
-        area: int, rows: int,
+        area: int, rows: int, end_s: float = 1.0,
     ) -> None:  # fmt: skip
         self.workers = workers
         self._nice = nice
+        self._end_s = end_s  # how long a worker has to end by itself
         self._job = pickle.dumps(ref)
         self._shape = {"nr": slots, "area": area, "rows": rows}
         self._instead: ThreadOffload | InlineOffload = ThreadOffload(compressor, workers=workers)
@@ -242,7 +242,7 @@ class ProcessOffload:
                 worker.link = worker.process = None
                 ours.close()  # the end of its link is the end of the worker
                 with anyio.CancelScope(shield=True):
-                    with anyio.move_on_after(END_S) as scope:
+                    with anyio.move_on_after(self._end_s) as scope:
                         await process.wait()
                     if scope.cancelled_caught:
                         process.kill()

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, to_thread
 
+from reclaimactors.log import log
 from reclaimactors.mm.page_io import Squeezed, squeeze
+from reclaimactors.offload.inline import InlineOffload
 
 if TYPE_CHECKING:
     from reclaimactors.abc import Compressor
@@ -30,15 +32,22 @@ class ThreadOffload:
         self.workers = workers
         self._compressor = compressor
         self._limiter = CapacityLimiter(workers)
+        self._instead = InlineOffload(compressor)
 
     async def squeeze(self, pages: list[bytes]) -> Squeezed:
         """Compress a batch in a thread.
 
         On cancellation the thread goes on with its own references and its result is dropped.
         """
-        out, packed, lengths = await to_thread.run_sync(
-            self._work, pages, abandon_on_cancel=True, limiter=self._limiter
-        )
+        try:
+            out, packed, lengths = await to_thread.run_sync(
+                self._work, pages, abandon_on_cancel=True, limiter=self._limiter
+            )
+        except RuntimeError as exc:  # this process may not start another thread
+            if not self.inline:
+                self.inline = True
+                log.warning("offload.refused", reason=str(exc), instead="inline")
+            return await self._instead.squeeze(pages)
         view = memoryview(packed)
         start = 0
         for i, length in enumerate(lengths):

@@ -94,6 +94,7 @@ def _offload(topology: Topology, compressor: Compressor, pipeline: Pipeline) -> 
                 compressor,
                 workers=workers,
                 nice=compress.nice,
+                end_s=topology.close_timeout / 4,
                 slots=pipeline.in_flight + 1,  # one more for kswapd, which may compress for itself
                 area=rows * topology.page_size,
                 rows=rows,
@@ -148,6 +149,10 @@ async def _swapon(machine: Machine, index: int, spec: SwapSpec, size: int) -> No
             await backend.open(page_size)
     except TimeoutError as exc:
         raise BackendError(f"swap {name!r} did not open within {spec.timeout:g} s") from exc
+    except BackendError:
+        raise
+    except Exception as exc:
+        raise BackendError(f"swap {name!r} cannot be opened: {exc!r}") from exc
     slots = size // page_size
     own = getattr(backend, "capacity", None)
     device.capacity = slots if own is None else min(slots, own)

@@ -208,3 +208,38 @@ async def test_a_compressor_that_gives_odd_things_loses_nothing(how, offload):
             await memory.drain()
         assert memory._node.check()
         assert memory.vmstat["actor_restarts"] == 0
+
+
+class Wasteful(Shelf):
+    """A store in this process that holds a page for each slot."""
+
+    def footprint(self, slots):
+        return 4096 * len(slots)
+
+
+async def test_a_store_that_holds_more_than_it_frees_does_not_break_the_budget():
+    zswap = {"enabled": False}
+    async with ra.open_memory("kswapd_only_inline", budget="1MiB", swap=[{"backend": Wasteful()}],
+                              zswap=zswap) as memory:  # fmt: skip
+        stored: list[int] = []
+
+        async def fill() -> None:
+            for key in range(3000):
+                await memory.put(key, noise(key, 600))
+                stored.append(key)
+
+        with anyio.fail_after(50), pytest.raises(ra.OutOfMemory):
+            await fill()
+        assert [await memory.get(key) for key in stored] == [noise(key, 600) for key in stored]
+        assert memory._node.check()
+        assert memory.vmstat["actor_restarts"] == 0
+
+
+async def test_a_store_that_cannot_be_opened_is_named():
+    class Absent(Shelf):
+        async def open(self, page_size):
+            raise FileNotFoundError("no such device")
+
+    with pytest.raises(ra.BackendError, match=r"swap .* cannot be opened: .*no such device"):
+        async with ra.open_memory(swap=[{"backend": Absent()}]):
+            pytest.fail("it was opened")

@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 import reclaimactors as ra
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.mm.batch import Reclaimer
-from reclaimactors.mm.folio import DEVICE, RESIDENT, ZSWAP
+from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, ZSWAP
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD
 from reclaimactors.testing import FaultyBackend, Gate
 
@@ -692,6 +692,50 @@ async def test_pageout_has_a_value_reclaimed_although_memory_is_free():
         memory.advise("a", ra.Advice.PAGEOUT)
         await memory.drain()
         assert state(memory, "a") == ZSWAP
+
+
+async def test_pageout_takes_nothing_beside_what_was_advised():
+    async with open_memory() as memory:
+        for key in "abc":
+            await memory.put(key, text())
+        memory.advise("b", ra.Advice.PAGEOUT)
+        await memory.drain()
+        assert [state(memory, key) for key in "abc"] == [RESIDENT, ZSWAP, RESIDENT]
+
+
+async def test_advice_is_an_advice():
+    async with open_memory() as memory:
+        await memory.put("a", text())
+        with pytest.raises(TypeError, match=r"Advice\.COLD.*not 'cold'"):
+            memory.advise("a", "cold")
+
+
+async def test_an_opening_is_entered_once():
+    opening = open_memory()
+    async with opening:
+        with pytest.raises(RuntimeError, match="entered before"):
+            await opening.__aenter__()
+
+
+@pytest.mark.parametrize("end", ["delete", "overwrite"])
+async def test_a_zero_value_that_ends_while_its_pin_waits_gives_no_slot_away(end):
+    """What a SAME folio keeps in `entry` is a word, not a slot."""
+    async with open_memory(store()) as memory:
+        node = memory._node
+        await memory.put("slot 0", noise())
+        await memory.put("zero", bytes(PAGE))
+        await memory.reclaim(EVERYTHING)
+        assert [state(memory, key) for key in ("slot 0", "zero")] == [DEVICE, SAME]
+        pfn = node.small["zero"]
+        node.pin(pfn)  # as `Memory.pin` does before it waits for room
+        if end == "delete":
+            await memory.delete("zero")
+        else:
+            await memory.put("zero", text())
+        node.unpin(pfn)
+        await memory.drain()
+        assert node.check()
+        assert await memory.get("slot 0") == noise()
 
 
 async def test_pageout_of_what_cannot_be_reclaimed_does_not_stop_kswapd_for_later():

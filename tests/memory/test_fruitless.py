@@ -75,3 +75,23 @@ async def test_a_pool_that_no_run_of_slots_can_take_ends_in_out_of_memory():
             assert await memory.reclaim(1 << 30) >= 0
             await memory.drain()
         assert memory._node.check()
+
+
+async def test_a_small_full_device_does_not_speak_for_a_large_one():
+    swap = [
+        {"backend": "memory", "size": "16KiB", "priority": 10},
+        {"backend": "file", "size": "64MiB", "priority": 1},
+    ]
+    zswap = {"max_pool_percent": 100}
+    compress = {"offload": "inline"}
+    rng = random.Random(3)
+    model: dict[int, bytes] = {}
+    async with ra.open_memory(budget="1MiB", swap=swap, compress=compress, zswap=zswap) as memory:
+        with anyio.fail_after(50):
+            for key in range(300):
+                half = 2048 if key < 20 else 16384
+                value = rng.randbytes(half) + bytes(half)
+                await memory.put(key, value)
+                model[key] = value
+            assert {key: await memory.get(key) for key in model} == model
+        assert memory._node.check()
