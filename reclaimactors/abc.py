@@ -69,10 +69,10 @@ class Backend:
     """A backing store of slots of one page each. Subclass, and give the `*_many` methods.
 
     Calls on different slots may overlap, on one slot never. Everything runs in the event loop:
-    a blocking call belongs in a thread, a whole batch at a time, and must let itself be cancelled
-    (``anyio.to_thread.run_sync(..., abandon_on_cancel=True)``): else neither the deadline of a call
-    nor that of close holds. What an abandoned thread still stores must harm nobody: its slots are
-    not used again.
+    a blocking call belongs in a thread, a whole batch at a time. A call may be cancelled, at its
+    deadline or when the memory closes. ``anyio.to_thread.run_sync`` then waits for its thread all
+    the same, however long that takes; with ``abandon_on_cancel=True`` it does not, and the backend
+    must see to it that a write of an abandoned thread does not overtake a later one.
     Raise `BackendError` (or any OSError), `BackendFull` where there is no room.
     """
 

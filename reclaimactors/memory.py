@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Memory", "Usage"]
 
 BUDGET_CALLS = 200  #: calls of the fast paths between two checkpoints
+PUT_CALLS = 4  #: what a put counts for
 BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
 COPY_BYTES = 1 << 20  #: of a large value that are copied in one go
 _BYTES_PER_CALL = BUDGET_BYTES // BUDGET_CALLS
@@ -114,11 +115,14 @@ class Memory:
         if self._closed or get_ident() != self._thread:
             self._refuse()
         pfn = self._small.get(key)
-        if pfn is not None and self._state[pfn] == RESIDENT:
+        if pfn is None:
+            pfns = self._node.large[key]
+        elif self._state[pfn] == RESIDENT:
             self._access(pfn)
             return self._data[pfn]
-        pfns = self._node.pfns(key)
-        if any(self._state[pfn] == DEVICE for pfn in pfns):
+        else:
+            pfns = (pfn,)
+        if DEVICE in [self._state[pfn] for pfn in pfns]:
             raise anyio.WouldBlock
         return _join(self._fault(pfns, promote=self._machine.swapin.may_promote(pfns)))
 
@@ -144,7 +148,8 @@ class Memory:
 
     def _request(self, pfns: Sequence[int], *, promote: bool) -> list[Ticket] | None:
         """Ask the stores for the folios that only they have; None where a mailbox is full."""
-        away = [pfn for pfn in pfns if self._state[pfn] == DEVICE]
+        state = self._state
+        away = [pfn for pfn in pfns if state[pfn] == DEVICE]
         if not away:
             return []
         machine = self._machine
@@ -201,7 +206,7 @@ class Memory:
         """
         if self._closed or get_ident() != self._thread:
             self._refuse()
-        self._credit -= 1
+        self._credit -= PUT_CALLS
         if self._credit < 0:
             await self._yield()  # before anything is changed: a cancelled put is no put
         if (

@@ -50,4 +50,4 @@ def format_size(nr_bytes: int) -> str:
 
 def nr_pages(nr_bytes: int, page_size: int) -> int:
     """Return how many base pages a folio of so many bytes has, at least one."""
-    return max(1, -(-nr_bytes // page_size))
+    return 1 if nr_bytes <= page_size else -(-nr_bytes // page_size)

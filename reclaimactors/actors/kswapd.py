@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KswapdActor"]
 
+BREATH_S = SLICE_S / 4  #: how long kswapd isolates on end: others do something in the same turn
+
 
 class KswapdActor:
     """The actor of one node."""
@@ -72,7 +74,7 @@ class KswapdActor:
         """Let the event loop go on once a slice is used up."""
         if perf_counter() > self._slice_ends:
             await checkpoint()
-            self._slice_ends = perf_counter() + SLICE_S
+            self._slice_ends = perf_counter() + BREATH_S
 
     def step(self) -> Step:
         """The synchronous step: ask the core, and isolate what it says."""

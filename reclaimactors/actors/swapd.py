@@ -187,7 +187,7 @@ class Swapd:
             if scope.cancel_called and not self._warned:
                 self._warned = True
                 log.warning("swapd.cannot_cancel", device=self.device.name, call=what,
-                            hint="hop threads with abandon_on_cancel=True")  # fmt: skip
+                            hint="neither its deadline nor that of close holds")  # fmt: skip
             return answer
         assert scope.cancelled_caught  # nothing else gets here
         raise _TooSlow(f"swap {self.device.name!r} took longer than {self._timeout:g} s to {what}")

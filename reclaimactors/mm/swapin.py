@@ -121,10 +121,11 @@ class Swapin:
         mm, vm = node.mm, node.vmstat
         state = mm.state[pfn]
         compressed = 0
+        pages = nr_pages(len(data), node.page_size)
         if state == ZSWAP:
             blob = len(mm.data.get(pfn) or b"")
             compressed = -blob
-            node.zswap.remove(pfn, blob, nr_pages(mm.size[pfn], node.page_size))
+            node.zswap.remove(pfn, blob, pages)
             mm.owner[pfn] = 0
         elif state == DEVICE:
             compressed = -mm.charge[pfn]
@@ -134,7 +135,6 @@ class Swapin:
         mm.data[pfn] = data
         mm.state[pfn] = RESIDENT
         node.nr_resident += 1
-        pages = nr_pages(len(data), node.page_size)
         vm["workingset_refault_anon"] += pages
         if node.policy.insert(pfn, refault=mm.shadow[pfn]):
             vm["workingset_activate_anon"] += pages

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import random
-from typing import TYPE_CHECKING, Any
-from unittest import TestCase, mock
+from typing import TYPE_CHECKING
+from unittest import TestCase
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
 from reclaimactors.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Sequence
 
     from reclaimactors.abc import Backend
 
@@ -233,23 +232,6 @@ class BackendTests:
                 for _ in range(20):
                     await anyio.lowlevel.checkpoint()
                 await _check(backend, _pages(slots, 200))
-
-    async def test_a_thread_of_it_is_left_behind_at_cancellation(self) -> None:
-        """What blocks hops with abandon_on_cancel=True: else no deadline holds, nor close's."""
-        hop = anyio.to_thread.run_sync
-        shut: list[str] = []
-
-        async def spied(func: Callable[..., Any], *args: Any, **options: Any) -> Any:
-            if not options.get("abandon_on_cancel"):
-                shut.append(getattr(func, "__qualname__", repr(func)))
-            return await hop(func, *args, **options)
-
-        async with self.opened() as backend:
-            with mock.patch.object(anyio.to_thread, "run_sync", spied):
-                await backend.store_many(_pages(range(4)))
-                await _check(backend, _pages(range(4)))
-                await backend.invalidate_many(range(4))
-        assert not shut, f"{shut} would be waited for: pass abandon_on_cancel=True"
 
     async def test_footprint_is_a_number_of_bytes(self) -> None:
         """It is an int, not negative, of slots that are stored."""
