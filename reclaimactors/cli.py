@@ -30,7 +30,8 @@ from reclaimactors.lab.data import load as load_input
 from reclaimactors.lab.run import Load, RunFailed, machine, usable_cpus
 from reclaimactors.lab.workload import WORKLOADS
 from reclaimactors.registry import known
-from reclaimactors.topology import explain, resolve
+from reclaimactors.topology import builtin_names, explain, resolve
+from reclaimactors.topology.build import try_plugins
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
+_WHICH = f"Built in: {', '.join(builtin_names())}. Or the path of a TOML file."
+
 Inputs = Annotated[
     list[Path] | None,
     typer.Option(
@@ -71,7 +74,11 @@ WorkloadName = Annotated[
 ]
 Seconds = Annotated[
     float,
-    typer.Option("--seconds", metavar="N", help="How long clients work, all topologies together."),
+    typer.Option(
+        "--seconds",
+        metavar="N",
+        help="How long clients work, all topologies together; verifying comes on top.",
+    ),
 ]
 Budget = Annotated[
     str | None,
@@ -119,6 +126,23 @@ reclaimactors check my-topology.toml  [dim]# what would it build?[/dim]
 [b]Exit status[/b]: 0 done, 1 the run failed, 2 usage or configuration, 130 Ctrl-C."""
 
 
+_COLUMNS_HELP = """[b]Columns[/b]
+
+[b]pgsteal_anon/s[/b]: pages whose bytes left memory, a second.
+
+[b]allocstall[/b]: puts that had to reclaim for themselves.
+
+[b]refaults[/b]: pages that were wanted again after they had left.
+
+[b]stall[/b]: how long puts waited for room; [b]loop lag[/b]: how late the event loop was.
+
+[b]fault us[/b]: how long a get took that was no pure hit.
+
+[b]efficiency[/b]: pgsteal_anon/s over the bare compressor in a loop on the same pages.
+
+[b]ratio[/b]: what that compressor makes of the input."""
+
+
 @app.callback(help=_one_line(_STORY), epilog=_EXAMPLES)
 def story(
     _version: Annotated[
@@ -129,9 +153,9 @@ def story(
     """Tell the story; the rest is in the commands."""
 
 
-@app.command()
+@app.command(epilog=_COLUMNS_HELP)
 def run(
-    topology: Annotated[str, typer.Argument(help="A built-in name or the path of a TOML file.")],
+    topology: Annotated[str, typer.Argument(help=_WHICH)],
     *,
     inputs: Inputs = None,
     workload: WorkloadName = "eater",
@@ -145,14 +169,12 @@ def run(
     _measure(Comparison(_resolve([topology], budget), load, seconds), as_json=as_json)
 
 
-@app.command()
+@app.command(epilog=_COLUMNS_HELP)
 def compare(
     topologies: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Built-in names or paths of TOML files.  \\[default: "
-            + ", ".join(DEFAULT_COMPARED)
-            + "]",
+            help=_WHICH + "  \\[default: " + ", ".join(DEFAULT_COMPARED) + "]",
             show_default=False,
         ),
     ] = None,
@@ -175,10 +197,12 @@ def compare(
 
 @app.command()
 def check(
-    topology: Annotated[str, typer.Argument(help="A built-in name or the path of a TOML file.")],
+    topology: Annotated[str, typer.Argument(help=_WHICH)],
 ) -> None:
     """Validate a topology and explain it: who compresses where, what when full, what fits."""
-    _print("\n".join(explain(resolve(topology))))
+    resolved = resolve(topology)
+    try_plugins(resolved)
+    _print("\n".join(explain(resolved)))
 
 
 @app.command()
@@ -261,16 +285,16 @@ def _resolve(names: Sequence[str], budget: str | None) -> dict[str, Topology]:
 
 
 def _measure(comparison: Comparison, *, as_json: bool) -> None:
-    """Run topologies and print what was measured, also if Ctrl-C comes in the middle."""
-    interrupted: KeyboardInterrupt | None = None
+    """Run topologies and print what was measured, also if one fails or Ctrl-C comes."""
+    ended: KeyboardInterrupt | RunFailed | None = None
     try:
         with _progress() as comparison.on_round:
             anyio.run(comparison.run)
-    except KeyboardInterrupt as exc:
-        interrupted = exc
+    except (KeyboardInterrupt, RunFailed) as exc:
+        ended = exc
     _print(_as_json(comparison) if as_json else _as_table(comparison))
-    if interrupted:
-        raise interrupted
+    if ended:
+        raise ended
 
 
 @contextlib.contextmanager
@@ -322,8 +346,9 @@ def _heading(comparison: Comparison) -> str:
     load, nr = comparison.load, max(map(len, comparison.rounds.values()), default=0)
     budgets = {format_size(topology.budget) for topology in comparison.topologies.values()}
     return (
-        f"{load.workload} of {len(load.input):,} pages ({load.input.same_filled_share():.1%}"
-        f" same-filled), budget {' or '.join(sorted(budgets))}, {nr} round{'s' * (nr > 1)},"
+        f"{load.workload} on {len(load.input):,} pages of input"
+        f" ({load.input.same_filled_share():.1%} same-filled),"
+        f" budget {' or '.join(sorted(budgets))}, {nr} round{'s' * (nr > 1)},"
         f" {usable_cpus()} CPUs; {comparison.verified:,} values verified"
     )
 

@@ -116,7 +116,7 @@ class Memory:
             self._refuse()
         pfn = self._small.get(key)
         if pfn is None:
-            pfns = self._node.large[key]
+            pfns: Sequence[int] = self._node.large[key]
         elif self._state[pfn] == RESIDENT:
             self._access(pfn)
             return self._data[pfn]

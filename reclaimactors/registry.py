@@ -183,7 +183,7 @@ def _factory(kind: Kind, name: str, what: str) -> Callable[..., Any]:
         factory = attrgetter(attr.partition("[")[0].strip())(import_module(module.strip()))
     except ImportError as exc:
         raise PluginError(f"{what} cannot be imported: {_mend(exc, module.strip())}") from exc
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:  # a script that ends the program is no plugin
         msg = f"{what} cannot be imported: {type(exc).__name__}: {exc}"
         raise PluginError(msg) from exc
     if not callable(factory):

@@ -14,7 +14,7 @@ KIB = 1024
 MIB = 1024 * KIB
 PAGE_SIZE = 4 * KIB
 
-_UNITS = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": 1024 * MIB, "TIB": 1024 * 1024 * MIB}
+_UNITS = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": 1024 * MIB, "TIB": 1024**4, "PIB": 1024**5}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -35,7 +35,7 @@ def parse_size(value: int | str) -> int:
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None  # pyright: ignore[reportUnnecessaryIsInstance] # TOML may hand us anything
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:
-        msg = f"{value!r} is not a size; write bytes or a unit of B, KiB, MiB, GiB, TiB, as '64MiB'"
+        msg = f"{value!r} is not a size; write bytes, or a unit from B and KiB to PiB, as '64MiB'"
         raise ValueError(msg)
     return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
 

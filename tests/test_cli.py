@@ -103,6 +103,24 @@ def test_what_a_user_may_mistype_is_one_line_and_status_2(args, says):
 
 
 @pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("bugdet = 3", "topology.toml: bugdet is not a key (did you mean 'budget'?)"),
+        ('policy = "lur"', "no policy plugin 'lur'"),
+        ("compress = { compressor = { name = 'zlib', levle = 6 } }", "levle"),
+        ("[[swap]]\nbackend = 'fil'", "(did you mean 'file'?)"),
+    ],
+)
+def test_check_says_what_run_would(tmp_path, text, says):
+    path = tmp_path / "topology.toml"
+    path.write_text(text)
+    ended = run("check", str(path))
+    assert ended.returncode == 2
+    assert says in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("toml", "says"),
     [
         ("budgett = '8MiB'", "budget"),

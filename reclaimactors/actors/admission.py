@@ -170,6 +170,13 @@ class Admission:
             f"no room for {format_size(need)} more: {format_size(memcg.free)} of the budget of "
             f"{format_size(memcg.budget)} is free, {format_size(node.marks.min)} of it stays free, "
             f"{format_size(memcg.pinned)} is pinned, {format_size(memcg.overhead)} is overhead of "
-            f"{keys} keys; delete keys, raise the budget or add swap"
+            f"{keys} keys; delete keys, raise the budget or add swap{self._in_the_way()}"
         )
         return OutOfMemory(msg)
+
+    def _in_the_way(self) -> str:
+        """Return what has kept reclaim from freeing something, if anything has."""
+        failed = self._m.node.vmstat["reject_compress_fail"]
+        reasons = [f"the compressor failed on {failed} folios"] if failed else []
+        reasons += [swapd.last_error for swapd in self._m.swapds if swapd.last_error]
+        return f" ({'; '.join(reasons)})" if reasons else ""

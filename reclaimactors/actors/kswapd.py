@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
+from reclaimactors.actors.heap import Heap
 from reclaimactors.log import log
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.page_io import Gate, gate
@@ -36,6 +37,7 @@ class KswapdActor:
         self._batch: FolioBatch | None = None  # isolated, not yet handed on: mine to hand back
         self._passes = 0
         self._slice_ends = 0.0
+        self._heap = Heap(machine.node.memcg)
 
     async def run(self) -> None:
         """Balance at each wake-up, for ever."""
@@ -73,6 +75,7 @@ class KswapdActor:
     async def _breathe(self) -> None:
         """Let the event loop go on once a slice is used up."""
         if perf_counter() > self._slice_ends:
+            self._heap.overhead_grew()
             await checkpoint()
             self._slice_ends = perf_counter() + BREATH_S
 

@@ -80,6 +80,7 @@ class Swapd:
         self._retry_s = RETRY_S
         self._retry_at = 0.0
         self._warned = False
+        self.last_error = ""  #: why it did not take the last write, if it did not
 
     # -- what others ask --------------------------------------------------------------------------
 
@@ -279,6 +280,7 @@ class Swapd:
                 machine.swapout.stored(write, self._charges(write))
                 left.remove(write)
             self.device.failures = 0
+            self.last_error = ""
             self._retry_s = RETRY_S
         except BackendError as exc:
             single, left = left, []
@@ -317,6 +319,7 @@ class Swapd:
         """A store raised: full is tried again later, anything else counts against the device."""
         device = self.device
         full = isinstance(exc, BackendFull)
+        self.last_error = f"swap {device.name!r} is full: {exc}" if full else str(exc)
         if full and not device.full:
             device.full = True
             self._retry_at = anyio.current_time() + self._retry_s

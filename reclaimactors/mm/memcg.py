@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FOLIO_OVERHEAD", "KEY_OVERHEAD", "Memcg"]
 
-# Measured with tests/bench/overhead.py: 274 B a compressed value of a page, 256 B a swapped one. A
-# live key costs its slot in the dict, its pfn and a short key object; a folio its columns, the
-# header of its bytes object and the rounding of malloc.
-KEY_OVERHEAD = 160
-FOLIO_OVERHEAD = 120
+# Measured with tests/bench/overhead.py: some 280 B a resident value, 260 to 290 B a compressed one,
+# 190 to 240 B a swapped one, which is charged the same. A live key costs a short key object and half
+# of its slot in the dict; a folio the rest: its columns, its slot in the dict of bytes, the header
+# of its bytes object and the rounding of malloc.
+KEY_OVERHEAD = 84
+FOLIO_OVERHEAD = 204
 
 
 def _nothing(_nr_bytes: int) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from reclaimactors.registry import PluginRef
     from reclaimactors.topology.spec import SwapSpec, Topology
 
-__all__ = ["build", "close_backends"]
+__all__ = ["build", "close_backends", "try_plugins"]
 
 
 async def build(topology: Topology) -> Machine:
@@ -47,6 +47,19 @@ async def build(topology: Topology) -> Machine:
         await close_backends(machine, topology.close_timeout)
         raise
     return machine
+
+
+def try_plugins(topology: Topology) -> None:
+    """Build each plugin that a topology names and let it go; nothing is opened.
+
+    Raises:
+        PluginError: if one cannot be had, or refuses its options.
+    """
+    registry.build("compressors", topology.compress.compressor)
+    pages = nr_pages(topology.budget, topology.page_size)
+    registry.build("policies", topology.policy, pages=pages)
+    for spec in topology.swap:
+        registry.build("backends", spec.backend)
 
 
 def _machine(topology: Topology) -> Machine:

@@ -17,6 +17,8 @@ _CPU = {
     "process": "in worker processes",
 }
 
+_IN_THIS_PROCESS = ("memory",)  # stores whose bytes count within the budget
+
 
 def explain(topology: Topology) -> list[str]:
     """Return lines that say who compresses where, what happens when full, and what fits."""
@@ -57,7 +59,9 @@ def _who(topology: Topology) -> str:
 def _when_full(topology: Topology) -> str:
     compress = topology.compress
     rule = {
-        "inline": "kswapd compresses the newest folio itself, in the event loop (the seed's rule)",
+        "inline": (
+            "kswapd compresses the newest folio itself, in the event loop, as the kernel patch does"
+        ),
         "steal_oldest": "kswapd takes the oldest batch back and compresses it in the event loop",
         "wait": "kswapd waits for room",
     }[compress.on_full]
@@ -77,7 +81,8 @@ def _tiers(topology: Topology) -> list[str]:
         lines.append("zswap is off: folios go to a store as they are")
     for spec in sorted(topology.swap, key=lambda spec: -spec.priority):
         size = format_size(topology.swap_bytes(spec))
-        lines.append(f"swap {spec.backend.name}: {size}, priority {spec.priority}")
+        within = ", within the budget" if spec.backend.name in _IN_THIS_PROCESS else ""
+        lines.append(f"swap {spec.backend.name}: {size}{within}, priority {spec.priority}")
     if not topology.swap:
         lines.append("no swap: what the pool does not take stays in memory")
     return lines
@@ -89,7 +94,11 @@ def _capacity(topology: Topology, ratio: int) -> str:
     percent = topology.zswap.max_pool_percent if topology.zswap.enabled and ratio > 1 else 0
     pool = int(topology.budget * percent / 100)
     resident = max(0, topology.budget - high - pool)
-    swap = sum(topology.swap_bytes(spec) for spec in topology.swap)
+    swap = sum(
+        topology.swap_bytes(spec)
+        for spec in topology.swap
+        if spec.backend.name not in _IN_THIS_PROCESS
+    )
     total = resident + pool * ratio + swap
     return (
         f"at {ratio}:1 it holds about {format_size(total)}: {format_size(resident)} as they are, "

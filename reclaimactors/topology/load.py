@@ -52,7 +52,12 @@ def resolve(
         overrides["budget"] = budget
     for key, value in overrides.items():
         keys[key] = _merged(keys.get(key), value) if key in _TABLES else value
-    return table(Topology, keys, "")
+    try:
+        return table(Topology, keys, "")
+    except TopologyError as exc:
+        if isinstance(topology, (str, Path)) and str(topology) not in _builtins():
+            raise TopologyError(f"{topology}: {exc}") from None
+        raise
 
 
 def _merged(current: Any, value: Any) -> Any:

@@ -224,7 +224,8 @@ class Topology:
     """What results call it. Default: the built-in's name, or the file's without ".toml"."""
 
     budget: int = attrs.field(
-        default=64 * MIB, converter=lambda value: checks.size("budget", value)
+        default=64 * MIB,
+        converter=lambda value: checks.size("budget", value, least=MIN_BUDGET_PAGES * 512),
     )
     """Bytes for all that is held in this process, 16 pages to 1PiB. Default 64MiB."""
 
