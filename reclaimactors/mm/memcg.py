@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["FOLIO_OVERHEAD", "KEY_OVERHEAD", "Memcg"]
 
 # Measured with tests/bench/overhead.py: some 280 B a resident value, 260 to 290 B a compressed one,
-# 190 to 240 B a swapped one, which is charged the same. A live key costs a short key object and half
-# of its slot in the dict; a folio the rest: its columns, its slot in the dict of bytes, the header
-# of its bytes object and the rounding of malloc.
+# 190 to 240 B a swapped one, which is charged the same. A live key costs a short key object and
+# half of its slot in the dict; a folio the rest: its columns, its slot in the dict of bytes, the
+# header of its bytes object and the rounding of malloc.
 KEY_OVERHEAD = 84
 FOLIO_OVERHEAD = 204
 

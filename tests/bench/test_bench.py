@@ -42,3 +42,12 @@ def test_overhead_measures_both_places():
     assert ended.returncode == 0, ended.stderr
     assert "compressed:" in ended.stdout
     assert "swapped:" in ended.stdout
+
+
+@pytest.mark.parametrize("name", ["kcompressd, busy loop", "padata", "kswapd_only_inline"])
+async def test_rates_are_of_pages_that_really_left(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    rates = load("rates")
+    monkeypatch.setattr(rates, "BUDGET", 2 << 20)
+    measured = await rates.measure(name, rates.real_pages(400), 0.2)
+    assert min(measured) > 0
