@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from threading import get_ident
 from time import perf_counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import anyio
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
     from reclaimactors.actors.swapd import Swapd, Ticket
     from reclaimactors.mm.psi import Pressure
+    from reclaimactors.mm.swapin import Expanded
     from reclaimactors.topology import Topology
 
 __all__ = ["Memory", "Usage"]
@@ -38,6 +40,7 @@ BUDGET_CALLS = 200  #: calls of the fast paths between two checkpoints
 PUT_CALLS = 4  #: what a put counts for
 BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
 COPY_BYTES = 1 << 20  #: of a large value that are copied in one go
+_NOTHING: Mapping[int, Expanded] = MappingProxyType({})
 _BYTES_PER_CALL = BUDGET_BYTES // BUDGET_CALLS
 
 
@@ -128,6 +131,10 @@ class Memory:
 
     async def _get(self, key: Hashable) -> bytes:
         """The path of a fault: from the pool at once, from a store through its swapd."""
+        ready: Mapping[int, Expanded] = {}
+        if self._machine.takes_long(self._node.pfns(key)):
+            ready = await self._machine.expand_ahead(self._node.pfns(key))
+            self._check()
         while True:
             pfns = self._node.pfns(key)
             # All or nothing: what is asked for is reserved before the first load goes out.
@@ -137,7 +144,7 @@ class Memory:
                 await self._full_swapd(pfns).room_for_loads()
                 self._check()
                 continue
-            parts = self._fault(pfns, promote=promote)
+            parts = self._fault(pfns, promote=promote, ready=ready)
             if tickets:
                 with Stalled(self._machine):
                     for ticket in tickets:
@@ -169,12 +176,18 @@ class Memory:
         wanted = [swapds[device[pfn]] for pfn in pfns if self._state[pfn] == DEVICE]
         return next((swapd for swapd in wanted if swapd.loads_full), wanted[0])
 
-    def _fault(self, pfns: Sequence[int], *, promote: bool) -> list[bytes]:
+    def _fault(
+        self, pfns: Sequence[int], *, promote: bool, ready: Mapping[int, Expanded] = _NOTHING
+    ) -> list[bytes]:
         """Return the bytes of each folio, b"" for those that a store must give."""
         machine = self._machine
+        fault = machine.swapin.fault
         started = perf_counter()
-        parts = [machine.swapin.fault(pfn, promote=promote) or b"" for pfn in pfns]
-        machine.psi.stall_full(started, perf_counter())
+        parts = [fault(pfn, promote=promote, ready=ready.get(pfn)) or b"" for pfn in pfns]
+        ended = perf_counter()
+        machine.psi.stall_full(started, ended)
+        if not ready:
+            machine.faulted(sum(map(len, parts)), ended - started)
         return parts
 
     def __contains__(self, key: Hashable) -> bool:

@@ -11,19 +11,22 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.base import Fifo, Signal, supervise
 from reclaimactors.log import log
+from reclaimactors.mm.folio import ZSWAP
 from reclaimactors.mm.padata import Reorder
 from reclaimactors.mm.page_io import Squeezed, squeeze
 from reclaimactors.mm.psi import Psi
-from reclaimactors.mm.swapin import Swapin
+from reclaimactors.mm.swapin import Expanded, Swapin
 from reclaimactors.mm.swapout import SWAP_CLUSTER_MAX, Swapout
 from reclaimactors.mm.vmscan import Kswapd
 from reclaimactors.offload.inline import SLICE_S
+from reclaimactors.offload.job import multithreaded
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from anyio.abc import TaskGroup
 
@@ -95,6 +98,7 @@ class Machine:
         )
         self._compressor = compressor
         self._rate = 200e6  #: bytes a second of the compressor in the loop, measured as it goes
+        self._expand_rate = 500e6  #: the same of faults
         self._actors: list[tuple[str, Callable[[], Awaitable[None]]]] = []
         self._tasks: TaskGroup | None = None
         self._started = False
@@ -286,6 +290,52 @@ class Machine:
             return 0
         self.compress_inline(batch, ram_only=ram_only)
         return self.swapout.freed_total - before
+
+    # -- decompressing ----------------------------------------------------------------------------
+
+    def faulted(self, nr_bytes: int, seconds: float) -> None:
+        """Learn how fast blobs are decompressed in the loop."""
+        if nr_bytes >= self.node.page_size and seconds > 0:
+            self._expand_rate += (nr_bytes / seconds - self._expand_rate) * 0.05
+
+    def takes_long(self, pfns: Sequence[int]) -> bool:
+        """Whether decompressing these folios would hold the loop for longer than a slice."""
+        if len(pfns) == 1 and self.node.mm.size[pfns[0]] <= self.node.page_size:
+            return False
+        state, size = self.node.mm.state, self.node.mm.size
+        total = sum([size[pfn] for pfn in pfns if state[pfn] == ZSWAP])
+        return total > self._expand_rate * SLICE_S
+
+    async def expand_ahead(self, pfns: Sequence[int]) -> dict[int, Expanded]:
+        """Decompress blobs of the pool off the loop; what fails is left out, to fail in turn.
+
+        Nothing changes hands: whether a blob is still there is for the fault to see.
+        """
+        mm, decompress = self.node.mm, self._compressor.decompress
+        jobs = [(pfn, mm.data[pfn], mm.size[pfn]) for pfn in pfns if mm.state[pfn] == ZSWAP]
+
+        def work(job: tuple[int, bytes, int]) -> bytes | None:
+            try:
+                return decompress(job[1], job[2])
+            except Exception:  # noqa: BLE001 - the fault itself will meet it, and say whose blob
+                return None
+
+        if self.offload.inline:
+            results: list[bytes | None] = []
+            for job in jobs:  # as slow as it is, but others get their turn
+                results.append(work(job))
+                await checkpoint()
+        else:
+            worth = self._expand_rate * SLICE_S / 2  # bytes that are worth a hop
+            folio = sum(size for _, _, size in jobs) // max(1, len(jobs))
+            results = await multithreaded(
+                work,
+                jobs,
+                workers=max(2, self.offload.workers),
+                min_chunk=max(1, round(worth / max(1, folio))),
+            )
+        rows = zip(jobs, results, strict=True)
+        return {pfn: Expanded(blob, data) for (pfn, blob, _), data in rows if data is not None}
 
     async def progress(self) -> bool:
         """Wait for a verdict; return whether something was freed, or is still on its way.

@@ -8,7 +8,7 @@ from its batch and gives its source bytes at once: nobody waits for a queue to r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
 import attrs
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from reclaimactors.mm.node import Node
     from reclaimactors.mm.swapout import Swapout
 
-__all__ = ["Load", "Swapin"]
+__all__ = ["Expanded", "Load", "Swapin"]
 
 
 @attrs.define(eq=False)
@@ -36,6 +36,13 @@ class Load:
     slots: range
     promote: bool  #: whether it becomes resident, or is handed out only
     reserved: int  #: bytes set aside for that
+
+
+class Expanded(NamedTuple):
+    """What a blob decompresses to, found ahead of the fault."""
+
+    blob: bytes
+    data: bytes
 
 
 class Swapin:
@@ -69,13 +76,16 @@ class Swapin:
         node.on_wake()
         return False
 
-    def fault(self, pfn: int, *, promote: bool, reserved: int = 0) -> bytes | None:
+    def fault(
+        self, pfn: int, *, promote: bool, reserved: int = 0, ready: Expanded | None = None
+    ) -> bytes | None:
         """Return the bytes of a folio, or None where only its device has them.
 
         Args:
             pfn: any live folio.
             promote: whether it becomes resident (`may_promote`, or a reservation, says so).
             reserved: bytes of a reservation that this spends; what is left of it is given back.
+            ready: what was decompressed ahead; taken if it is of the blob that is there now.
 
         Raises:
             CorruptData: if its blob is damaged; the folio stays as it is.
@@ -102,7 +112,9 @@ class Swapin:
             vm["swpin_zero"] += pages if mm.entry[pfn] == 0 else 0
         else:
             try:
-                data = self._decompress(pfn, data or b"", "the zswap pool")
+                blob = data or b""
+                known = ready.data if ready is not None and ready.blob is blob else None
+                data = self._decompress(pfn, blob, "the zswap pool", known)
             except CorruptData:
                 node.memcg.unreserve(reserved)
                 raise
@@ -140,11 +152,11 @@ class Swapin:
             vm["workingset_activate_anon"] += pages
         mm.shadow[pfn] = -1
 
-    def _decompress(self, pfn: int, blob: bytes, where: str) -> bytes:
+    def _decompress(self, pfn: int, blob: bytes, where: str, known: bytes | None = None) -> bytes:
         node = self._node
         size = node.mm.size[pfn]
         try:
-            data = node.compressor.decompress(blob, size)
+            data = node.compressor.decompress(blob, size) if known is None else known
         except CorruptData as exc:
             node.vmstat["decompress_fail"] += 1
             msg = f"{where} gave a blob that {node.compressor.name} cannot decompress: {exc}"

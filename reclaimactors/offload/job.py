@@ -1,0 +1,54 @@
+"""Multithreaded jobs: one job in chunks on several threads. Mirrors padata_do_multithreaded().
+
+For what needs an answer in the same process, such as reading a large value back: the threads run
+where the library releases the GIL, and results come in order. A job that is not worth a hop runs in
+the caller. The event loop itself takes no chunk, for it is what must not be held.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+from anyio import to_thread
+
+from reclaimactors.mm.padata import chunks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["multithreaded"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+async def multithreaded(
+    work: Callable[[T], R], items: Sequence[T], *, workers: int, min_chunk: int
+) -> list[R]:
+    """Return ``[work(item) for item in items]``.
+
+    Args:
+        work: must not raise, and may run in several threads at a time.
+        items: the job.
+        workers: threads at most.
+        min_chunk: items that are worth a hop.
+    """
+    if len(items) < min_chunk:
+        return [work(item) for item in items]
+    pieces = chunks(len(items), workers=workers, min_chunk=min_chunk)
+    results: dict[int, list[R]] = {}
+    left = list(reversed(pieces))
+
+    def run(start: int, stop: int) -> list[R]:
+        return [work(item) for item in items[start:stop]]
+
+    async def helper() -> None:
+        while left:
+            start, stop = left.pop()
+            results[start] = await to_thread.run_sync(run, start, stop, abandon_on_cancel=True)
+
+    async with anyio.create_task_group() as helpers:
+        for _ in range(min(workers, len(pieces))):
+            helpers.start_soon(helper)
+    return [result for start, _ in pieces for result in results[start]]
