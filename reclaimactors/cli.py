@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -35,7 +36,7 @@ from reclaimactors.topology.build import try_plugins
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence
 
     from reclaimactors.lab.run import Result
     from reclaimactors.topology import Topology
@@ -218,6 +219,9 @@ def plugins() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:  # a result is not lost to a narrow encoding
+        reconfigure(errors="replace")
     sys.exit(_status(sys.argv[1:] or ["--help"]))
 
 
@@ -234,6 +238,10 @@ def _status(argv: Sequence[str]) -> int:
         return _complain(str(exc), 1)
     except ReclaimError as exc:
         return _complain(str(exc), 2)
+    except MemoryError:
+        return _complain("this machine has not enough memory for that: try a smaller --budget", 2)
+    except OSError as exc:  # the help of typer, to a stdout that takes nothing
+        return _complain(f"cannot write to stdout: {exc.strerror}", 1)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
 
@@ -255,6 +263,8 @@ class _StdoutLost(Exception):  # noqa: N818 - it says what happened
 
 def _print(text: str) -> None:
     """Print the result."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] # it is, started with >&-
+        raise _StdoutLost("stdout is closed: nobody can read the result")
     try:
         print(text, flush=True)
     except OSError as exc:
@@ -280,8 +290,19 @@ def _resolve(names: Sequence[str], budget: str | None) -> dict[str, Topology]:
     named: dict[str, Topology] = {}
     for i, name in enumerate(names):
         again = names[:i].count(name)
-        named[f"{name} #{again + 1}" if again else name] = resolve(name, **overrides)
+        topology = resolve(name, **overrides)
+        _fits(topology)
+        named[f"{name} #{again + 1}" if again else name] = topology
     return named
+
+
+def _fits(topology: Topology) -> None:
+    """Refuse at once what could only end in swapping this machine to death."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # it does not say what it has
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if topology.budget > memory:
+            had, has = format_size(topology.budget), format_size(memory)
+            raise typer.BadParameter(f"budget is {had}; this machine has {has} of memory")
 
 
 def _measure(comparison: Comparison, *, as_json: bool) -> None:
@@ -289,12 +310,36 @@ def _measure(comparison: Comparison, *, as_json: bool) -> None:
     ended: KeyboardInterrupt | RunFailed | None = None
     try:
         with _progress() as comparison.on_round:
-            anyio.run(comparison.run)
+            anyio.run(_until_interrupted, comparison.run)
     except (KeyboardInterrupt, RunFailed) as exc:
         ended = exc
     _print(_as_json(comparison) if as_json else _as_table(comparison))
     if ended:
         raise ended
+
+
+async def _until_interrupted(run: Callable[[], Awaitable[None]]) -> None:
+    """Run until the first Ctrl-C; more of them do not disturb the end and the printing of it."""
+    interrupted = False
+
+    async def watch() -> None:
+        nonlocal interrupted
+        with anyio.open_signal_receiver(signal.SIGINT) as signals:
+            async for _ in signals:
+                interrupted = True
+                tasks.cancel_scope.cancel()
+                break
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            await run()
+            tasks.cancel_scope.cancel()
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

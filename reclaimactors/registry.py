@@ -162,7 +162,11 @@ def _has(plugin: object, name: str) -> bool:
 
 
 def _entry_points(kind: str) -> dict[str, EntryPoint]:
-    found = entry_points(group=f"reclaimactors.{kind}")
+    try:
+        found = entry_points(group=f"reclaimactors.{kind}")
+    except Exception as exc:
+        msg = f"the entry points of what is installed cannot be read: {type(exc).__name__}: {exc}"
+        raise PluginError(msg) from exc
     return {entry.name: entry for entry in reversed(tuple(found))}  # the first on sys.path wins
 
 

@@ -90,6 +90,7 @@ def test_check_explains_a_topology():
         (["run", "kcompressd", "--workload", "sleeper"], "known: eater, scan, phases"),
         (["run", "kcompressd", "--budget", "12XB"], "12XB"),
         (["run", "kcompressd", "--budget", "1"], "budget"),
+        (["run", "kcompressd", "--budget", "1PiB"], "this machine has"),
         (["run", "kcompresd"], "kcompressd"),
         (["compare", "kcompressd", "absent.toml"], "absent.toml"),
         (["check", "absent.toml"], "absent.toml"),

@@ -7,6 +7,7 @@ holds is in `workload.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import stat
@@ -127,8 +128,10 @@ def _files(path: Path) -> Iterator[tuple[Path, int]]:
         folders[:] = sorted(set(folders) - {"site-packages", "__pycache__"})
         for name in sorted(names):
             found = Path(folder, name)
-            if found.is_file() and os.access(found, os.R_OK):
-                yield found, found.stat().st_size
+            with contextlib.suppress(OSError):  # what cannot be looked at, or is gone, is no input
+                status = found.stat()
+                if stat.S_ISREG(status.st_mode) and os.access(found, os.R_OK):
+                    yield found, status.st_size
 
 
 def _cut(

@@ -20,6 +20,7 @@ from reclaimactors import __version__, registry
 from reclaimactors.errors import OutOfMemory, ReclaimError
 from reclaimactors.lab.measure import Histogram, Measurement, rss_bytes
 from reclaimactors.lab.workload import WORKLOADS, Keys
+from reclaimactors.log import log
 from reclaimactors.opening import open_memory
 from reclaimactors.units import MIB, PAGE_SIZE
 
@@ -178,7 +179,7 @@ async def measure_round(
             await _drive(memory, load, seconds, measured)
     except (ReclaimError, TimeoutError, ExceptionGroup) as exc:
         cause = _first(exc)
-        if not opened or not isinstance(cause, ReclaimError | TimeoutError):
+        if not opened:
             raise cause from exc
         raise RunFailed(_why(cause)) from exc
     _measure_bare(topology, load.input, measured)
@@ -219,14 +220,17 @@ def _first(exc: Exception) -> Exception:
     return exc
 
 
-def _why(cause: ReclaimError | TimeoutError) -> str:
+def _why(cause: Exception) -> str:
     match cause:
         case OutOfMemory():
             return f"out of memory (clients put 4 x the budget): {cause}"
         case TimeoutError():
             return f"the clients did not end within {GRACE_S:.0f} s of their time"
-        case _:
+        case ReclaimError():
             return str(cause)
+        case _:
+            log.error("run.failed", exc_info=cause)
+            return f"a plugin raised what it may not: {cause!r}"
 
 
 async def run_topology(topology: Topology, load: Load, *, seconds: float, name: str) -> Result:
