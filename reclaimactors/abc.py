@@ -104,6 +104,14 @@ class Backend:
         """
         raise NotImplementedError(f"{type(self).__name__} must define load_many")
 
+    def load_now(self, slots: Sequence[int]) -> list[bytes] | None:  # noqa: ARG002 - a default
+        """Return what `load_many` would, if that takes no waiting and some microseconds, else None.
+
+        Optional: a value that can be read so reaches its reader without a change of tasks. The
+        event loop is held meanwhile, so leave what is long to `load_many`.
+        """
+        return None
+
     async def invalidate_many(self, slots: Sequence[int]) -> None:
         """Forget the slots. One that was never stored is not an error."""
 

@@ -23,6 +23,7 @@ from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.folio import DEAD, DEVICE, RESIDENT
 from reclaimactors.mm.swapout import SWAP_CLUSTER_MAX
 from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
+from reclaimactors.offload.inline import SLICE_S
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
@@ -139,12 +140,15 @@ class Memory:
             pfns = self._node.pfns(key)
             # All or nothing: what is asked for is reserved before the first load goes out.
             promote = self._machine.swapin.may_promote(pfns)
-            tickets = self._request(pfns, promote=promote)
+            now = self._load_now(pfns, promote=promote)
+            tickets = self._request([pfn for pfn in pfns if pfn not in now], promote=promote)
             if tickets is None:
                 await self._full_swapd(pfns).room_for_loads()
                 self._check()
                 continue
             parts = self._fault(pfns, promote=promote, ready=ready)
+            if now:
+                parts = [now.get(pfn, part) for pfn, part in zip(pfns, parts, strict=True)]
             if tickets:
                 with Stalled(self._machine):
                     for ticket in tickets:
@@ -152,6 +156,23 @@ class Memory:
             value = _join(parts)
             self._credit -= len(value) // _BYTES_PER_CALL
             return value
+
+    def _load_now(self, pfns: Sequence[int], *, promote: bool) -> dict[int, bytes]:
+        """Read what stores can give at once, each folio by itself, a slice's worth at most."""
+        state, mm, machine = self._state, self._node.mm, self._machine
+        now: dict[int, bytes] = {}
+        ends = 0.0
+        for pfn in pfns:
+            if state[pfn] == DEVICE:
+                data = machine.swapds[mm.device[pfn]].load_now(pfn, promote=promote)
+                if data is None:
+                    break
+                now[pfn] = data
+                if len(pfns) > 1:
+                    ends = ends or perf_counter() + SLICE_S
+                    if perf_counter() > ends:
+                        break
+        return now
 
     def _request(self, pfns: Sequence[int], *, promote: bool) -> list[Ticket] | None:
         """Ask the stores for the folios that only they have; None where a mailbox is full."""

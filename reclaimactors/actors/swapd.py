@@ -23,7 +23,7 @@ from reclaimactors.log import log
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from reclaimactors.actors.machine import Machine
     from reclaimactors.mm.batch import StoreBatch
@@ -77,6 +77,8 @@ class Swapd:
         footprint = getattr(backend, "footprint", None)
         elsewhere = getattr(footprint, "__func__", None) is Backend.footprint
         self._footprint = None if elsewhere else footprint
+        self._load_now: Callable[[Sequence[int]], Sequence[bytes] | None] | None
+        self._load_now = getattr(backend, "load_now", None)
         self._retry_s = RETRY_S
         self._retry_at = 0.0
         self._warned = False
@@ -103,6 +105,24 @@ class Swapd:
             self._stores.send_nowait(None)
         except (anyio.WouldBlock, anyio.ClosedResourceError):
             return
+
+    def load_now(self, pfn: int, *, promote: bool) -> bytes | None:
+        """Read a folio here and now where the store can; None where it takes its turn in a lane.
+
+        Raises:
+            CorruptData: if what is there is not what was stored.
+        """
+        if self._load_now is None or pfn in self.tickets:
+            return None
+        load = self._m.swapin.begin_load(pfn, promote=promote)
+        try:
+            stored = self._load_now(load.slots)
+        except Exception:  # noqa: BLE001 - `load_many` is asked instead, and says what is wrong
+            stored = None
+        if not isinstance(stored, (list, tuple)):
+            self._m.swapin.drop(load)
+            return None
+        return self._m.swapin.finish(load, stored)
 
     def request(self, pfns: Sequence[int], *, promote: bool) -> list[Ticket] | None:
         """Return a ticket for each folio, those that are being read already shared.

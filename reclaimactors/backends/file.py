@@ -117,12 +117,7 @@ class FileBackend(Backend):
             BackendError: if a slot is not stored, or cannot be read.
         """
         file = self._opened()
-        runs = _runs(slots)
-        for run in runs:
-            if self._stored.count(1, run.start, run.stop) != len(run):
-                missing = next(slot for slot in run if not self._stored.count(1, slot, slot + 1))
-                msg = f"slot {missing} of the swap file in {file.folder!r} was never stored"
-                raise BackendError(errno.ENOENT, msg)
+        runs = self._stored_runs(slots)
         try:
             chunks = self._read_cached(file.fd, runs) if self._nowait else []
             if rest := runs[len(chunks) :]:
@@ -136,7 +131,37 @@ class FileBackend(Backend):
                 )
         except OSError as exc:
             raise file.error(exc, "cannot read from") from exc
-        # Cut here and not in the thread: what stays must not come out of a thread's malloc arena.
+        return self._pages(chunks)
+
+    def load_now(self, slots: Sequence[int]) -> list[bytes] | None:
+        """Return a whole page for each slot, if the page cache is known to have them all.
+
+        Raises:
+            BackendError: if a slot is not stored, or cannot be read.
+        """
+        if not self._nowait:
+            return None
+        file = self._opened()
+        runs = self._stored_runs(slots)
+        try:
+            chunks = self._read_cached(file.fd, runs)
+        except OSError as exc:
+            raise file.error(exc, "cannot read from") from exc
+        return self._pages(chunks) if len(chunks) == len(runs) else None
+
+    def _stored_runs(self, slots: Sequence[int]) -> list[range]:
+        """Return the slots as ranges, if all of them are stored."""
+        runs = _runs(slots)
+        for run in runs:
+            if self._stored.count(1, run.start, run.stop) != len(run):
+                missing = next(slot for slot in run if not self._stored.count(1, slot, slot + 1))
+                folder = self._opened().folder
+                msg = f"slot {missing} of the swap file in {folder!r} was never stored"
+                raise BackendError(errno.ENOENT, msg)
+        return runs
+
+    def _pages(self, chunks: list[bytes]) -> list[bytes]:
+        # Cut here and not in a thread: what stays must not come out of a thread's malloc arena.
         size = self._page_size
         return [chunk[i : i + size] for chunk in chunks for i in range(0, len(chunk), size)]
 

@@ -233,6 +233,15 @@ class BackendTests:
                     await anyio.lowlevel.checkpoint()
                 await _check(backend, _pages(slots, 200))
 
+    async def test_what_can_be_read_now_is_what_a_load_gives(self) -> None:
+        """`load_now` gives what `load_many` would, or None."""
+        async with self.opened() as backend:
+            await backend.store_many(_pages(range(8)))
+            for slots in ([3], [0, 1, 2], [7, 5]):
+                now = backend.load_now(slots)
+                if now is not None:
+                    assert now == await backend.load_many(slots)
+
     async def test_footprint_is_a_number_of_bytes(self) -> None:
         """It is an int, not negative, of slots that are stored."""
         async with self.opened() as backend:
