@@ -124,18 +124,25 @@ class Memory:
         elif self._state[pfn] == RESIDENT:
             self._access(pfn)
             return self._data[pfn]
+        elif self._state[pfn] == DEVICE:
+            raise anyio.WouldBlock
         else:
-            pfns = (pfn,)
+            return self._fault_one(pfn)
         if DEVICE in [self._state[pfn] for pfn in pfns]:
             raise anyio.WouldBlock
         return _join(self._fault(pfns, promote=self._machine.swapin.may_promote(pfns)))
 
     async def _get(self, key: Hashable) -> bytes:
         """The path of a fault: from the pool at once, from a store through its swapd."""
-        ready: Mapping[int, Expanded] = {}
-        if self._machine.takes_long(self._node.pfns(key)):
-            ready = await self._machine.expand_ahead(self._node.pfns(key))
+        ready = _NOTHING
+        pfns = self._node.pfns(key)
+        if self._machine.takes_long(pfns):
+            ready = await self._machine.expand_ahead(pfns)
             self._check()
+        elif len(pfns) == 1 and self._state[pfns[0]] != DEVICE:
+            value = self._fault_one(pfns[0])
+            self._credit -= len(value) // _BYTES_PER_CALL
+            return value
         while True:
             pfns = self._node.pfns(key)
             # All or nothing: what is asked for is reserved before the first load goes out.
@@ -196,6 +203,17 @@ class Memory:
         swapds, device = self._machine.swapds, self._node.mm.device
         wanted = [swapds[device[pfn]] for pfn in pfns if self._state[pfn] == DEVICE]
         return next((swapd for swapd in wanted if swapd.loads_full), wanted[0])
+
+    def _fault_one(self, pfn: int) -> bytes:
+        """Return the bytes of a folio that no store has to give: the path of a small value."""
+        machine = self._machine
+        swapin = machine.swapin
+        started = perf_counter()
+        data = swapin.fault(pfn, promote=swapin.may_promote((pfn,))) or b""
+        ended = perf_counter()
+        machine.psi.stall_full(started, ended)
+        machine.faulted(len(data), ended - started)
+        return data
 
     def _fault(
         self, pfns: Sequence[int], *, promote: bool, ready: Mapping[int, Expanded] = _NOTHING

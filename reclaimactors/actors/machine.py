@@ -294,8 +294,8 @@ class Machine:
     # -- decompressing ----------------------------------------------------------------------------
 
     def faulted(self, nr_bytes: int, seconds: float) -> None:
-        """Learn how fast blobs are decompressed in the loop."""
-        if nr_bytes >= self.node.page_size and seconds > 0:
+        """Learn how fast blobs of more than a page are decompressed in the loop."""
+        if nr_bytes > self.node.page_size and seconds > 0:
             self._expand_rate += (nr_bytes / seconds - self._expand_rate) * 0.05
 
     def takes_long(self, pfns: Sequence[int]) -> bool:
