@@ -51,3 +51,11 @@ async def test_rates_are_of_pages_that_really_left(name, monkeypatch):
     monkeypatch.setattr(rates, "BUDGET", 2 << 20)
     measured = await rates.measure(name, rates.real_pages(400), 0.2)
     assert min(measured) > 0
+
+
+@pytest.mark.parametrize("name", ["reclaimactors", "zict file"])
+async def test_peers_are_measured_and_every_value_compared(name):
+    peers = load("peers")
+    measured = await peers.measure(name, 4096, 1, 0.05)
+    assert set(measured) == set(peers.FIGURES)
+    assert min(measured[figure] for figure in peers.FIGURES[:4]) > 0
