@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Memory", "Usage"]
 
 BUDGET_CALLS = 200  #: calls of the fast paths between two checkpoints
+MIN_CALLS = 8  #: of one caller, however many others there are
 PUT_CALLS = 4  #: what a put counts for
 BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
 COPY_BYTES = 1 << 20  #: of a large value that are copied in one go
@@ -74,6 +75,7 @@ class Memory:
         self._closed = False
         self._admission = Admission(machine)
         self._credit = BUDGET_CALLS
+        self._yielding = 0
         self._parts_per_yield = max(2, COPY_BYTES // topology.max_folio)
         # The path of a hit looks at these directly.
         self._small = node.small
@@ -557,8 +559,13 @@ class Memory:
         raise anyio.ClosedResourceError
 
     async def _yield(self) -> None:
-        self._credit = BUDGET_CALLS
-        await checkpoint()
+        """Let the loop turn. Callers who yield share the calls of a turn, however many they are."""
+        self._yielding += 1
+        try:
+            await checkpoint()
+        finally:
+            self._yielding -= 1
+        self._credit = max(MIN_CALLS, BUDGET_CALLS // (self._yielding + 1))
         self._check()
 
     def refuse_calls(self) -> None:

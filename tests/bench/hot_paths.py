@@ -8,6 +8,7 @@ the bare one alike, so that neither pays for tasks of the event loop. `table.py`
 
 from __future__ import annotations
 
+import random
 import time
 from contextlib import asynccontextmanager
 from itertools import count
@@ -160,6 +161,34 @@ async def fault(nr: int) -> AsyncGenerator[Row]:
             await memory.put(i, page)
         yield Row(nr, lambda: drive(faults()), bare, setup)
         assert [memory.get_nowait(i) for i in range(nr)] == bare() == pages
+
+
+async def random_keys_us(nr: int, reads: int = 200_000) -> tuple[float, float]:
+    """Return us of `await get` and of a plain dict's `[]`, of random keys among `nr` small values.
+
+    What both pay for more keys are the caches of the CPU.
+    """
+    plain = {f"key-{i:08}": i.to_bytes(16, "little") for i in range(nr)}
+    rng = random.Random(1)
+    keys = [f"key-{rng.randrange(nr):08}" for _ in range(reads)]
+
+    async def gets() -> None:
+        for key in keys:
+            await memory.get(key)
+
+    async with ra.open_memory(
+        budget=nr * 400 + (16 << 20), watermarks={"min": 1, "low": 2, "high": 3}, swap=[]
+    ) as memory:
+        for key, value in plain.items():
+            await memory.put(key, value)
+        started = time.perf_counter()
+        drive(gets())
+        ours = time.perf_counter() - started
+    started = time.perf_counter()
+    for key in keys:
+        plain[key]
+    bare = time.perf_counter() - started
+    return ours / reads * 1e6, bare / reads * 1e6
 
 
 async def loop_us_per_page(nr: int) -> tuple[float, float]:

@@ -68,6 +68,11 @@ async def main(rounds: int) -> None:
         except ImportError as missing:
             print(f"{name:<18}skipped: {missing}")
     line("loop, page", *(us / 1e6 for us in await hot_paths.loop_us_per_page(NR)))
+    few, many = [await hot_paths.random_keys_us(nr) for nr in (NR, 100 * NR)]
+    for name, (ours, bare) in ((f"{NR:,} keys", few), (f"{100 * NR:,} keys", many)):
+        line(name, ours / 1e6, bare / 1e6)
+    grown = [after / before for before, after in zip(few, many, strict=True)]
+    print(f"{'more keys cost':<18}{grown[0]:>12.2f}{grown[1]:>12.2f}{grown[0] / grown[1]:>8.2f}")
     plain, held = await gc_pause.compare(1_000_000)
     line("gc.collect, 1e6", held, plain)
 

@@ -40,3 +40,7 @@ async def test_loop_cost_of_a_reclaimed_page():
     ours, bare = await hot_paths.loop_us_per_page(300)
     assert ours > 0
     assert bare > 0
+
+
+async def test_random_keys_are_timed_beside_a_dict():
+    assert min(await hot_paths.random_keys_us(500, reads=1000)) > 0

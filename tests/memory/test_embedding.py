@@ -10,6 +10,7 @@ from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
 from reclaimactors.backends.memory import MemoryBackend
+from reclaimactors.memory import BUDGET_CALLS
 from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, ZSWAP
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD
@@ -889,6 +890,33 @@ async def test_a_call_from_another_thread_is_a_runtime_error(call):
 
 
 # cost
+
+
+async def test_many_callers_share_the_calls_of_a_turn():
+    """Eight loops over hits hold the event loop hardly longer than one of them."""
+    async with open_memory() as memory:
+        await memory.put("a", text())
+        done = 0
+        a_turn: list[int] = []
+
+        async def reader() -> None:
+            nonlocal done
+            for _ in range(2000):
+                await memory.get("a")
+                done += 1
+
+        async def watcher() -> None:
+            while done < 8 * 2000:
+                before = done
+                await checkpoint()
+                a_turn.append(done - before)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(reader)
+            tasks.start_soon(watcher)
+        assert sum(a_turn) > 12_000
+        assert max(a_turn[2:]) <= 2 * BUDGET_CALLS
 
 
 async def test_hits_yield_to_the_loop_once_in_a_while():
