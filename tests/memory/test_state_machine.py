@@ -390,4 +390,4 @@ class MemoryMachine(RuleBasedStateMachine):
 
 
 TestMemory = MemoryMachine.TestCase
-TestMemory.pytestmark = [pytest.mark.timeout(1500)]  # the nightly profile takes ten minutes
+TestMemory.pytestmark = [pytest.mark.timeout(3000)]  # the nightly profile takes ten minutes
