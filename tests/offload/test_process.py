@@ -290,3 +290,41 @@ async def test_where_no_worker_can_be_had_threads_compress(monkeypatch, without)
         assert memory.vmstat["actor_restarts"] == 0
         assert memory.vmstat["pgsteal_anon"] > 0
     assert not worker_pids()
+
+
+KILLS = 100 if os.environ.get("RECLAIMACTORS_FULL") else 12
+
+
+def left_behind() -> set[str]:
+    """Names in the folders where shared memory and temporary files would be."""
+    folders = (Path("/dev/shm"), Path("/tmp"), Path("/var/tmp"))
+    return {str(path) for folder in folders if folder.exists() for path in folder.iterdir()}
+
+
+async def test_many_kills_of_workers_that_came_up_again(monkeypatch):
+    """``RECLAIMACTORS_FULL=1`` makes it a hundred."""
+    monkeypatch.setattr(process, "DEATHS", 10**6)
+    monkeypatch.setattr(process, "BACKOFF_S", 0)
+    before = left_behind()
+    model: dict[int, bytes] = {}
+    rng = random.Random(11)
+    killed: set[int] = set()
+    async with ra.open_memory("padata", budget="4MiB", compress={"workers": 2}) as memory:
+        with anyio.fail_after(100):
+            while len(killed) < KILLS:
+                for _ in range(20):
+                    key = rng.randrange(2000)
+                    model[key] = (b"%d " % rng.randrange(1 << 40)) * rng.randrange(1, 500)
+                    await memory.put(key, model[key])
+                pool = getattr(memory._machine.offload, "_pool", ())
+                for worker in pool:
+                    if worker.up and worker.process is not None:
+                        killed.add(worker.process.pid)
+                        worker.process.kill()
+                await anyio.sleep(0)
+        assert {key: await memory.get(key) for key in model} == model
+        await memory.drain()
+        assert memory._node.check()
+        assert memory.vmstat["actor_restarts"] == 0
+    assert not worker_pids()
+    assert {name for name in left_behind() - before if "reclaimactors" in name} == set()
