@@ -41,7 +41,7 @@ __all__ = ["ProcessOffload", "WorkerDied"]
 DEATHS = 5  #: of workers within WINDOW_S, after which the event loop compresses
 WINDOW_S = 10.0
 BACKOFF_S = 0.05
-BATCH_S = 5.0  #: how long a batch may take before its worker is taken for dead, and killed
+BATCH_S = 10.0  #: without a batch done, after which a worker that has some is killed
 
 
 class WorkerDied(ReclaimError):  # noqa: N818 - says what happened
@@ -67,9 +67,26 @@ class _Worker:
     refused: bool = False
     up: bool = False
     tickets: dict[int, _Ticket] = attrs.Factory(dict[int, _Ticket])
+    answers: int = 0  #: batches that it has done
 
-    def hung(self) -> None:
-        """It is stopped, or caught in the compressor: kill it, and another one is started."""
+    async def answer(self, ticket: _Ticket) -> None:
+        """Wait until a batch is done.
+
+        Raises:
+            WorkerDied: if the worker ends first, or does nothing at all for BATCH_S.
+        """
+        while not ticket.done.is_set():
+            before = self.answers
+            with anyio.move_on_after(BATCH_S):
+                await ticket.done.wait()
+            if not ticket.done.is_set() and self.answers == before:
+                self._kill()
+                raise WorkerDied(f"worker {self.number} did nothing for {BATCH_S:g} s")
+        if ticket.died:
+            raise WorkerDied(f"worker {self.number} died with a batch")
+
+    def _kill(self) -> None:
+        """It is stopped, or caught in the compressor: another one is started."""
         self.up = False
         if self.process is not None:
             log.warning("offload.worker_hung", worker=self.number, seconds=BATCH_S)
@@ -152,22 +169,15 @@ class ProcessOffload:
         except OSError:
             ticket.died = True  # the reader sees the end of the link and restarts it
             ticket.done.set()
-        with anyio.move_on_after(BATCH_S):
-            try:
-                await ticket.done.wait()
-            except BaseException:
-                ticket.abandoned = True  # the slot is free once the worker has done it, or died
-                raise
-        if ticket.abandoned:
-            worker.hung()
-            raise WorkerDied(f"worker {worker.number} had a batch for {BATCH_S:g} s")
         try:
-            if ticket.died:
-                raise WorkerDied(f"worker {worker.number} died with a batch")
+            await worker.answer(ticket)
             return slots.rows_of(slot)
         finally:
-            worker.tickets.pop(slot, None)
-            self._free.append(slot)
+            if ticket.done.is_set():
+                worker.tickets.pop(slot, None)
+                self._free.append(slot)
+            else:
+                ticket.abandoned = True  # the slot is free once the worker has done it, or died
 
     # -- workers ----------------------------------------------------------------------------------
 
@@ -285,6 +295,7 @@ class ProcessOffload:
             worker.up = True
             log.debug("offload.worker_up", worker=worker.number)
             return
+        worker.answers += 1
         ticket = worker.tickets[number]
         if ticket.abandoned:
             del worker.tickets[number]

@@ -244,6 +244,26 @@ def _zombie(pid: int) -> bool:
         return True
 
 
+async def test_a_batch_done_and_cancelled_in_one_turn_gives_its_slot_back():
+    offload = offload_of(slots=1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(offload.run)
+        await until_up(offload)
+        (pid,) = worker_pids()
+        os.kill(pid, signal.SIGSTOP)
+        async with anyio.create_task_group() as sender:
+            sender.start_soon(offload.squeeze, [b"done and cancelled " * 300])
+            while not offload._pool[0].tickets:
+                await anyio.sleep(0)
+            offload._done(offload._pool[0], 0)
+            sender.cancel_scope.cancel()
+
+        assert offload._free == [0]
+        assert not offload._pool[0].tickets
+        os.kill(pid, signal.SIGKILL)
+        tasks.cancel_scope.cancel()
+
+
 async def test_a_hung_worker_is_killed_and_its_batch_handed_back(monkeypatch):
     monkeypatch.setattr(process, "BATCH_S", 0.05)
     offload = offload_of()
@@ -253,7 +273,7 @@ async def test_a_hung_worker_is_killed_and_its_batch_handed_back(monkeypatch):
         (pid,) = worker_pids()
         os.kill(pid, signal.SIGSTOP)
 
-        with pytest.raises(WorkerDied, match="had a batch for"):
+        with pytest.raises(WorkerDied, match="did nothing for"):
             await offload.squeeze([b"never done " * 200])
         monkeypatch.setattr(process, "BATCH_S", 60)
         await until_up(offload)
