@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import random
@@ -251,13 +252,14 @@ async def test_a_batch_done_and_cancelled_in_one_turn_gives_its_slot_back():
         await until_up(offload)
         (pid,) = worker_pids()
         os.kill(pid, signal.SIGSTOP)
-        async with anyio.create_task_group() as sender:
-            sender.start_soon(offload.squeeze, [b"done and cancelled " * 300])
-            while not offload._pool[0].tickets:
-                await anyio.sleep(0)
-            offload._done(offload._pool[0], 0)
-            sender.cancel_scope.cancel()
+        sender = asyncio.ensure_future(offload.squeeze([b"done and cancelled " * 300]))
+        while not offload._pool[0].tickets:
+            await anyio.sleep(0)
+        offload._done(offload._pool[0], 0)
+        sender.cancel()
+        await asyncio.wait([sender])
 
+        assert sender.cancelled()
         assert offload._free == [0]
         assert not offload._pool[0].tickets
         os.kill(pid, signal.SIGKILL)
