@@ -240,8 +240,8 @@ def _status(argv: Sequence[str]) -> int:
         return _complain(str(exc), 2)
     except MemoryError:
         return _complain("this machine has not enough memory for that: try a smaller --budget", 2)
-    except OSError as exc:  # the help of typer, to a stdout that takes nothing
-        return _complain(f"cannot write to stdout: {exc.strerror}", 1)
+    except OSError as exc:  # above all the help of typer, to a stdout that takes nothing
+        return _complain(f"the system refused: {exc}", 1)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
 

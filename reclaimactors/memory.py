@@ -170,17 +170,15 @@ class Memory:
         """Read what stores can give at once, each folio by itself, a slice's worth at most."""
         state, mm, machine = self._state, self._node.mm, self._machine
         now: dict[int, bytes] = {}
-        ends = 0.0
+        ends = perf_counter() + SLICE_S
         for pfn in pfns:
             if state[pfn] == DEVICE:
                 data = machine.swapds[mm.device[pfn]].load_now(pfn, promote=promote)
                 if data is None:
                     break
                 now[pfn] = data
-                if len(pfns) > 1:
-                    ends = ends or perf_counter() + SLICE_S
-                    if perf_counter() > ends:
-                        break
+                if perf_counter() > ends:
+                    break
         return now
 
     def _request(self, pfns: Sequence[int], *, promote: bool) -> list[Ticket] | None:
@@ -384,7 +382,7 @@ class Memory:
             node.pin(pfn)
             try:
                 await self._bring_in(pfn)
-            except BaseException:
+            except BaseException:  # cancelled too: nobody else unpins it
                 node.unpin(pfn)
                 raise
             if self._state[pfn] != DEAD:

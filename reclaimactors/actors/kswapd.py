@@ -183,7 +183,7 @@ class KswapdActor:
             out = await machine.offload.squeeze(machine.begin(batch))
         except WorkerDied:
             machine.hand_back(batch)  # kswapd will find them again
-        except BaseException:
+        except BaseException:  # cancelled too: the batch is ours alone
             machine.hand_back(batch)
             raise
         else:

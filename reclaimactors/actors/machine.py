@@ -99,6 +99,7 @@ class Machine:
         self._compressor = compressor
         self._rate = 200e6  #: bytes a second of the compressor in the loop, measured as it goes
         self._expand_rate = 500e6  #: the same of faults
+        self._readers = anyio.CapacityLimiter(max(2, offload.workers))
         self._actors: list[tuple[str, Callable[[], Awaitable[None]]]] = []
         self._tasks: TaskGroup | None = None
         self._started = False
@@ -331,7 +332,7 @@ class Machine:
             results = await multithreaded(
                 work,
                 jobs,
-                workers=max(2, self.offload.workers),
+                limiter=self._readers,
                 min_chunk=max(1, round(worth / max(1, folio))),
             )
         rows = zip(jobs, results, strict=True)

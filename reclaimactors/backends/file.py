@@ -99,7 +99,7 @@ class FileBackend(Backend):
             await to_thread.run_sync(write.run, abandon_on_cancel=True, limiter=self._writers)
         except OSError as exc:
             raise file.error(exc, "cannot write to") from exc
-        except BaseException:
+        except BaseException:  # cancelled: the thread goes on, and is a stray from here on
             write.cancelled = True
             self._strays.append(write)
             raise

@@ -134,7 +134,7 @@ class Node:
         pfns = self._new_folios(parts)
         try:
             resident, compressed, overhead = self._unlink(key) if key in self else (0, 0, 0)
-        except BaseException:
+        except BaseException:  # a policy may raise anything; the put has not happened
             self._drop_new(pfns)
             raise
         memcg.reserved -= reserved
@@ -203,7 +203,7 @@ class Node:
         try:
             for part in parts:
                 pfns.append(self._new_folio(part))  # noqa: PERF401 - kept, whoever raises
-        except BaseException:
+        except BaseException:  # as above
             self._drop_new(pfns)
             raise
         return pfns
@@ -219,7 +219,7 @@ class Node:
         pfn = self.mm.alloc(data)
         try:
             self.policy.insert(pfn, refault=None)
-        except BaseException:
+        except BaseException:  # as above
             self.mm.free(pfn)
             raise
         self.nr_resident += 1

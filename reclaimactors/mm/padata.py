@@ -2,7 +2,7 @@
 
 Serialized: jobs run in parallel in any order and come out in the order of submission; one slow job
 holds up those behind it (head-of-line blocking), and every job that was given a turn must come out.
-Multithreaded: one job is cut into chunks for workers that help the caller.
+Multithreaded: one job is cut into chunks, which threads take one after the other.
 """
 
 from __future__ import annotations
@@ -59,18 +59,16 @@ class Reorder(Generic[T]):
         assert not stray, f"turns {stray} wait although {self._emitted} is next"
 
 
-def chunks(size: int, *, workers: int, min_chunk: int, align: int = 1) -> list[tuple[int, int]]:
-    """Return (start, end) pieces of a job of `size` units; one piece means: run it in the caller.
+def chunks(size: int, *, workers: int, min_chunk: int) -> list[tuple[int, int]]:
+    """Return (start, end) pieces of a job of `size` units; one piece means: one thread is enough.
 
     Args:
         size: units of work, 0 or more.
-        workers: helpers that could take part, the caller included.
+        workers: threads that could take part.
         min_chunk: units below which a piece is not worth a hop.
-        align: each piece but the last is a multiple of this.
     """
-    workers = max(1, min(workers, size // max(min_chunk, align, 1)))
+    workers = max(1, min(workers, size // max(min_chunk, 1)))
     if workers == 1:
         return [(0, size)] if size > 0 else []
     chunk = max(size // (workers * LOAD_BALANCE_FACTOR), min_chunk)
-    chunk = -(-chunk // align) * align
     return [(start, min(start + chunk, size)) for start in range(0, size, chunk)]

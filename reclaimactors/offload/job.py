@@ -17,6 +17,8 @@ from reclaimactors.mm.padata import chunks
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from anyio import CapacityLimiter
+
 __all__ = ["multithreaded"]
 
 T = TypeVar("T")
@@ -24,18 +26,20 @@ R = TypeVar("R")
 
 
 async def multithreaded(
-    work: Callable[[T], R], items: Sequence[T], *, workers: int, min_chunk: int
+    work: Callable[[T], R], items: Sequence[T], *, limiter: CapacityLimiter, min_chunk: int
 ) -> list[R]:
     """Return ``[work(item) for item in items]``.
 
     Args:
         work: must not raise, and may run in several threads at a time.
         items: the job.
-        workers: threads at most.
+        limiter: threads at most. One of our own: threads of the host that wait for us may hold
+            all tokens of anyio's default.
         min_chunk: items that are worth a hop.
     """
     if len(items) < min_chunk:
         return [work(item) for item in items]
+    workers = int(limiter.total_tokens)
     pieces = chunks(len(items), workers=workers, min_chunk=min_chunk)
     results: dict[int, list[R]] = {}
     left = list(reversed(pieces))
@@ -46,7 +50,12 @@ async def multithreaded(
     async def helper() -> None:
         while left:
             start, stop = left.pop()
-            results[start] = await to_thread.run_sync(run, start, stop, abandon_on_cancel=True)
+            try:
+                results[start] = await to_thread.run_sync(
+                    run, start, stop, abandon_on_cancel=True, limiter=limiter
+                )
+            except RuntimeError:  # this process may not start another thread
+                results[start] = run(start, stop)
 
     async with anyio.create_task_group() as helpers:
         for _ in range(min(workers, len(pieces))):

@@ -214,7 +214,7 @@ class ProcessOffload:
             except OSError as exc:  # it cannot be started, or ended before it was told anything
                 log.warning("offload.start_failed", worker=worker.number, error=str(exc))
             except Exception as exc:  # noqa: BLE001 - whatever it is about this host, threads do
-                refused = f"it cannot be started: {exc!r}"
+                refused = f"it cannot be had: {exc!r}"
             finally:
                 self._bury(worker)
             if refused:

@@ -42,7 +42,7 @@ async def build(topology: Topology) -> Machine:
     try:
         for index, spec in enumerate(topology.swap):
             await _swapon(machine, index, spec, topology.swap_bytes(spec))
-    except BaseException:
+    except BaseException:  # cancelled too: what is open is closed
         machine.close()
         await close_backends(machine, topology.close_timeout)
         raise

@@ -68,20 +68,15 @@ def test_four_pieces_a_worker_for_balance():
     assert chunks(128, workers=2, min_chunk=1) == [(at, at + 16) for at in range(0, 128, 16)]
 
 
-def test_pieces_are_aligned_and_no_smaller_than_worth_it():
-    assert chunks(100, workers=4, min_chunk=10, align=8) == [
-        (at, min(at + 16, 100)) for at in range(0, 100, 16)
-    ]
+def test_pieces_are_no_smaller_than_worth_it():
+    assert chunks(100, workers=4, min_chunk=10) == [(at, at + 10) for at in range(0, 100, 10)]
 
 
-@given(
-    st.integers(0, 5000), st.integers(1, 64), st.integers(1, 600), st.sampled_from([1, 2, 8, 32])
-)
-def test_pieces_cover_the_job_once_and_in_order(size, workers, min_chunk, align):
-    pieces = chunks(size, workers=workers, min_chunk=min_chunk, align=align)
+@given(st.integers(0, 5000), st.integers(1, 64), st.integers(1, 600))
+def test_pieces_cover_the_job_once_and_in_order(size, workers, min_chunk):
+    pieces = chunks(size, workers=workers, min_chunk=min_chunk)
     assert [unit for start, end in pieces for unit in range(start, end)] == list(range(size))
     for start, end in pieces[:-1]:
-        assert start % align == 0
         assert end - start >= min_chunk
     if workers == 1:
         assert len(pieces) <= 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import anyio
 import pytest
@@ -13,14 +12,14 @@ from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.offload.job import multithreaded
 
 PART = 256 * 1024
+threads = anyio.CapacityLimiter
 
 
 @pytest.mark.parametrize("nr", [0, 1, 2, 7, 100])
 @pytest.mark.parametrize("workers", [1, 2, 5])
 async def test_results_come_in_order(nr, workers):
-    assert await multithreaded(lambda x: x * x, range(nr), workers=workers, min_chunk=2) == [
-        x * x for x in range(nr)
-    ]
+    squares = await multithreaded(lambda x: x * x, range(nr), limiter=threads(workers), min_chunk=2)
+    assert squares == [x * x for x in range(nr)]
 
 
 async def test_what_is_not_worth_a_hop_runs_in_the_caller():
@@ -28,8 +27,16 @@ async def test_what_is_not_worth_a_hop_runs_in_the_caller():
         return threading.get_ident()
 
     here = threading.get_ident()
-    assert await multithreaded(where, [1, 2], workers=4, min_chunk=3) == [here] * 2
-    assert here not in await multithreaded(where, [1, 2, 3], workers=4, min_chunk=3)
+    assert await multithreaded(where, [1, 2], limiter=threads(4), min_chunk=3) == [here] * 2
+    assert here not in await multithreaded(where, [1, 2, 3], limiter=threads(4), min_chunk=3)
+
+
+async def test_where_no_thread_can_be_started_the_caller_does_it(monkeypatch):
+    async def refuse(*_args, **_options):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", refuse)
+    assert await multithreaded(str, range(9), limiter=threads(2), min_chunk=1) == list("012345678")
 
 
 async def test_several_threads_take_part():
@@ -38,18 +45,17 @@ async def test_several_threads_take_part():
     def meet(_item: int) -> int:
         return both.wait()
 
-    assert sorted(await multithreaded(meet, [1, 2], workers=2, min_chunk=1)) == [0, 1]
+    assert sorted(await multithreaded(meet, [1, 2], limiter=threads(2), min_chunk=1)) == [0, 1]
 
 
-class Slow:
-    """lz4 whose decompression takes long, and says which threads did it."""
+class Told:
+    """lz4 that says which threads decompressed."""
 
-    name = "slow"
+    name = "told"
 
     def __init__(self) -> None:
         self.lz4 = Lz4()
         self.threads: set[int] = set()
-        self.seconds = 0.002
         self.broken = False
         self.on_decompress = lambda: None
 
@@ -61,7 +67,6 @@ class Slow:
         self.on_decompress()
         if self.broken:
             raise ra.CorruptData("broken")
-        time.sleep(self.seconds)
         return self.lz4.decompress(blob, size)
 
 
@@ -80,13 +85,13 @@ async def reclaimed(memory: ra.Memory, folios: int) -> bytes:
 
 @pytest.mark.parametrize("folios", [1, 6])
 async def test_a_value_that_takes_long_is_read_back_off_the_loop(folios):
-    slow = Slow()
-    compress = {"compressor": slow, "offload": "thread"}
+    told = Told()
+    compress = {"compressor": told, "offload": "thread"}
     async with ra.open_memory("padata", budget="64MiB", compress=compress) as memory:
         expected = await reclaimed(memory, folios)
-        slow.threads.clear()
+        told.threads.clear()
         assert await memory.get("long") == expected
-        assert threading.get_ident() not in slow.threads
+        assert threading.get_ident() not in told.threads
         assert memory._node.check()
 
 
@@ -99,7 +104,7 @@ async def test_without_workers_others_get_their_turn():
             turns += 1
             await anyio.lowlevel.checkpoint()
 
-    compress = {"compressor": Slow(), "offload": "inline"}
+    compress = {"compressor": Told(), "offload": "inline"}
     async with ra.open_memory("kcompressd", budget="64MiB", compress=compress) as memory:
         expected = await reclaimed(memory, 6)
         async with anyio.create_task_group() as tasks:
@@ -113,13 +118,13 @@ async def test_without_workers_others_get_their_turn():
 
 @pytest.mark.parametrize("fate", ["overwrite", "delete", "fault", "broken"])
 async def test_what_happens_meanwhile_is_seen(fate):
-    slow = Slow()
-    compress = {"compressor": slow, "offload": "thread"}
+    told = Told()
+    compress = {"compressor": told, "offload": "thread"}
     async with ra.open_memory("padata", budget="64MiB", compress=compress) as memory:
         expected = await reclaimed(memory, 6)
-        slow.broken = fate == "broken"
+        told.broken = fate == "broken"
         meanwhile = anyio.Event()
-        slow.on_decompress = lambda: anyio.from_thread.run_sync(meanwhile.set)
+        told.on_decompress = lambda: anyio.from_thread.run_sync(meanwhile.set)
         got: list[object] = []
 
         async def get() -> None:
@@ -131,7 +136,7 @@ async def test_what_happens_meanwhile_is_seen(fate):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(get)
             await meanwhile.wait()
-            slow.on_decompress = lambda: None
+            told.on_decompress = lambda: None
             if fate == "overwrite":
                 await memory.put("long", value(2, 3))
             elif fate == "delete":
