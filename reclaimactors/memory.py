@@ -19,9 +19,8 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.admission import Admission, Stalled
 from reclaimactors.advice import Advice
-from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import DEAD, DEVICE, RESIDENT
-from reclaimactors.mm.swapout import SWAP_CLUSTER_MAX
 from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
 from reclaimactors.offload.inline import SLICE_S
 from reclaimactors.units import format_size
@@ -451,12 +450,12 @@ class Memory:
         """
         self._check()
         machine = self._machine
-        freed = machine.swapout.freed_by
+        freed = machine.ledger.freed_by
         start = freed[Reclaimer.PROACTIVE]
         fruitless = 0
         while freed[Reclaimer.PROACTIVE] - start < nbytes and fruitless < MAX_RECLAIM_RETRIES:
             left = nbytes - (freed[Reclaimer.PROACTIVE] - start)
-            expected = max(1.0, left / max(machine.swapout.gain, 0.05))
+            expected = max(1.0, left / max(machine.ledger.gain, 0.05))
             if machine.reclaim_inline(
                 SWAP_CLUSTER_MAX, Reclaimer.PROACTIVE, max_bytes=int(expected)
             ):

@@ -13,8 +13,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.errors import OutOfMemory
-from reclaimactors.mm.batch import Reclaimer
-from reclaimactors.mm.swapout import SWAP_CLUSTER_MAX
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
 from reclaimactors.units import format_size
 
@@ -91,7 +90,7 @@ class Admission:
         machine.revive()
         machine.wake_kswapd()
         missing = need - (node.memcg.free - node.marks.min)
-        if node.memcg.in_flight * machine.swapout.gain >= missing:
+        if node.memcg.in_flight * machine.ledger.gain >= missing:
             await machine.verdicts.wait()
             return fruitless
         if machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT):

@@ -15,12 +15,13 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.base import Fifo, Signal, supervise
 from reclaimactors.log import log
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX
 from reclaimactors.mm.folio import ZSWAP
 from reclaimactors.mm.padata import Reorder
 from reclaimactors.mm.page_io import Squeezed, squeeze
 from reclaimactors.mm.psi import Psi
 from reclaimactors.mm.swapin import Expanded, Swapin
-from reclaimactors.mm.swapout import SWAP_CLUSTER_MAX, Swapout
+from reclaimactors.mm.swapout import Swapout
 from reclaimactors.mm.vmscan import Kswapd
 from reclaimactors.offload.inline import SLICE_S
 from reclaimactors.offload.job import multithreaded
@@ -82,8 +83,10 @@ class Machine:
     ) -> None:
         self.node = node
         self.swapout = Swapout(node)
-        self.swapin = Swapin(node, self.swapout)
-        self.kswapd = Kswapd(node, self.swapout, max_in_flight=pipeline.max_bytes)
+        self.ledger = self.swapout.ledger
+        self.pageout = self.swapout.pageout
+        self.swapin = Swapin(node, self.ledger)
+        self.kswapd = Kswapd(node, self.ledger, max_in_flight=pipeline.max_bytes)
         self.offload = offload
         self.pipeline = pipeline
         self.mode = mode
@@ -226,7 +229,7 @@ class Machine:
         for write in writes:
             self.start()
             if self.closing or not self.swapds[write.device].offer(write):
-                self.swapout.refuse(write)
+                self.pageout.refuse(write)
                 self.kswapd.throttled = True
                 self.node.vmstat["nr_throttled_written"] += len(write.pfns)
 
@@ -259,7 +262,7 @@ class Machine:
         self.psi.stall_full(started, ended)
         if ram_only:
             for write in writes + self.swapout.complete(batch, out):
-                self.swapout.refuse(write)
+                self.pageout.refuse(write)
             self.verdicts.notify()
         else:
             self.offer(writes)
@@ -282,7 +285,7 @@ class Machine:
             Bytes really freed at once: folio sizes less the blobs kept. Writes to a store free
             theirs later.
         """
-        before = self.swapout.freed_total
+        before = self.ledger.freed_total
         limit = min(self.slice_bytes(), max_bytes or self.pipeline.max_bytes)
         batch = self.swapout.isolate(nr, limit, who)
         if batch is None:
@@ -290,7 +293,7 @@ class Machine:
                 self.node.want_writeback()
             return 0
         self.compress_inline(batch, ram_only=ram_only)
-        return self.swapout.freed_total - before
+        return self.ledger.freed_total - before
 
     # -- decompressing ----------------------------------------------------------------------------
 
@@ -343,9 +346,9 @@ class Machine:
 
         What a swapd could not write back was only looked at: that is no progress.
         """
-        before = self.swapout.freed_total
+        before = self.ledger.freed_total
         await self.verdicts.wait()
-        return self.swapout.freed_total != before or bool(
+        return self.ledger.freed_total != before or bool(
             self.node.nr_in_flight or self.node.nr_writes
         )
 

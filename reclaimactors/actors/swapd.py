@@ -187,7 +187,7 @@ class Swapd:
     def _clear(self) -> None:
         for write in self._stores.drain():
             if write is not None:
-                self._m.swapout.refuse(write)
+                self._m.pageout.refuse(write)
         self._loads.drain()
         for ticket in list(self.tickets.values()):
             stopped = self._error("load", RuntimeError("its swapd stopped"))
@@ -293,11 +293,11 @@ class Swapd:
         machine = self._m
         left = list(writes)
         try:
-            items = [item for write in writes for item in machine.swapout.items(write)]
+            items = [item for write in writes for item in machine.pageout.items(write)]
             if items:
                 await self._call("store", self.backend.store_many(items))
             for write in writes:
-                machine.swapout.stored(write, self._charges(write))
+                machine.pageout.stored(write, self._charges(write))
                 left.remove(write)
             self.device.failures = 0
             self.last_error = ""
@@ -313,7 +313,7 @@ class Swapd:
                     await self.store([left.pop(0)])
         finally:
             for write in left:
-                machine.swapout.refuse(write, retire=True)
+                machine.pageout.refuse(write, retire=True)
             # Half of the mailbox at least: kswapd isolates in vain where there is room for one.
             if len(self._stores.waiting) <= MAX_STORES // 2:
                 machine.kswapd.throttled = False
@@ -356,7 +356,7 @@ class Swapd:
         machine = self._m
         verdict = Verdict.ACTIVATE if full else Verdict.ERROR
         late = isinstance(exc, _TooSlow)
-        machine.offer(machine.swapout.store_failed(write, verdict, retire=late))
+        machine.offer(machine.pageout.store_failed(write, verdict, retire=late))
 
     async def _forget(self) -> None:
         node = self._m.node
@@ -383,7 +383,7 @@ class Swapd:
         """The shrink worker: the pool's coldest blobs to this store, down to the threshold."""
         node = self._m.node
         while self.device.takes_writes:
-            write = self._m.swapout.writeback(self.device)
+            write = self._m.pageout.writeback(self.device)
             if write is None:
                 break
             await self.store([write])

@@ -1,8 +1,8 @@
 """What actors hand to each other: a batch of folios to compress, a batch of slots to write.
 
 A batch is the owner of its folios (`MemMap.owner` holds its id), and whoever holds the batch owes
-each of them one verdict: `Swapout.complete`, `Swapout.hand_back`, or for a write `stored` or
-`store_failed`.
+each of them one verdict: `Swapout.complete`, `Swapout.hand_back`, or for a write
+`Pageout.stored`, `store_failed` or `refuse`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import enum
 
 import attrs
 
-__all__ = ["FolioBatch", "Reclaimer", "StoreBatch"]
+__all__ = ["SWAP_CLUSTER_MAX", "FolioBatch", "Reclaimer", "StoreBatch"]
+
+SWAP_CLUSTER_MAX = 32  #: folios isolated at a time
 
 
 class Reclaimer(enum.Enum):

@@ -1,7 +1,8 @@
 """One node: the mem_map, the keys, the budget, the pool, the devices. Mirrors struct pglist_data.
 
 This module holds the state that the others share, and what keys do to it: `commit` a put in one
-step, `forget` a value. Reclaim is in `swapout`, faults in `swapin`, how much and when in `vmscan`.
+step, `forget` a value. Reclaim is in `swapout`, writes to devices in `pageout`, faults in `swapin`,
+how much and when in `vmscan`.
 
 Invariants (`check`): the budget holds; each folio is in exactly one place (the policy's lists, a
 batch, the pool, a device, dead); what is charged is what is there; every folio that was isolated

@@ -21,8 +21,8 @@ from reclaimactors.units import nr_pages
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from reclaimactors.mm.ledger import Ledger
     from reclaimactors.mm.node import Node
-    from reclaimactors.mm.swapout import Swapout
 
 __all__ = ["Expanded", "Load", "Swapin"]
 
@@ -48,9 +48,9 @@ class Expanded(NamedTuple):
 class Swapin:
     """The way back into memory."""
 
-    def __init__(self, node: Node, swapout: Swapout) -> None:
+    def __init__(self, node: Node, ledger: Ledger) -> None:
         self._node = node
-        self._swapout = swapout
+        self._ledger = ledger
 
     def shortfall(self, pfns: Sequence[int]) -> int:
         """Return the bytes that promoting these folios would charge now."""
@@ -95,7 +95,7 @@ class Swapin:
         state = mm.state[pfn]
         data = mm.data.get(pfn)
         if state == WRITEBACK:
-            self._swapout.cancel(pfn)
+            self._ledger.cancel(pfn)
             state = RESIDENT
         if state == RESIDENT:
             node.memcg.unreserve(reserved)

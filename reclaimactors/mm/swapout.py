@@ -1,39 +1,31 @@
-"""Reclaim of folios: isolate, verdict, write, write back. Mirrors shrink_folio_list and pageout.
+"""Reclaim of folios: isolate, compress, verdict. Mirrors shrink_folio_list().
 
 `isolate` hands folios to a batch; `begin` turns a batch into bytes to compress; `complete` gives
-each its verdict and returns the writes that follow; `stored` or `store_failed` ends a write. A
-folio is freed by the completion itself, with no second scan (the kernel rotates and rescans).
-
-`pgsteal` counts a folio whose source bytes were dropped. What is *freed*, and counts as progress,
-is its size less the blob that is kept.
+each its verdict and returns the writes that follow. A folio is freed by the completion itself, with
+no second scan (the kernel rotates and rescans). What a verdict changes is in `ledger`, writing to
+devices in `pageout`.
 """
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING
-from zlib import crc32
 
 from reclaimactors.abc import Verdict
 from reclaimactors.errors import PluginError
-from reclaimactors.mm.batch import FolioBatch, Reclaimer, StoreBatch
-from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, WRITEBACK, ZSWAP
+from reclaimactors.mm.batch import FolioBatch
+from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
+from reclaimactors.mm.ledger import Ledger
 from reclaimactors.mm.page_io import BLOB, FAIL, POOR, SAME_FILLED, outcome, same_filled
+from reclaimactors.mm.pageout import Pageout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
+    from reclaimactors.mm.batch import Reclaimer, StoreBatch
     from reclaimactors.mm.node import Node
     from reclaimactors.mm.page_io import Squeezed
-    from reclaimactors.mm.swap import SwapDevice
 
-__all__ = ["SWAP_CLUSTER_MAX", "Swapout"]
+__all__ = ["Swapout"]
 
-SWAP_CLUSTER_MAX = 32  #: folios isolated at a time
 MAX_PINNED_BATCHES = 8  #: batches of nothing but pinned folios that one isolate looks past
-MAX_WRITE_BYTES = 1 << 20  #: of one write, so that its checksums hold the event loop under 1 ms
-
-_RAW, _BLOB = 0, 1  #: MemMap.codec
 
 
 class Swapout:
@@ -41,10 +33,8 @@ class Swapout:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self.gain = 0.5  #: share of a stolen byte that was really freed, recently
-        self.freed_total = 0  #: bytes that reclaim has really freed since the start
-        self.returned_total = 0  #: folios that reclaim had to give back since the start
-        self.freed_by = dict.fromkeys(Reclaimer, 0)  #: the same by who asked
+        self.ledger = Ledger(node)
+        self.pageout = Pageout(node, self.ledger)
 
     # -- isolate ----------------------------------------------------------------------------------
 
@@ -125,10 +115,6 @@ class Swapout:
         name = type(node.policy).__name__
         raise PluginError(f"policy {name} isolated what is not on its lists, among {candidates}")
 
-    def _pages(self, pfns: Iterable[int]) -> int:
-        size, page = self._node.mm.size, self._node.page_size
-        return sum([max(1, -(-size[pfn] // page)) for pfn in pfns])
-
     def owned(self, batch: FolioBatch) -> list[int]:
         """Return the pfns that the batch still owns: the others were cancelled meanwhile."""
         owner, bid = self._node.mm.owner, batch.id
@@ -145,7 +131,7 @@ class Swapout:
                 mm.owner[pfn] = rest.id
         for part in (batch, rest):
             part.nr_bytes = sum([mm.size[pfn] for pfn in part.pfns])
-            part.nr_pages = self._pages(part.pfns)
+            part.nr_pages = self.ledger.pages(part.pfns)
         return rest
 
     # -- compress ---------------------------------------------------------------------------------
@@ -188,12 +174,12 @@ class Swapout:
             else:
                 same.append((pfn, word))
         if same:
-            self._drop_same(same, batch.who)
+            self.ledger.drop_same(same, batch.who)
         if node.zswap.enabled:
             node.vmstat["pool_limit_hit"] += len(to_device)
             node.on_pool_full()
         batch.pfns = []
-        return self._to_devices(to_device, batch, Verdict.ACTIVATE)
+        return self.pageout.to_devices(to_device, batch, Verdict.ACTIVATE)
 
     def complete(self, batch: FolioBatch, out: Squeezed) -> list[StoreBatch]:
         """Give each folio of a batch its verdict; return the device writes to route.
@@ -223,7 +209,7 @@ class Swapout:
         if stored:
             rejected[BLOB] = self._store(stored, blobs, batch.who)
         if same:
-            self._drop_same(same, batch.who)
+            self.ledger.drop_same(same, batch.who)
         writes = self._settle(rejected, batch) if any(rejected.values()) else []
         self._let_go(batch)
         if self._node.zswap.reached_full:
@@ -243,7 +229,7 @@ class Swapout:
             del lengths[len(pfns) :]
         if not pfns:
             return refused
-        shadows = self._shadows(pfns)
+        shadows = self.ledger.shadows(pfns)
         mm.data.update(zip(pfns, blobs, strict=False))
         state, owner, size, shadow = mm.state, mm.owner, mm.size, mm.shadow
         source = 0
@@ -255,21 +241,8 @@ class Swapout:
         pages = self._count_zswpout(pfns)
         pool.extend(pfns, sum(lengths), pages)
         node.vmstat["reclaim_stored"] += len(pfns)
-        self._stolen(len(pfns), pages, source, sum(lengths), who)
+        self.ledger.stolen(len(pfns), pages, source, sum(lengths), who)
         return refused
-
-    def _shadows(self, pfns: Sequence[int]) -> array[int]:
-        """Tell the policy that folios leave. Before any change: a plugin may raise, or give junk.
-
-        Raises:
-            PluginError: if what it gives is no int of 63 bits.
-        """
-        policy = self._node.policy
-        try:
-            return array("q", map(policy.shadow, pfns))
-        except (OverflowError, TypeError) as exc:
-            msg = f"policy {type(policy).__name__} gave a shadow that is no int of 63 bits: {exc}"
-            raise PluginError(msg) from exc
 
     def _count_zswpout(self, pfns: list[int]) -> int:
         """Count folios by their order, as mTHP statistics do; return their pages."""
@@ -298,13 +271,13 @@ class Swapout:
         for kind, pfns in rejected.items():
             if pfns:
                 otherwise = outcome(kind, pool_accepts=False, swap_has_room=False)
-                writes += self._to_devices(pfns, batch, otherwise)
+                writes += self.pageout.to_devices(pfns, batch, otherwise)
         return writes
 
     def hand_back(self, batch: FolioBatch, verdict: Verdict = Verdict.KEEP) -> None:
         """End a batch without a result: what it still owns is resident as before (D2, D3)."""
         try:
-            self._return(self.owned(batch), verdict)
+            self.ledger.give_back(self.owned(batch), verdict)
         finally:
             self._let_go(batch)
 
@@ -312,269 +285,3 @@ class Swapout:
         for pfn in batch.held:
             self._node.release(pfn)
         batch.held = []
-
-    # -- verdicts ---------------------------------------------------------------------------------
-
-    def _stolen(self, nr: int, pages: int, source: int, kept: int, who: Reclaimer) -> None:
-        """Account folios that have left memory, `kept` bytes of each blob staying."""
-        node = self._node
-        node.nr_in_flight -= nr
-        node.memcg.in_flight -= source
-        node.nr_resident -= nr
-        self.freed_total += max(0, source - kept)
-        self.freed_by[who] += max(0, source - kept)
-        node.memcg.adjust(resident=-source, compressed=kept)
-        node.vmstat["pgsteal_" + who.value] += pages
-        node.vmstat["pgsteal_anon"] += pages
-        if source:
-            weight = min(1.0, nr / 256)
-            self.gain += (max(0.0, 1.0 - kept / source) - self.gain) * weight
-
-    def _drop_same(self, same: Sequence[tuple[int, int]], who: Reclaimer) -> None:
-        """Verdict ZERO: keep the word, drop the bytes."""
-        node = self._node
-        mm, vm = node.mm, node.vmstat
-        pages = source = 0
-        shadows = self._shadows([pfn for pfn, _ in same])
-        for (pfn, word), shadow in zip(same, shadows, strict=True):
-            mm.data.pop(pfn, None)
-            mm.state[pfn] = SAME
-            mm.owner[pfn] = 0
-            mm.entry[pfn] = word
-            mm.shadow[pfn] = shadow
-            source += mm.size[pfn]
-            nr = self._pages((pfn,))
-            pages += nr
-            vm["swpout_zero" if word == 0 else "same_filled"] += nr
-        vm["reclaim_zero"] += len(same)
-        self._stolen(len(same), pages, source, 0, who)
-
-    def _return(self, pfns: Sequence[int], verdict: Verdict) -> None:
-        """Verdicts that leave a folio resident."""
-        if not pfns:
-            return
-        node = self._node
-        mm, vm = node.mm, node.vmstat
-        for pfn in pfns:
-            mm.state[pfn] = RESIDENT
-            mm.owner[pfn] = 0
-            node.memcg.in_flight -= mm.size[pfn]
-        node.nr_in_flight -= len(pfns)
-        vm[f"reclaim_{verdict.value}"] += len(pfns)
-        if verdict is not Verdict.CANCELLED:
-            self.returned_total += len(pfns)
-        if verdict is Verdict.ACTIVATE:
-            vm["pgactivate"] += self._pages(pfns)
-        node.policy.putback(pfns, verdict)
-
-    def cancel(self, pfn: int) -> None:
-        """A fault found the folio in flight: it stays, and the late verdict is thrown away."""
-        self._return((pfn,), Verdict.CANCELLED)
-
-    # -- devices ----------------------------------------------------------------------------------
-
-    def _to_devices(
-        self,
-        pfns: Sequence[int],
-        batch: FolioBatch | StoreBatch,
-        otherwise: Verdict,
-        *,
-        failed: frozenset[int] = frozenset(),
-    ) -> list[StoreBatch]:
-        """Give folios slots on the best device that has room; `otherwise` where none has."""
-        node = self._node
-        mm = node.mm
-        out: list[StoreBatch] = []
-        writes: dict[int, StoreBatch] = {}
-        homeless: list[int] = []
-        for pfn in pfns:
-            length = mm.size[pfn]
-            found = node.swap.alloc(max(1, -(-length // node.page_size)), failed)
-            if found is None:
-                homeless.append(pfn)
-                continue
-            device, slot = found
-            write = writes.get(device.index)
-            if write is None or write.nr_bytes + length > MAX_WRITE_BYTES:
-                write = self._new_write(device, batch.who, blobs=False)
-                write.failed = failed
-                writes[device.index] = write
-                out.append(write)
-            self._assign(write, pfn, slot, length)
-        try:
-            self._return(homeless, otherwise)
-        except BaseException:  # the policy did not take them back
-            for write in out:
-                self.refuse(write)
-            raise
-        return out
-
-    def _new_write(self, device: SwapDevice, who: Reclaimer, *, blobs: bool) -> StoreBatch:
-        self._node.nr_writes += 1
-        return StoreBatch(self._node.new_id(), device.index, who, blobs)
-
-    def _assign(self, write: StoreBatch, pfn: int, slot: int, length: int) -> None:
-        write.pfns.append(pfn)
-        write.slots.append(slot)
-        write.lengths.append(length)
-        write.nr_bytes += length
-        self._node.mm.owner[pfn] = write.id
-        self._node.hold(pfn)
-
-    def items(self, write: StoreBatch) -> list[tuple[int, bytes]]:
-        """Return what the store is to write; the checksum of each folio is taken here."""
-        node = self._node
-        mm, page = node.mm, node.page_size
-        out: list[tuple[int, bytes]] = []
-        for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True):
-            data = mm.data.get(pfn)
-            if mm.owner[pfn] != write.id or data is None:
-                continue
-            if not mm.crc[pfn]:  # a worker process has taken it already
-                mm.crc[pfn] = crc32(data)
-            if length <= page:
-                out.append((slot, data))
-            else:
-                starts = range(0, length, page)
-                out += [(slot + i, data[at : at + page]) for i, at in enumerate(starts)]
-        return out
-
-    def stored(self, write: StoreBatch, charges: Sequence[int] | None = None) -> None:
-        """The store has acknowledged: verdict DEVICE for what the write still owns.
-
-        Args:
-            write: the acknowledged write.
-            charges: bytes of this process that the store holds for each folio, None = nothing.
-        """
-        node = self._node
-        mm, vm = node.mm, node.vmstat
-        owned = [] if write.blobs else [pfn for pfn in write.pfns if mm.owner[pfn] == write.id]
-        shadows = iter(self._shadows(owned))
-        node.nr_writes -= 1
-        done = pages = source = kept = slots = 0
-        for i, (pfn, slot, length) in enumerate(
-            zip(write.pfns, write.slots, write.lengths, strict=True)
-        ):
-            nr_slots = max(1, -(-length // node.page_size))
-            if mm.owner[pfn] != write.id:
-                node.forget_slots(write.device, slot, nr_slots)
-                node.release(pfn)
-                continue
-            if write.blobs:
-                nr = self._pages((pfn,))
-                node.zswap.remove(pfn, length, nr)
-                vm["zswpwb"] += nr
-                vm["written_back_pages"] += nr
-            else:
-                mm.shadow[pfn] = next(shadows)
-            mm.data.pop(pfn, None)
-            mm.state[pfn] = DEVICE
-            mm.owner[pfn] = 0
-            mm.device[pfn] = write.device
-            mm.entry[pfn] = slot
-            mm.length[pfn] = length
-            node.swapped += length
-            mm.codec[pfn] = _BLOB if write.blobs else _RAW
-            mm.charge[pfn] = charges[i] if charges else 0
-            done += 1
-            slots += nr_slots
-            pages += self._pages((pfn,))
-            source += length
-            kept += mm.charge[pfn]
-            node.release(pfn)
-        vm["pswpout"] += slots
-        vm["nr_vmscan_write"] += slots
-        if write.blobs:
-            self.freed_total += max(0, source - kept)
-            node.zswap.wanted = max(0, node.zswap.wanted - source)
-            node.memcg.adjust(compressed=kept - source)
-        elif done:
-            vm["reclaim_device"] += done
-            self._stolen(done, pages, source, kept, write.who)
-
-    def store_failed(
-        self, write: StoreBatch, otherwise: Verdict = Verdict.ERROR, *, retire: bool = False
-    ) -> list[StoreBatch]:
-        """The store raised: the folios stay, dirty and counted; the next device is tried.
-
-        Args:
-            write: the write that failed.
-            otherwise: the verdict where there is no next device: ERROR, or ACTIVATE if it is full.
-            retire: True where the write may still happen later (it timed out): its slots are
-                never handed out again.
-
-        Returns:
-            Writes to another device, for the folios that found one.
-        """
-        node = self._node
-        mm = node.mm
-        node.nr_writes -= 1
-        node.vmstat["swapout_error"] += 1
-        left: list[int] = []
-        for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True):
-            self._give_back_slots(write.device, slot, length, retire=retire)
-            if mm.owner[pfn] == write.id:
-                if write.blobs:
-                    mm.owner[pfn] = 0
-                    node.zswap.rotate(pfn)
-                else:
-                    left.append(pfn)
-            node.release(pfn)
-        if write.blobs:
-            node.vmstat["reject_reclaim_fail"] += len(write.pfns)
-            return []
-        return self._to_devices(left, write, otherwise, failed=write.failed | {write.device})
-
-    def refuse(self, write: StoreBatch, *, retire: bool = False) -> None:
-        """End a write without its store's answer: mailbox full, closing, or a crash (`retire`)."""
-        node = self._node
-        mm = node.mm
-        node.nr_writes -= 1
-        left: list[int] = []
-        for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True):
-            self._give_back_slots(write.device, slot, length, retire=retire)
-            if mm.owner[pfn] == write.id:
-                if write.blobs:
-                    mm.owner[pfn] = 0
-                else:
-                    left.append(pfn)
-            node.release(pfn)
-        self._return(left, Verdict.KEEP)
-
-    def _give_back_slots(self, device: int, slot: int, length: int, *, retire: bool) -> None:
-        nr = max(1, -(-length // self._node.page_size))
-        if retire:
-            self._node.swap[device].retire(slot, nr)
-        else:
-            self._node.forget_slots(device, slot, nr)
-
-    # -- the pool's shrinker ----------------------------------------------------------------------
-
-    def writeback(self, device: SwapDevice, nr: int = SWAP_CLUSTER_MAX) -> StoreBatch | None:
-        """Return a write of the coldest blobs to `device`, as they are; None if nothing is to do.
-
-        Mirrors shrink_worker(): it goes on until the pool is back at its accept threshold.
-        """
-        node = self._node
-        mm, pool = node.mm, node.zswap
-        excess = pool.excess()
-        if not excess:
-            return None
-        write: StoreBatch | None = None
-        for pfn in pool.coldest(nr + 2 * node.nr_writes * SWAP_CLUSTER_MAX):
-            data = mm.data.get(pfn)
-            if mm.owner[pfn]:
-                excess -= len(data or b"")
-                continue
-            if data is None or mm.refs[pfn] or excess <= 0:
-                continue
-            slot = device.alloc(max(1, -(-len(data) // node.page_size)))
-            if slot is None:
-                break
-            if write is None:
-                write = self._new_write(device, Reclaimer.KSWAPD, blobs=True)
-            self._assign(write, pfn, slot, len(data))
-            excess -= len(data)
-            if len(write.pfns) >= nr or write.nr_bytes >= MAX_WRITE_BYTES:
-                break
-        return write

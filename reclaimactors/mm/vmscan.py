@@ -17,12 +17,12 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from reclaimactors.mm.swapout import SWAP_CLUSTER_MAX
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX
 
 if TYPE_CHECKING:
     from reclaimactors.mm.batch import FolioBatch
+    from reclaimactors.mm.ledger import Ledger
     from reclaimactors.mm.node import Node
-    from reclaimactors.mm.swapout import Swapout
 
 __all__ = ["DEF_PRIORITY", "MAX_RECLAIM_RETRIES", "Kswapd", "Step"]
 
@@ -44,14 +44,14 @@ class Kswapd:
 
     Args:
         node: what it balances.
-        swapout: whose recent gain says what is in flight will free.
+        ledger: whose recent gain says what is in flight will free.
         max_in_flight: bytes that may be isolated at once (1/8 of the budget); one folio may
             always be.
     """
 
-    def __init__(self, node: Node, swapout: Swapout, *, max_in_flight: int) -> None:
+    def __init__(self, node: Node, ledger: Ledger, *, max_in_flight: int) -> None:
         self._node = node
-        self._swapout = swapout
+        self._ledger = ledger
         self.max_in_flight = max_in_flight
         self.running = False
         self.throttled = False  #: a store refused a write; cleared when a write ends
@@ -90,7 +90,7 @@ class Kswapd:
 
     def _note_progress(self) -> None:
         """Whatever reclaim freed since, by whomever, ends hopelessness."""
-        freed = self._swapout.freed_total - self._seen_freed
+        freed = self._ledger.freed_total - self._seen_freed
         if freed:
             self._seen_freed += freed
             self.failures = 0
@@ -146,13 +146,13 @@ class Kswapd:
     def _start_run(self, node: Node) -> None:
         self.running = True
         self.priority = DEF_PRIORITY
-        self._run_freed = self._swapout.freed_total
+        self._run_freed = self._ledger.freed_total
         node.vmstat["pageoutrun"] += 1
         self._start_pass(node)
 
     def _start_pass(self, node: Node) -> None:
-        self._pass_freed = self._swapout.freed_total
-        self._pass_returned = self._swapout.returned_total
+        self._pass_freed = self._ledger.freed_total
+        self._pass_returned = self._ledger.returned_total
         self._quota = self._pass_quota(node)
         self.passes += 1
 
@@ -162,9 +162,9 @@ class Kswapd:
 
     def _end_pass(self, node: Node) -> Step:
         """A pass is over: the same again, harder, or give this run up."""
-        freed = self._swapout.freed_total
+        freed = self._ledger.freed_total
         if freed == self._pass_freed:
-            returned = self._swapout.returned_total - self._pass_returned
+            returned = self._ledger.returned_total - self._pass_returned
             pending = node.nr_in_flight or node.nr_writes or node.zswap.wanted
             if pending and returned < self._pass_quota(node):
                 if self._dry:
@@ -186,7 +186,7 @@ class Kswapd:
         """Whether what is in flight will bring free memory to *high*, at the recent gain."""
         if not node.nr_in_flight or self.requested:
             return False
-        expected = int(node.memcg.in_flight * self._swapout.gain)
+        expected = int(node.memcg.in_flight * self._ledger.gain)
         return expected >= node.marks.high - node.memcg.free
 
     def _room(self, node: Node) -> bool:

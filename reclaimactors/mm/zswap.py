@@ -3,7 +3,7 @@
 At `max_pool_percent` of the budget the pool is full and takes nothing more until it is back at
 `accept_threshold_percent` of that limit, so that it does not swing from accept to reject with every
 folio. Blobs leave by a fault (exclusive: the pool keeps no second copy), by delete, or from the
-cold end by writeback to a backing store (`swapout` moves them, this module says which).
+cold end by writeback to a backing store (`pageout` moves them, this module says which).
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Core:
         )
         assert not other
         self.out = Swapout(self.node)
-        self.back = Swapin(self.node, self.out)
+        self.back = Swapin(self.node, self.out.ledger)
         self.slots = [{} for _ in devices]
         self.broken = set()  #: devices whose stores raise
 
@@ -118,12 +118,12 @@ class Core:
         writes = list(writes)
         while writes:
             write = writes.pop(0)
-            items = self.out.items(write)
+            items = self.out.pageout.items(write)
             if write.device in self.broken:
-                writes += self.out.store_failed(write)
+                writes += self.out.pageout.store_failed(write)
             else:
                 self.slots[write.device].update(items)
-                self.out.stored(write)
+                self.out.pageout.stored(write)
             self.check()
 
     def forget(self):
@@ -147,7 +147,7 @@ class Core:
 
     def write_back(self, device=0):
         """Write the coldest blobs back, as long as there are some to be."""
-        while (write := self.out.writeback(self.node.swap[device])) is not None:
+        while (write := self.out.pageout.writeback(self.node.swap[device])) is not None:
             self.check()
             self.write([write])
 
@@ -332,16 +332,16 @@ def test_stolen_counts_pages_and_freed_counts_bytes_less_the_blob():
     core.put("a", text(0, 3 * PAGE))
     core.reclaim()
     assert core.node.vmstat["pgsteal_kswapd"] == core.node.vmstat["pgsteal_anon"] == 3
-    assert core.out.freed_total == 3 * PAGE - core.node.zswap.total
+    assert core.out.ledger.freed_total == 3 * PAGE - core.node.zswap.total
 
 
 def test_nothing_is_stolen_before_the_device_has_acknowledged():
     core = Core(devices=[None])
     core.put("a", noise())
     writes = core.compress(core.isolate())
-    assert core.node.vmstat["pgsteal_anon"] == core.out.freed_total == 0
+    assert core.node.vmstat["pgsteal_anon"] == core.out.ledger.freed_total == 0
     core.write(writes)
-    assert (core.node.vmstat["pgsteal_anon"], core.out.freed_total) == (1, PAGE)
+    assert (core.node.vmstat["pgsteal_anon"], core.out.ledger.freed_total) == (1, PAGE)
 
 
 def test_an_activated_folio_is_neither_stolen_nor_freed():
@@ -349,18 +349,18 @@ def test_an_activated_folio_is_neither_stolen_nor_freed():
     core.put("a", noise())
     core.reclaim()
     assert core.node.vmstat["pgscan_anon"] == 1
-    assert core.node.vmstat["pgsteal_anon"] == core.out.freed_total == 0
+    assert core.node.vmstat["pgsteal_anon"] == core.out.ledger.freed_total == 0
 
 
 def test_a_store_in_this_process_is_charged_for_what_it_holds():
     core = Core(devices=[None])
     core.put("a", noise())
     (write,) = core.compress(core.isolate())
-    core.slots[0].update(core.out.items(write))
-    core.out.stored(write, [PAGE])
+    core.slots[0].update(core.out.pageout.items(write))
+    core.out.pageout.stored(write, [PAGE])
     core.check()
     assert core.node.memcg.compressed == PAGE
-    assert core.out.freed_total == 0
+    assert core.out.ledger.freed_total == 0
     core.delete("a")
     assert core.node.memcg.compressed == 0
 
@@ -469,7 +469,7 @@ def test_a_store_that_refuses_a_blob_leaves_it_in_the_pool_as_the_hottest():
     core.broken = {0}
     core.node.zswap.wanted = 1
     cold = core.node.zswap.coldest(1)[0]
-    core.write([core.out.writeback(core.node.swap[0])])
+    core.write([core.out.pageout.writeback(core.node.swap[0])])
     assert core.node.mm.state[cold] == ZSWAP
     assert core.node.zswap.coldest(3)[-1] == cold
     assert core.node.vmstat["reject_reclaim_fail"] == 1
@@ -481,7 +481,7 @@ def test_without_a_shrinker_nothing_is_written_back():
     core.reclaim()
     core.node.zswap.shrinker = False
     core.node.zswap.wanted = 1
-    assert core.out.writeback(core.node.swap[0]) is None
+    assert core.out.pageout.writeback(core.node.swap[0]) is None
 
 
 # -- what a device gives back
@@ -613,7 +613,7 @@ def being_written(core):
     core.node.zswap.enabled = False
     (write,) = core.compress(core.isolate())
     core.node.zswap.enabled = True
-    items = core.out.items(write)
+    items = core.out.pageout.items(write)
     return lambda: acknowledge(core, write, items)
 
 
@@ -621,14 +621,14 @@ def blob_being_written_back(core):
     """Its blob on its way from the pool to a store."""
     core.reclaim()
     core.node.zswap.wanted = 1 << 20
-    write = core.out.writeback(core.node.swap[0])
-    items = core.out.items(write)
+    write = core.out.pageout.writeback(core.node.swap[0])
+    items = core.out.pageout.items(write)
     return lambda: acknowledge(core, write, items)
 
 
 def acknowledge(core, write, items):
     core.slots[write.device].update(items)
-    core.out.stored(write)
+    core.out.pageout.stored(write)
     core.check()
 
 
@@ -785,7 +785,7 @@ def test_a_write_that_is_refused_keeps_its_folios_and_gives_its_slots_back():
     core = Core(devices=[None])
     core.put("a", noise())
     (write,) = core.compress(core.isolate())
-    core.out.refuse(write)
+    core.out.pageout.refuse(write)
     core.forget()
     assert core.verdicts() == {Verdict.KEEP: 1}
     assert core.node.swap[0].used == 0
@@ -795,7 +795,7 @@ def test_slots_of_a_write_that_may_still_happen_are_never_used_again():
     core = Core(devices=[None])
     core.put("a", noise())
     (write,) = core.compress(core.isolate())
-    core.out.store_failed(write, retire=True)
+    core.out.pageout.store_failed(write, retire=True)
     core.check()
     assert (core.node.swap[0].used, core.node.swap[0].bad) == (0, 1)
     core.reclaim()

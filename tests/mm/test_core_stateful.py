@@ -81,8 +81,8 @@ class CoreMachine(RuleBasedStateMachine):
             compressor=self.compressor,
         )
         self.out = Swapout(self.node)
-        self.back = Swapin(self.node, self.out)
-        self.kswapd = Kswapd(self.node, self.out, max_in_flight=BUDGET // 8)
+        self.back = Swapin(self.node, self.out.ledger)
+        self.kswapd = Kswapd(self.node, self.out.ledger, max_in_flight=BUDGET // 8)
         self.charged = charged  # whether the stores are in this process
         self.stores = [{} for _ in capacities]
         self.forgetting = []  # (device, runs)
@@ -218,7 +218,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(device=st.integers(0), wanted=st.sampled_from([0, 1, 5000]))
     def write_back(self, device, wanted):
         self.node.zswap.wanted = max(self.node.zswap.wanted, wanted)
-        write = self.out.writeback(self.node.swap[device % len(self.stores)])
+        write = self.out.pageout.writeback(self.node.swap[device % len(self.stores)])
         if write is not None:
             self.writes.append(write)
 
@@ -226,7 +226,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(index=st.integers(0))
     def store_begins(self, index):
         write = self.pick(self.writes, index)
-        items = self.out.items(write)
+        items = self.out.pageout.items(write)
         assert all(data for _, data in items), "an item of no bytes"
         self.writing.append((write, items))
 
@@ -236,7 +236,9 @@ class CoreMachine(RuleBasedStateMachine):
         write, items = self.pick(self.writing, index)
         assert not self.stores[write.device].keys() & dict(items).keys(), "a slot in use"
         self.stores[write.device].update(items)
-        self.out.stored(write, [length // 2 for length in write.lengths] if self.charged else None)
+        self.out.pageout.stored(
+            write, [length // 2 for length in write.lengths] if self.charged else None
+        )
 
     @precondition(lambda self: self.writing)
     @rule(index=st.integers(0), late=st.booleans())
@@ -244,12 +246,12 @@ class CoreMachine(RuleBasedStateMachine):
         write, items = self.pick(self.writing, index)
         if late:  # it timed out, and happens all the same
             self.stores[write.device].update(items)
-        self.writes += self.out.store_failed(write, retire=late)
+        self.writes += self.out.pageout.store_failed(write, retire=late)
 
     @precondition(lambda self: self.writes)
     @rule(index=st.integers(0))
     def mailbox_is_full(self, index):
-        self.out.refuse(self.pick(self.writes, index))
+        self.out.pageout.refuse(self.pick(self.writes, index))
 
     @precondition(lambda self: self.stores)
     @rule(device=st.integers(0))

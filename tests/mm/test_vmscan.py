@@ -5,13 +5,13 @@ import zlib
 import pytest
 
 from reclaimactors.compressors.lz4 import Lz4
-from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.lru import ActiveInactive
 from reclaimactors.mm.memcg import Memcg
 from reclaimactors.mm.node import Node
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.mm.swap import SwapDevice, SwapDevices
-from reclaimactors.mm.swapout import SWAP_CLUSTER_MAX, Swapout
+from reclaimactors.mm.swapout import Swapout
 from reclaimactors.mm.vmscan import DEF_PRIORITY, MAX_RECLAIM_RETRIES, Kswapd, Step
 from reclaimactors.mm.watermark import Watermarks
 from reclaimactors.mm.zswap import Zswap
@@ -44,7 +44,7 @@ class Machine:
             compressor=Lz4(),
         )
         self.out = Swapout(self.node)
-        self.kswapd = Kswapd(self.node, self.out, max_in_flight=max_in_flight)
+        self.kswapd = Kswapd(self.node, self.out.ledger, max_in_flight=max_in_flight)
         self.batches = []  # in flight
         self.calls = 0
 
@@ -80,8 +80,8 @@ class Machine:
         pages, writes = self.out.begin(batch, hold=False)
         writes += self.out.complete(batch, squeeze(Lz4(), pages))
         for write in writes:
-            self.out.items(write)
-            self.out.stored(write)
+            self.out.pageout.items(write)
+            self.out.pageout.stored(write)
         self.check()
 
     def run(self, steps=100_000):
@@ -270,7 +270,7 @@ def test_an_eighth_of_the_budget_may_be_in_flight():
 
 def test_kswapd_waits_once_what_is_in_flight_will_reach_high():
     machine = Machine().fill(nr=580)
-    machine.out.gain = 1.0
+    machine.out.ledger.gain = 1.0
     missing = HIGH - machine.node.memcg.free
     steps = [machine.step() for _ in range(50)]
     assert steps[-1] is Step.WAIT
@@ -281,7 +281,7 @@ def test_a_low_gain_lets_more_into_flight():
     in_flight = []
     for gain in (1.0, 0.5):
         machine = Machine().fill(nr=580)
-        machine.out.gain = gain
+        machine.out.ledger.gain = gain
         while machine.step() is Step.ISOLATE:
             pass
         in_flight.append(machine.node.memcg.in_flight)

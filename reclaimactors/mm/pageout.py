@@ -1,0 +1,243 @@
+"""The device half of reclaim: slots for folios, what their store writes. Mirrors pageout().
+
+A folio that goes to a device gets its slots in `to_devices`; `items` is what the store is to write,
+and `stored`, `store_failed` or `refuse` ends the write. `writeback` is the zswap shrinker's: the
+coldest blobs of the pool go out as they are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from reclaimactors.abc import Verdict
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer, StoreBatch
+from reclaimactors.mm.folio import DEVICE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reclaimactors.mm.batch import FolioBatch
+    from reclaimactors.mm.ledger import Ledger
+    from reclaimactors.mm.node import Node
+    from reclaimactors.mm.swap import SwapDevice
+
+__all__ = ["Pageout"]
+
+MAX_WRITE_BYTES = 1 << 20  #: of one write, so that its checksums hold the event loop under 1 ms
+
+_RAW, _BLOB = 0, 1  #: MemMap.codec
+
+
+class Pageout:
+    """The way from memory, or from the pool, to the devices."""
+
+    def __init__(self, node: Node, ledger: Ledger) -> None:
+        self._node = node
+        self._ledger = ledger
+
+    def to_devices(
+        self,
+        pfns: Sequence[int],
+        batch: FolioBatch | StoreBatch,
+        otherwise: Verdict,
+        *,
+        failed: frozenset[int] = frozenset(),
+    ) -> list[StoreBatch]:
+        """Give folios slots on the best device that has room; `otherwise` where none has."""
+        node = self._node
+        mm = node.mm
+        out: list[StoreBatch] = []
+        writes: dict[int, StoreBatch] = {}
+        homeless: list[int] = []
+        for pfn in pfns:
+            length = mm.size[pfn]
+            found = node.swap.alloc(max(1, -(-length // node.page_size)), failed)
+            if found is None:
+                homeless.append(pfn)
+                continue
+            device, slot = found
+            write = writes.get(device.index)
+            if write is None or write.nr_bytes + length > MAX_WRITE_BYTES:
+                write = self._new_write(device, batch.who, blobs=False)
+                write.failed = failed
+                writes[device.index] = write
+                out.append(write)
+            self._assign(write, pfn, slot, length)
+        try:
+            self._ledger.give_back(homeless, otherwise)
+        except BaseException:  # the policy did not take them back
+            for write in out:
+                self.refuse(write)
+            raise
+        return out
+
+    def _new_write(self, device: SwapDevice, who: Reclaimer, *, blobs: bool) -> StoreBatch:
+        self._node.nr_writes += 1
+        return StoreBatch(self._node.new_id(), device.index, who, blobs)
+
+    def _assign(self, write: StoreBatch, pfn: int, slot: int, length: int) -> None:
+        write.pfns.append(pfn)
+        write.slots.append(slot)
+        write.lengths.append(length)
+        write.nr_bytes += length
+        self._node.mm.owner[pfn] = write.id
+        self._node.hold(pfn)
+
+    def items(self, write: StoreBatch) -> list[tuple[int, bytes]]:
+        """Return what the store is to write; the checksum of each folio is taken here."""
+        node = self._node
+        mm, page = node.mm, node.page_size
+        out: list[tuple[int, bytes]] = []
+        for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True):
+            data = mm.data.get(pfn)
+            if mm.owner[pfn] != write.id or data is None:
+                continue
+            if not mm.crc[pfn]:  # a worker process has taken it already
+                mm.crc[pfn] = crc32(data)
+            if length <= page:
+                out.append((slot, data))
+            else:
+                starts = range(0, length, page)
+                out += [(slot + i, data[at : at + page]) for i, at in enumerate(starts)]
+        return out
+
+    def stored(self, write: StoreBatch, charges: Sequence[int] | None = None) -> None:
+        """The store has acknowledged: verdict DEVICE for what the write still owns.
+
+        Args:
+            write: the acknowledged write.
+            charges: bytes of this process that the store holds for each folio, None = nothing.
+        """
+        node = self._node
+        mm, vm = node.mm, node.vmstat
+        owned = [] if write.blobs else [pfn for pfn in write.pfns if mm.owner[pfn] == write.id]
+        shadows = iter(self._ledger.shadows(owned))
+        node.nr_writes -= 1
+        done = pages = source = kept = slots = 0
+        for i, (pfn, slot, length) in enumerate(
+            zip(write.pfns, write.slots, write.lengths, strict=True)
+        ):
+            nr_slots = max(1, -(-length // node.page_size))
+            if mm.owner[pfn] != write.id:
+                node.forget_slots(write.device, slot, nr_slots)
+                node.release(pfn)
+                continue
+            if write.blobs:
+                nr = self._ledger.pages((pfn,))
+                node.zswap.remove(pfn, length, nr)
+                vm["zswpwb"] += nr
+                vm["written_back_pages"] += nr
+            else:
+                mm.shadow[pfn] = next(shadows)
+            mm.data.pop(pfn, None)
+            mm.state[pfn] = DEVICE
+            mm.owner[pfn] = 0
+            mm.device[pfn] = write.device
+            mm.entry[pfn] = slot
+            mm.length[pfn] = length
+            node.swapped += length
+            mm.codec[pfn] = _BLOB if write.blobs else _RAW
+            mm.charge[pfn] = charges[i] if charges else 0
+            done += 1
+            slots += nr_slots
+            pages += self._ledger.pages((pfn,))
+            source += length
+            kept += mm.charge[pfn]
+            node.release(pfn)
+        vm["pswpout"] += slots
+        vm["nr_vmscan_write"] += slots
+        if write.blobs:
+            self._ledger.freed_total += max(0, source - kept)
+            node.zswap.wanted = max(0, node.zswap.wanted - source)
+            node.memcg.adjust(compressed=kept - source)
+        elif done:
+            vm["reclaim_device"] += done
+            self._ledger.stolen(done, pages, source, kept, write.who)
+
+    def store_failed(
+        self, write: StoreBatch, otherwise: Verdict = Verdict.ERROR, *, retire: bool = False
+    ) -> list[StoreBatch]:
+        """The store raised: the folios stay, dirty and counted; the next device is tried.
+
+        Args:
+            write: the write that failed.
+            otherwise: the verdict where there is no next device: ERROR, or ACTIVATE if it is full.
+            retire: True where the write may still happen later (it timed out): its slots are
+                never handed out again.
+
+        Returns:
+            Writes to another device, for the folios that found one.
+        """
+        node = self._node
+        mm = node.mm
+        node.nr_writes -= 1
+        node.vmstat["swapout_error"] += 1
+        left: list[int] = []
+        for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True):
+            self._give_back_slots(write.device, slot, length, retire=retire)
+            if mm.owner[pfn] == write.id:
+                if write.blobs:
+                    mm.owner[pfn] = 0
+                    node.zswap.rotate(pfn)
+                else:
+                    left.append(pfn)
+            node.release(pfn)
+        if write.blobs:
+            node.vmstat["reject_reclaim_fail"] += len(write.pfns)
+            return []
+        return self.to_devices(left, write, otherwise, failed=write.failed | {write.device})
+
+    def refuse(self, write: StoreBatch, *, retire: bool = False) -> None:
+        """End a write without its store's answer: mailbox full, closing, or a crash (`retire`)."""
+        node = self._node
+        mm = node.mm
+        node.nr_writes -= 1
+        left: list[int] = []
+        for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True):
+            self._give_back_slots(write.device, slot, length, retire=retire)
+            if mm.owner[pfn] == write.id:
+                if write.blobs:
+                    mm.owner[pfn] = 0
+                else:
+                    left.append(pfn)
+            node.release(pfn)
+        self._ledger.give_back(left, Verdict.KEEP)
+
+    def _give_back_slots(self, device: int, slot: int, length: int, *, retire: bool) -> None:
+        nr = max(1, -(-length // self._node.page_size))
+        if retire:
+            self._node.swap[device].retire(slot, nr)
+        else:
+            self._node.forget_slots(device, slot, nr)
+
+    # -- the pool's shrinker ----------------------------------------------------------------------
+
+    def writeback(self, device: SwapDevice, nr: int = SWAP_CLUSTER_MAX) -> StoreBatch | None:
+        """Return a write of the coldest blobs to `device`, as they are; None if nothing is to do.
+
+        Mirrors shrink_worker(): it goes on until the pool is back at its accept threshold.
+        """
+        node = self._node
+        mm, pool = node.mm, node.zswap
+        excess = pool.excess()
+        if not excess:
+            return None
+        write: StoreBatch | None = None
+        for pfn in pool.coldest(nr + 2 * node.nr_writes * SWAP_CLUSTER_MAX):
+            data = mm.data.get(pfn)
+            if mm.owner[pfn]:
+                excess -= len(data or b"")
+                continue
+            if data is None or mm.refs[pfn] or excess <= 0:
+                continue
+            slot = device.alloc(max(1, -(-len(data) // node.page_size)))
+            if slot is None:
+                break
+            if write is None:
+                write = self._new_write(device, Reclaimer.KSWAPD, blobs=True)
+            self._assign(write, pfn, slot, len(data))
+            excess -= len(data)
+            if len(write.pfns) >= nr or write.nr_bytes >= MAX_WRITE_BYTES:
+                break
+        return write
