@@ -12,7 +12,7 @@ from reclaimactors.errors import (
     ReclaimError,
     TopologyError,
 )
-from reclaimactors.memory import Memory, Usage
+from reclaimactors.memory import Memory, SwapInfo, Usage
 from reclaimactors.opening import open_memory
 from reclaimactors.topology import Topology
 
@@ -33,6 +33,7 @@ __all__ = [
     "Policy",
     "ProtocolViolation",
     "ReclaimError",
+    "SwapInfo",
     "Topology",
     "TopologyError",
     "Usage",

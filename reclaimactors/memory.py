@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from threading import get_ident
 from time import perf_counter
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import attrs
@@ -19,22 +19,25 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.admission import Admission, Stalled
 from reclaimactors.advice import Advice
+from reclaimactors.errors import TopologyError
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import DEAD, DEVICE, RESIDENT
 from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
 from reclaimactors.offload.inline import SLICE_S
+from reclaimactors.topology.swapon import swapoff, swapon
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Hashable, Iterable, Mapping, Sequence
 
+    from reclaimactors.abc import Backend
     from reclaimactors.actors.machine import Machine
     from reclaimactors.actors.swapd import Swapd, Ticket
     from reclaimactors.mm.psi import Pressure
     from reclaimactors.mm.swapin import Expanded
-    from reclaimactors.topology import Topology
+    from reclaimactors.topology import SwapSpec, Topology
 
-__all__ = ["Memory", "Usage"]
+__all__ = ["Memory", "SwapInfo", "Usage"]
 
 BUDGET_CALLS = 200  #: calls of the fast paths between two checkpoints
 MIN_CALLS = 8  #: of one caller, however many others there are
@@ -59,6 +62,18 @@ class Usage:
     staging: int  #: fixed shared buffers of workers, outside the budget
 
 
+@attrs.frozen
+class SwapInfo:
+    """One backing store, as a line of /proc/swaps."""
+
+    name: str  #: its backend's name and a number
+    size: int | None  #: bytes of its slots, None where nothing bounds it
+    used: int  #: bytes of slots in use
+    priority: int
+    takes_writes: bool  #: False: it is full, out of service, or being swapped off
+    backend: Backend
+
+
 class Memory:
     """Values under keys, within a budget of bytes. Made by `open_memory`; not persistent.
 
@@ -75,6 +90,7 @@ class Memory:
         self._admission = Admission(machine)
         self._credit = BUDGET_CALLS
         self._yielding = 0
+        self._swapping = anyio.Lock()
         self._parts_per_yield = max(2, COPY_BYTES // topology.max_folio)
         # The path of a hit looks at these directly.
         self._small = node.small
@@ -188,7 +204,7 @@ class Memory:
             return []
         machine = self._machine
         tickets: list[Ticket] = []
-        for swapd in machine.swapds:
+        for swapd in machine.swapds.values():
             mine = [pfn for pfn in away if self._node.mm.device[pfn] == swapd.device.index]
             if mine:
                 got = swapd.request(mine, promote=promote)
@@ -503,6 +519,60 @@ class Memory:
         if advice is Advice.PAGEOUT and resident:
             machine.kswapd.request(sum(self._node.mm.size[pfn] for pfn in resident))
             machine.wake_kswapd()
+
+    # -- swap devices -----------------------------------------------------------------------------
+
+    async def swapon(self, spec: SwapSpec | Mapping[str, Any]) -> str:
+        """Add a backing store, as a ``[[swap]]`` table says; return its name.
+
+        Raises:
+            TopologyError: if a key or value is wrong.
+            PluginError: if the backend cannot be had.
+            BackendError: if it cannot be opened.
+        """
+        self._check()
+        with_it = attrs.evolve(self._topology, swap=(spec,))
+        async with self._swapping:
+            return await swapon(self._machine, with_it, with_it.swap[0])
+
+    async def swapoff(self, name: str) -> None:
+        """Bring everything back from a backing store, then close it.
+
+        Room is made as for a put: other values are compressed, or go to other stores. Where that
+        cannot be, or something cannot be read, the store stays on and nothing is lost; a cancelled
+        swapoff leaves it on as well.
+
+        Raises:
+            TopologyError: if no store has that name.
+            OutOfMemory: if there is no room for what it holds.
+            BackendError: if it cannot give a value back.
+            CorruptData: if what it gives back is not what it was given.
+        """
+        self._check()
+        async with self._swapping:
+            self._check()
+            for swapd in self._machine.swapds.values():
+                if swapd.device.name == name:
+                    await swapoff(self._machine, self._topology, self._admission, swapd)
+                    return
+        names = ", ".join(info.name for info in self.swaps()) or "none"
+        raise TopologyError(f"swapoff of {name!r}, which is no swap device; there are: {names}")
+
+    def swaps(self) -> list[SwapInfo]:
+        """Return the backing stores, as /proc/swaps does: in the order in which they are filled."""
+        self._check_thread()
+        swapds, page = self._machine.swapds, self._node.page_size
+        return [
+            SwapInfo(
+                name=device.name,
+                size=None if device.capacity is None else device.capacity * page,
+                used=device.used * page,
+                priority=device.priority,
+                takes_writes=device.takes_writes,
+                backend=swapds[device.index].backend,
+            )
+            for device in self._node.swap
+        ]
 
     # -- gauges -----------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ import anyio
 from reclaimactors.log import log
 from reclaimactors.memory import Memory
 from reclaimactors.topology import resolve
-from reclaimactors.topology.build import build, close_backends
+from reclaimactors.topology.build import build
+from reclaimactors.topology.swapon import close_backends
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +68,9 @@ class _Opening:
             raise crash from crash.__cause__
         finally:
             self._machine.close()
-            await close_backends(self._machine, max(0.0, ends - anyio.current_time()))
+            await close_backends(
+                self._machine.swapds.values(), max(0.0, ends - anyio.current_time())
+            )
 
 
 def _only(

@@ -177,5 +177,5 @@ class Admission:
         """Return what has kept reclaim from freeing something, if anything has."""
         failed = self._m.node.vmstat["reject_compress_fail"]
         reasons = [f"the compressor failed on {failed} folios"] if failed else []
-        reasons += [swapd.last_error for swapd in self._m.swapds if swapd.last_error]
+        reasons += [swapd.last_error for swapd in self._m.swapds.values() if swapd.last_error]
         return f" ({'; '.join(reasons)})" if reasons else ""

@@ -119,7 +119,7 @@ class KswapdActor:
             anon=True,
             zswap_writeback=True,
             zswap_enabled=node.zswap.enabled,
-            synchronous=any(swapd.synchronous for swapd in machine.swapds),
+            synchronous=any(swapd.synchronous for swapd in machine.swapds.values()),
             fifo_room=machine.fifo.room(first),
         )
 

@@ -92,7 +92,7 @@ class Machine:
         self.mode = mode
         self.on_full = on_full
         self.fifo = Fifo(pipeline.fifo_pages)
-        self.swapds: list[Swapd] = []
+        self.swapds: dict[int, Swapd] = {}  #: by the index of the device
         self.psi = Psi()
         self.verdicts = Signal()  #: a batch or a write has ended, or kswapd has changed its state
         self.wakeups, self._wakeup_rx = anyio.create_memory_object_stream[None](1)
@@ -103,7 +103,7 @@ class Machine:
         self._rate = 200e6  #: bytes a second of the compressor in the loop, measured as it goes
         self._expand_rate = 500e6  #: the same of faults
         self._readers = anyio.CapacityLimiter(max(2, offload.workers))
-        self._actors: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+        self._actors: dict[str, Callable[[], Awaitable[None]]] = {}
         self._tasks: TaskGroup | None = None
         self._started = False
         self.closing = False
@@ -116,8 +116,18 @@ class Machine:
     # -- life -------------------------------------------------------------------------------------
 
     def add_actor(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        """Name an actor that starts at the first pressure."""
-        self._actors.append((name, run))
+        """Name an actor that starts at the first pressure, or now where that has been."""
+        self._actors[name] = run
+        if self._started:
+            self._start(name)
+
+    def remove_actor(self, name: str) -> None:
+        """Forget an actor that has ended, or was never started."""
+        del self._actors[name]
+
+    def _start(self, name: str) -> None:
+        if self._tasks is not None:
+            self._tasks.start_soon(supervise, name, self._actors[name], self.node.vmstat, name=name)
 
     def attach(self, tasks: TaskGroup) -> None:
         """Give the task group that the actors run in."""
@@ -128,9 +138,9 @@ class Machine:
         if self._started or self._tasks is None or self.closing:
             return
         self._started = True
-        for name, run in self._actors:
-            self._tasks.start_soon(supervise, name, run, self.node.vmstat, name=name)
-        log.debug("actors.started", actors=[name for name, _ in self._actors])
+        for name in self._actors:
+            self._start(name)
+        log.debug("actors.started", actors=list(self._actors))
 
     def check_open(self) -> None:
         """Raise ClosedResourceError once the memory closes."""
@@ -144,7 +154,7 @@ class Machine:
         self.fifo.close()
         self.wakeups.close()
         self._wakeup_rx.close()
-        for swapd in self.swapds:
+        for swapd in self.swapds.values():
             swapd.close()
         self.verdicts.notify()
 
@@ -171,14 +181,14 @@ class Machine:
 
     def wake_swapd(self, device: int) -> None:
         """Tell a swapd that slots are to be forgotten."""
-        if not self.closing and self.swapds:
+        if not self.closing and device in self.swapds:
             self.start()
             self.swapds[device].wake()
 
     def wake_shrinkers(self) -> None:
         """Tell every swapd in service that the pool wants its coldest blobs written back."""
         if self.node.zswap.excess() and not self.closing:
-            for swapd in self.swapds:
+            for swapd in self.swapds.values():
                 if swapd.device.takes_writes:
                     self.start()
                     swapd.wake()
@@ -357,7 +367,7 @@ class Machine:
     def revive(self) -> None:
         """Try stores again that were full a while ago."""
         now = anyio.current_time()
-        for swapd in self.swapds:
+        for swapd in self.swapds.values():
             swapd.revive(now)
 
     @property

@@ -69,6 +69,7 @@ class Swapd:
         self._m = machine
         self.device = device
         self.backend = backend
+        self.page_size = machine.node.page_size
         self.synchronous = bool(getattr(backend, "synchronous", False))
         self._timeout = timeout
         self._loads: Mailbox[list[Ticket]] = Mailbox(MAX_LOADS)
@@ -82,6 +83,9 @@ class Swapd:
         self._retry_s = RETRY_S
         self._retry_at = 0.0
         self._warned = False
+        self._scope = anyio.CancelScope()  # of `run`: it ends alone at swapoff
+        self._running = anyio.Lock(fast_acquire=True)
+        self._ended = False
         self.last_error = ""  #: why it did not take the last write, if it did not
 
     # -- what others ask --------------------------------------------------------------------------
@@ -173,16 +177,28 @@ class Swapd:
     # -- life -------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve for ever. If a lane crashes, all writes are handed back and all loads fail."""
-        try:
-            async with anyio.create_task_group() as lanes:
-                for _ in range(LOAD_LANES):
-                    lanes.start_soon(self._load_lane)
-                for _ in range(STORE_LANES):
-                    lanes.start_soon(self._store_lane)
-                self.offer_nothing()  # after a crash there may be something to look at
-        finally:
-            self._clear()
+        """Serve until `end`. If a lane crashes, all writes are handed back and all loads fail."""
+        async with self._running:
+            scope = self._scope = anyio.CancelScope()
+            if self._ended:
+                return
+            try:
+                with scope:
+                    async with anyio.create_task_group() as lanes:
+                        for _ in range(LOAD_LANES):
+                            lanes.start_soon(self._load_lane)
+                        for _ in range(STORE_LANES):
+                            lanes.start_soon(self._store_lane)
+                        self.offer_nothing()  # after a crash there may be something to look at
+            finally:
+                self._clear()
+
+    async def end(self) -> None:
+        """Have `run` return, and wait for it: nothing is stored here any more (swapoff)."""
+        self._ended = True
+        self._scope.cancel()
+        async with self._running:
+            self.close()
 
     def _clear(self) -> None:
         for write in self._stores.drain():

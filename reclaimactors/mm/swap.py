@@ -20,19 +20,23 @@ search of the whole map happens only where the bound says that there may be a ru
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import TYPE_CHECKING
 
 import attrs
 
-from reclaimactors.errors import ProtocolViolation
+from reclaimactors.errors import BackendError, ProtocolViolation
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
 
-__all__ = ["SwapDevice", "SwapDevices"]
+__all__ = ["MAX_SWAPFILES", "SwapDevice", "SwapDevices"]
 
 _FREE, _USED, _BAD = 0, 1, 2
+MAX_SWAPFILES = 256  #: devices at a time: the index is one byte of a folio's row
+
 _MIN_MAP = 1024  # slots: the map's first size, 4 MiB of 4 KiB pages
 _NEAR = 512  # slots looked at on each side of a freed run, to see how long it has become
 
@@ -42,13 +46,14 @@ class SwapDevice:
     """The slots of one backing store, like a ``struct swap_info_struct``.
 
     Attributes:
-        index: The kernel's swap type: its number, never used again for another device.
+        index: The kernel's swap type: its number, used again only once it is swapped off.
         name: What people call it.
         priority: Devices of higher priority are filled first.
         capacity: Slots it has; None where nothing bounds it.
         used: Slots that are handed out now.
         bad: Slots that are never handed out again.
         in_service: False = no new stores; loads of what it holds are still tried.
+        leaving: It is being swapped off: no new stores, what it holds is brought back.
         full: Its store said so, whatever the slots say; it is tried again later.
         failures: Stores that failed in a row; the core counts them, and acts on them.
     """
@@ -60,6 +65,7 @@ class SwapDevice:
     used: int = attrs.field(default=0, init=False)
     bad: int = attrs.field(default=0, init=False)
     in_service: bool = attrs.field(default=True, init=False)
+    leaving: bool = attrs.field(default=False, init=False)
     full: bool = attrs.field(default=False, init=False)
     failures: int = attrs.field(default=0, init=False)
     _map: bytearray = attrs.field(factory=bytearray, init=False, repr=False)
@@ -77,7 +83,7 @@ class SwapDevice:
     @property
     def takes_writes(self) -> bool:
         """Whether new folios may be given slots here at all."""
-        return self.in_service and not self.full
+        return self.in_service and not self.full and not self.leaving
 
     def alloc(self, nr: int) -> int | None:
         """Take `nr` (at least 1) consecutive slots: the first, or None where no run is so long."""
@@ -190,11 +196,28 @@ class SwapDevices:
     def __len__(self) -> int:
         return len(self._order)
 
+    def __iter__(self) -> Iterator[SwapDevice]:
+        """In the order in which they are filled."""
+        return iter(self._order)
+
     def __getitem__(self, index: int) -> SwapDevice:
         for device in self._order:
             if device.index == index:
                 return device
         raise KeyError(index)
+
+    def free_index(self) -> int:
+        """Return the lowest index that no device has.
+
+        Raises:
+            BackendError: if MAX_SWAPFILES devices take part already.
+        """
+        taken = {device.index for device in self._order}
+        for index in range(MAX_SWAPFILES):
+            if index not in taken:
+                return index
+        msg = f"{MAX_SWAPFILES} swap devices take part already, which is as many as there may be"
+        raise BackendError(errno.EPERM, msg)
 
     def add(self, device: SwapDevice) -> None:
         """Let a device take part (swapon)."""

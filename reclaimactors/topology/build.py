@@ -5,30 +5,27 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING
 
-import anyio
-
 from reclaimactors import registry
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
 from reclaimactors.actors.machine import Machine, Pipeline
-from reclaimactors.actors.swapd import Swapd
-from reclaimactors.errors import BackendError
 from reclaimactors.log import log
 from reclaimactors.mm.memcg import Memcg
 from reclaimactors.mm.node import Node
-from reclaimactors.mm.swap import SwapDevice, SwapDevices
+from reclaimactors.mm.swap import SwapDevices
 from reclaimactors.mm.watermark import Watermarks
 from reclaimactors.mm.zswap import Zswap
 from reclaimactors.offload import InlineOffload, ProcessOffload, ThreadOffload
+from reclaimactors.topology.swapon import close_backends, swapon
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
     from reclaimactors.abc import Compressor
     from reclaimactors.offload import Offload
     from reclaimactors.registry import PluginRef
-    from reclaimactors.topology.spec import SwapSpec, Topology
+    from reclaimactors.topology.spec import Topology
 
-__all__ = ["build", "close_backends", "try_plugins"]
+__all__ = ["build", "try_plugins"]
 
 
 async def build(topology: Topology) -> Machine:
@@ -40,11 +37,11 @@ async def build(topology: Topology) -> Machine:
     """
     machine = _machine(topology)
     try:
-        for index, spec in enumerate(topology.swap):
-            await _swapon(machine, index, spec, topology.swap_bytes(spec))
+        for spec in topology.swap:
+            await swapon(machine, topology, spec)
     except BaseException:  # cancelled too: what is open is closed
         machine.close()
-        await close_backends(machine, topology.close_timeout)
+        await close_backends(machine.swapds.values(), topology.close_timeout)
         raise
     return machine
 
@@ -147,44 +144,3 @@ def _node(topology: Topology, compressor: Compressor) -> Node:
         swap=SwapDevices(),
         compressor=compressor,
     )
-
-
-async def _swapon(machine: Machine, index: int, spec: SwapSpec, size: int) -> None:
-    """Open one backing store and give it its swapd."""
-    page_size = machine.node.page_size
-    backend = registry.build("backends", spec.backend)
-    name = f"{spec.backend.name}{index}"
-    device = SwapDevice(index, name, spec.priority, None)
-    swapd = Swapd(machine, device, backend, timeout=spec.timeout)
-    machine.swapds.append(swapd)
-    try:
-        with anyio.fail_after(spec.timeout):
-            await backend.open(page_size)
-    except TimeoutError as exc:
-        raise BackendError(f"swap {name!r} did not open within {spec.timeout:g} s") from exc
-    except BackendError:
-        raise
-    except Exception as exc:
-        raise BackendError(f"swap {name!r} cannot be opened: {exc!r}") from exc
-    slots = size // page_size
-    own = getattr(backend, "capacity", None)
-    device.capacity = slots if own is None else min(slots, own)
-    machine.node.swap.add(device)
-    machine.add_actor(f"swapd/{name}", swapd.run)
-
-
-async def close_backends(machine: Machine, within_s: float) -> None:
-    """Close every backing store within `within_s` seconds in all, whatever they do."""
-    with anyio.move_on_after(within_s, shield=True) as scope:
-        async with anyio.create_task_group() as tasks:
-            for swapd in machine.swapds:
-                tasks.start_soon(_close_backend, swapd)
-    if scope.cancelled_caught:
-        log.error("swapd.close_timed_out", timeout_s=within_s)
-
-
-async def _close_backend(swapd: Swapd) -> None:
-    try:
-        await swapd.backend.aclose()
-    except Exception as exc:  # noqa: BLE001 - the others still have to be closed
-        log.error("swapd.close_failed", device=swapd.device.name, exc_info=exc)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import attrs
 
 from reclaimactors.errors import TopologyError
+from reclaimactors.mm.swap import MAX_SWAPFILES
 from reclaimactors.registry import PluginRef
 from reclaimactors.topology import checks
 from reclaimactors.topology.checks import bad
@@ -212,7 +213,10 @@ class SwapSpec:
 def _swaps(value: Any) -> tuple[SwapSpec, ...]:
     if not isinstance(value, (list, tuple)):
         raise bad("swap", value, "a list of tables: [[swap]]")
-    items = enumerate(cast("Sequence[Any]", value))
+    tables = cast("Sequence[Any]", value)
+    if len(tables) > MAX_SWAPFILES:
+        raise bad("swap", tables, f"at most {MAX_SWAPFILES} tables")
+    items = enumerate(tables)
     return tuple(table(SwapSpec, item, f"swap[{i}]") for i, item in items)
 
 

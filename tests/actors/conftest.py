@@ -12,7 +12,8 @@ from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.testing import FaultyBackend
 from reclaimactors.topology import resolve
-from reclaimactors.topology.build import build, close_backends
+from reclaimactors.topology.build import build
+from reclaimactors.topology.swapon import close_backends
 
 PAGE = 512
 BUDGET = 1 << 20
@@ -112,7 +113,7 @@ async def machine_of():
             spec = Kit.spec(**compress) | {"swap": list(swap)}
             machine = await build(resolve(topology, **spec))
             machine._rate = 1e15  # a slice of the loop holds any batch, whatever this machine does
-            stack.push_async_callback(close_backends, machine, 1.0)
+            stack.push_async_callback(close_backends, machine.swapds.values(), 1.0)
             stack.callback(machine.close)
             stack.callback(setattr, machine, "closing", True)
             return machine

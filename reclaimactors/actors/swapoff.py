@@ -1,0 +1,116 @@
+"""swapoff: everything that a device holds comes back, or it stays on. Mirrors try_to_unuse().
+
+The device takes nothing new from the start. What it holds is read a batch at a time, and each batch
+waits for room as a put would: so other values may be compressed, or go to another device, to make
+that room. A copy that the swap cache keeps on it is simply dropped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anyio.lowlevel import checkpoint
+
+from reclaimactors.errors import BackendError, CorruptData, OutOfMemory
+from reclaimactors.log import log
+from reclaimactors.mm.folio import DEVICE
+from reclaimactors.units import KIB
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reclaimactors.actors.admission import Admission
+    from reclaimactors.actors.machine import Machine
+    from reclaimactors.actors.swapd import Swapd
+
+__all__ = ["bring_back"]
+
+SCAN = 8192  #: rows of the mem_map looked at in one go: about half a millisecond
+BATCH = 64  #: folios read at a time
+BATCH_BYTES = 256 * KIB  #: of them, as much as is read, checked and decompressed in half a slice
+
+
+async def bring_back(machine: Machine, admission: Admission, swapd: Swapd) -> None:
+    """Empty a device. Whatever ends this early, the device goes on as before, nothing is lost.
+
+    Raises:
+        OutOfMemory: if there is no room for what is left on it.
+        BackendError: if it cannot give something back.
+        CorruptData: the same.
+        ClosedResourceError: if the memory closes.
+    """
+    device = swapd.device
+    device.leaving = True
+    log.info("swapoff.started", device=device.name, slots=device.used)
+    try:
+        while device.used:
+            found = await _walk(machine, admission, swapd)
+            if device.used and not found:  # writes, reads and slots to forget are on their way
+                await machine.verdicts.wait()
+            machine.check_open()
+    except (OutOfMemory, BackendError, CorruptData) as exc:
+        log.warning("swapoff.refused", device=device.name, slots=device.used, error=str(exc))
+        raise
+    finally:
+        device.leaving = device.used == 0
+
+
+async def _walk(machine: Machine, admission: Admission, swapd: Swapd) -> bool:
+    """Walk over all folios once; return whether any of them was on the device."""
+    mm, index = machine.node.mm, swapd.device.index
+    found = False
+    for start in range(0, len(mm), SCAN):
+        span = slice(start, start + SCAN)
+        rows = enumerate(zip(mm.state[span], mm.device[span], strict=True), start)
+        pfns = [pfn for pfn, row in rows if row == (DEVICE, index)]
+        found = found or bool(pfns)
+        for at in range(0, len(pfns), BATCH):
+            await _bring_back(machine, admission, swapd, pfns[at : at + BATCH])
+        await checkpoint()
+    return found
+
+
+async def _bring_back(
+    machine: Machine, admission: Admission, swapd: Swapd, pfns: Sequence[int]
+) -> None:
+    """Make folios resident that are still on the device, some at a time."""
+    mm, device = machine.node.mm, swapd.device
+    limit = min(BATCH_BYTES, machine.pipeline.max_bytes)
+
+    def still_there() -> list[int]:
+        return [p for p in pfns if mm.state[p] == DEVICE and mm.device[p] == device.index]
+
+    while some := _up_to(limit, still_there(), mm.size):
+        reserved = await _reserve(machine, admission, swapd, some)
+        machine.node.memcg.unreserve(reserved)  # the loads reserve the same, in this very step
+        pfns_left = set(some) & set(still_there())
+        waiting = [p for p in some if p in pfns_left and swapd.load_now(p, promote=True) is None]
+        tickets = swapd.request(waiting, promote=True)
+        if tickets is None:
+            await swapd.room_for_loads()
+            machine.check_open()
+        else:
+            for ticket in tickets:
+                await ticket.wait()
+            await checkpoint()
+
+
+async def _reserve(
+    machine: Machine, admission: Admission, swapd: Swapd, pfns: Sequence[int]
+) -> int:
+    try:
+        return await admission.reserve(lambda: machine.swapin.shortfall(pfns))
+    except OutOfMemory as exc:
+        name, used = swapd.device.name, swapd.device.used
+        raise OutOfMemory(f"swap {name!r} stays on, {used} slots of it are in use: {exc}") from exc
+
+
+def _up_to(limit: int, pfns: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Return the first folios of at most `limit` bytes in all, at least one if there is one."""
+    some: list[int] = []
+    for pfn in pfns:
+        limit -= sizes[pfn]
+        if limit < 0 and some:
+            break
+        some.append(pfn)
+    return some

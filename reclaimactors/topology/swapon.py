@@ -1,0 +1,102 @@
+"""Backing stores come and go: swapon and swapoff. Mirrors the two system calls of mm/swapfile.c."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from reclaimactors import registry
+from reclaimactors.actors.swapd import Swapd
+from reclaimactors.actors.swapoff import bring_back
+from reclaimactors.errors import BackendError
+from reclaimactors.log import log
+from reclaimactors.mm.swap import SwapDevice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from reclaimactors.actors.admission import Admission
+    from reclaimactors.actors.machine import Machine
+    from reclaimactors.topology.spec import SwapSpec, Topology
+
+__all__ = ["close_backends", "swapoff", "swapon"]
+
+
+async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
+    """Open one backing store and give it its swapd; return its name. One call at a time.
+
+    Raises:
+        PluginError: if the backend cannot be had.
+        BackendError: if it cannot be opened; it is closed again.
+    """
+    node = machine.node
+    backend = registry.build("backends", spec.backend)
+    index = node.swap.free_index()
+    name = f"{spec.backend.name}{index}"
+    device = SwapDevice(index, name, spec.priority, None)
+    swapd = Swapd(machine, device, backend, timeout=spec.timeout)
+    try:
+        await _open_backend(swapd, spec.timeout)
+        machine.check_open()
+    except BaseException:  # cancelled too: what is open is closed
+        swapd.close()
+        await close_backends([swapd], topology.close_timeout)
+        raise
+    slots = topology.swap_bytes(spec) // node.page_size
+    own = getattr(backend, "capacity", None)
+    device.capacity = slots if own is None else min(slots, own)
+    machine.swapds[index] = swapd
+    node.swap.add(device)
+    machine.add_actor(_actor(swapd), swapd.run)
+    return name
+
+
+async def _open_backend(swapd: Swapd, timeout_s: float) -> None:
+    name = swapd.device.name
+    try:
+        with anyio.fail_after(timeout_s):
+            await swapd.backend.open(swapd.page_size)
+    except TimeoutError as exc:
+        raise BackendError(f"swap {name!r} did not open within {timeout_s:g} s") from exc
+    except BackendError:
+        raise
+    except Exception as exc:
+        raise BackendError(f"swap {name!r} cannot be opened: {exc!r}") from exc
+
+
+async def swapoff(machine: Machine, topology: Topology, admission: Admission, swapd: Swapd) -> None:
+    """Bring back what a backing store holds, let go of it and close it.
+
+    Raises:
+        OutOfMemory: if there is no room for what it holds; it stays, in service as before.
+        BackendError: if it cannot give something back; the same.
+        CorruptData: the same.
+    """
+    await bring_back(machine, admission, swapd)
+    await swapd.end()
+    machine.node.swap.remove(swapd.device.index)
+    del machine.swapds[swapd.device.index]
+    machine.remove_actor(_actor(swapd))
+    await close_backends([swapd], topology.close_timeout)
+
+
+def _actor(swapd: Swapd) -> str:
+    return f"swapd/{swapd.device.name}"
+
+
+async def close_backends(swapds: Iterable[Swapd], within_s: float) -> None:
+    """Close backing stores within `within_s` seconds in all, whatever they do."""
+    with anyio.move_on_after(within_s, shield=True) as scope:
+        async with anyio.create_task_group() as tasks:
+            for swapd in swapds:
+                tasks.start_soon(_close_backend, swapd)
+    if scope.cancelled_caught:
+        log.error("swapd.close_timed_out", timeout_s=within_s)
+
+
+async def _close_backend(swapd: Swapd) -> None:
+    try:
+        await swapd.backend.aclose()
+    except Exception as exc:  # noqa: BLE001 - the others still have to be closed
+        log.error("swapd.close_failed", device=swapd.device.name, exc_info=exc)
