@@ -89,8 +89,9 @@ class KswapdActor:
             machine.node.policy.age(anyio.current_time())
         if step is Step.ISOLATE:
             who = Reclaimer.PROACTIVE if core.requested else Reclaimer.KSWAPD
-            self._batch = machine.swapout.isolate(core.nr, core.max_bytes, who)
-            core.isolated(self._batch)
+            batch = machine.swapout.isolate(core.nr, core.max_bytes, who)
+            core.isolated(batch)
+            self._batch = batch if batch is not None and batch.pfns else None
         return step
 
     async def route(self) -> None:

@@ -20,7 +20,6 @@ from reclaimactors.abc import Backend, Verdict
 from reclaimactors.actors.base import Mailbox
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.log import log
-from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -343,12 +342,10 @@ class Swapd:
         footprint = self._footprint
         if footprint is None:
             return None
-        owner, page = self._m.node.mm.owner, self._m.node.page_size
+        owner = self._m.node.mm.owner
         return [
-            min(length, footprint(range(slot, slot + nr_pages(length, page))))
-            if owner[pfn] == write.id
-            else 0
-            for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True)
+            min(length, footprint(slots)) if owner[pfn] == write.id else 0
+            for pfn, slots, length in zip(write.pfns, write.slots, write.lengths, strict=True)
         ]
 
     def _failed(self, write: StoreBatch, exc: BackendError) -> None:
@@ -358,6 +355,7 @@ class Swapd:
         self.last_error = f"swap {device.name!r} is full: {exc}" if full else str(exc)
         if full and not device.full:
             device.full = True
+            self._m.node.swapcache.shed(device, device.used)
             self._retry_at = anyio.current_time() + self._retry_s
             log.warning("swapd.store_full", device=device.name, retry_in_s=self._retry_s)
             self._retry_s = min(RETRY_MAX_S, 2 * self._retry_s)

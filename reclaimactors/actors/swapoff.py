@@ -40,7 +40,8 @@ async def bring_back(machine: Machine, admission: Admission, swapd: Swapd) -> No
         ClosedResourceError: if the memory closes.
     """
     device = swapd.device
-    device.leaving = True
+    device.leaving = True  # from here on the swap cache takes nothing of it either
+    machine.node.swapcache.shed(device, device.used)
     log.info("swapoff.started", device=device.name, slots=device.used)
     try:
         while device.used:

@@ -8,8 +8,12 @@ each of them one verdict: `Swapout.complete`, `Swapout.hand_back`, or for a writ
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["SWAP_CLUSTER_MAX", "FolioBatch", "Reclaimer", "StoreBatch"]
 
@@ -36,6 +40,8 @@ class FolioBatch:
     seq: int | None = None  #: turn in an ordered padata stream
     held: list[int] = attrs.Factory(list[int])  #: pfns whose bytes a worker looks at right now
     since: float = 0.0  #: when it was queued, in the clock of the actors
+    nr_clean: int = 0  #: folios that were isolated with these and dropped at once: the swap cache
+    clean_bytes: int = 0  #: their bytes
 
 
 @attrs.define(eq=False)
@@ -47,7 +53,7 @@ class StoreBatch:
     who: Reclaimer
     blobs: bool  #: True where they come from the zswap pool, False where they are resident
     pfns: list[int] = attrs.Factory(list[int])
-    slots: list[int] = attrs.Factory(list[int])
+    slots: list[Sequence[int]] = attrs.Factory(list["Sequence[int]"])  #: of each folio
     lengths: list[int] = attrs.Factory(list[int])
     nr_bytes: int = 0
     failed: frozenset[int] = frozenset()  #: devices that did not take these folios

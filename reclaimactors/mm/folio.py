@@ -41,8 +41,8 @@ class MemMap:
     """Columns of folios. A pfn is handed out by `alloc` and taken back by `free`."""
 
     __slots__ = (
-        "_free", "charge", "codec", "crc", "data", "device", "entry", "length", "owner", "refs",
-        "shadow", "size", "state",
+        "_free", "cached", "charge", "codec", "crc", "data", "device", "entry", "length", "owner",
+        "refs", "shadow", "size", "state",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -58,6 +58,7 @@ class MemMap:
         self.crc = array("I")  #: crc32 of what is stored on the device
         self.codec = bytearray()  #: what is stored on the device: 0 = as it is, 1 = a blob
         self.charge = array("I")  #: bytes that an in-process device holds for it
+        self.cached = bytearray()  #: 1 = RESIDENT, and its slots still hold the same bytes
         self._free = array("I")
 
     def __len__(self) -> int:
@@ -80,6 +81,7 @@ class MemMap:
         self.shadow.append(-1)
         self.device.append(0)
         self.codec.append(0)
+        self.cached.append(0)
         return pfn
 
     def free(self, pfn: int) -> None:

@@ -51,8 +51,20 @@ class Ledger:
             msg = f"policy {type(policy).__name__} gave a shadow that is no int of 63 bits: {exc}"
             raise PluginError(msg) from exc
 
-    def stolen(self, nr: int, pages: int, source: int, kept: int, who: Reclaimer) -> None:
-        """Account folios that have left memory, `kept` bytes of each blob staying."""
+    def stolen(
+        self,
+        nr: int,
+        pages: int,
+        source: int,
+        kept: int,
+        who: Reclaimer,
+        *,
+        compressed: bool = True,
+    ) -> None:
+        """Account folios that have left memory, `kept` bytes of their blobs staying.
+
+        Those that nobody had to compress say nothing about what compressing gains.
+        """
         node = self._node
         node.nr_in_flight -= nr
         node.memcg.in_flight -= source
@@ -62,7 +74,7 @@ class Ledger:
         node.memcg.adjust(resident=-source, compressed=kept)
         node.vmstat["pgsteal_" + who.value] += pages
         node.vmstat["pgsteal_anon"] += pages
-        if source:
+        if source and compressed:
             weight = min(1.0, nr / 256)
             self.gain += (max(0.0, 1.0 - kept / source) - self.gain) * weight
 

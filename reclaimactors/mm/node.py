@@ -20,6 +20,8 @@ import attrs
 from reclaimactors.errors import ProtocolViolation
 from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, SAME, WRITEBACK, ZSWAP, MemMap
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
+from reclaimactors.mm.swap import runs
+from reclaimactors.mm.swap_state import SwapCache
 from reclaimactors.mm.vmstat import Vmstat
 from reclaimactors.units import nr_pages
 
@@ -69,6 +71,10 @@ class Node:
     """devices that can take no more of the blobs whose writeback is wanted"""
     swapped: int = 0
     """bytes that swap devices hold for live folios"""
+    scattered: dict[int, array[int]] = attrs.Factory(dict[int, "array[int]"])
+    """pfn -> slots of a folio that found no run of them"""
+    swapcache: SwapCache = attrs.field(init=False)
+    """resident folios that still have their slots"""
     stale: dict[int, list[tuple[int, int]]] = attrs.Factory(dict[int, "list[tuple[int, int]]"])
     """device -> (first slot, slots) that its store must still forget before they are reused"""
     on_wake: Callable[[], None] = _ignore
@@ -78,6 +84,9 @@ class Node:
     on_pool_full: Callable[[], None] = _ignore
     """the pool wants its coldest blobs written back"""
     _next_id: int = 1
+
+    def __attrs_post_init__(self) -> None:
+        self.swapcache = SwapCache(self)
 
     def new_id(self) -> int:
         """Return an id for a batch, never used before."""
@@ -175,6 +184,8 @@ class Node:
             return False
         if state == RESIDENT:
             self.policy.access(pfn)
+            if mm.cached[pfn]:
+                self.swapcache.drop(pfn)
             memcg.resident += delta
         else:
             self.policy.insert(pfn, refault=mm.shadow[pfn])
@@ -258,6 +269,8 @@ class Node:
             self._disown(pfn)
         if state in {RESIDENT, WRITEBACK}:
             self.nr_resident -= 1
+        if mm.cached[pfn]:
+            self.swapcache.drop(pfn)
         mm.owner[pfn] = 0
         if mm.refs[pfn]:
             mm.state[pfn] = DEAD
@@ -300,16 +313,24 @@ class Node:
         mm.free(pfn)
         self.memcg.adjust(-held, -compressed, -FOLIO_OVERHEAD)
 
+    def slots_of(self, pfn: int) -> Sequence[int]:
+        """Return the slots of a folio that a device holds, in the order of its bytes."""
+        scattered = self.scattered.get(pfn)
+        if scattered is not None:
+            return scattered
+        first = self.mm.entry[pfn]
+        return range(first, first + nr_pages(self.mm.length[pfn], self.page_size))
+
     def release_slots(self, pfn: int) -> None:
         """Let the device forget a folio's slots; they are reused after that."""
         mm = self.mm
-        slots = nr_pages(mm.length[pfn], self.page_size)
         self.swapped -= mm.length[pfn]
-        self.forget_slots(mm.device[pfn], mm.entry[pfn], slots)
+        self.forget_slots(mm.device[pfn], self.slots_of(pfn))
+        self.scattered.pop(pfn, None)
 
-    def forget_slots(self, device: int, slot: int, nr: int) -> None:
+    def forget_slots(self, device: int, slots: Sequence[int]) -> None:
         """Queue slots for their store to forget."""
-        self.stale.setdefault(device, []).append((slot, nr))
+        self.stale.setdefault(device, []).extend(runs(slots))
         self.on_stale(device)
 
     def take_stale(self, device: int) -> list[tuple[int, int]]:
@@ -352,6 +373,7 @@ class Node:
         vm = self.vmstat
         vm["pool_total_size"] = self.zswap.total
         vm["stored_pages"] = self.zswap.pages
+        vm["nr_swapcached"] = self.swapcache.pages
         vm["nr_writeback"] = -(-self.memcg.in_flight // self.page_size)
         return vm
 
@@ -421,13 +443,14 @@ class Node:
         )
         assert self.zswap.pages == pool_pages, "pool pages drifted"
         self.swap.check()
+        self.swapcache.check()
         vm.check()
         assert memcg.in_flight == in_flight, "in-flight bytes drifted"
         assert self.nr_in_flight == nr_in_flight, "in-flight folios drifted"
         swapped = sum(
             mm.length[pfn]
             for pfn, state in enumerate(mm.state)
-            if state == DEVICE or (state == DEAD and mm.data.get(pfn) is None)
+            if state == DEVICE or mm.cached[pfn] or (state == DEAD and mm.data.get(pfn) is None)
         )
         assert self.swapped == swapped, "swapped bytes drifted"
         nr_resident = sum(state in {RESIDENT, WRITEBACK} for state in mm.state)

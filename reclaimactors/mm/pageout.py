@@ -7,15 +7,18 @@ coldest blobs of the pool go out as they are.
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING
 from zlib import crc32
 
 from reclaimactors.abc import Verdict
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer, StoreBatch
 from reclaimactors.mm.folio import DEVICE
+from reclaimactors.mm.swap import runs
+from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from reclaimactors.mm.batch import FolioBatch
     from reclaimactors.mm.ledger import Ledger
@@ -44,62 +47,120 @@ class Pageout:
         *,
         failed: frozenset[int] = frozenset(),
     ) -> list[StoreBatch]:
-        """Give folios slots on the best device that has room; `otherwise` where none has."""
-        node = self._node
-        mm = node.mm
+        """Give folios slots on the best device that has room; `otherwise` where none has.
+
+        What fits one write gets one run of slots if there is one (the kernel's clusters), so that
+        it is written in one go; else each folio has a run of its own, or scattered slots.
+        """
         out: list[StoreBatch] = []
-        writes: dict[int, StoreBatch] = {}
         homeless: list[int] = []
-        for pfn in pfns:
-            length = mm.size[pfn]
-            found = node.swap.alloc(max(1, -(-length // node.page_size)), failed)
-            if found is None:
-                homeless.append(pfn)
-                continue
-            device, slot = found
-            write = writes.get(device.index)
-            if write is None or write.nr_bytes + length > MAX_WRITE_BYTES:
-                write = self._new_write(device, batch.who, blobs=False)
-                write.failed = failed
-                writes[device.index] = write
-                out.append(write)
-            self._assign(write, pfn, slot, length)
+        for group in self._groups(pfns):
+            run = self._node.swap.alloc_best(sum(map(self._slots, group)), failed)
+            placed = self._in_a_run(*run, group) if run is not None else None
+            for pfn in group:
+                found = next(placed) if placed is not None else self._place(pfn, failed)
+                if found is None:
+                    homeless.append(pfn)
+                else:
+                    device, slots = found
+                    length = self._node.mm.size[pfn]
+                    write = _with_room(out, device, length)
+                    if write is None:
+                        write = self._new_write(device, batch.who, blobs=False, failed=failed)
+                        out.append(write)
+                    self._assign(write, pfn, slots, length)
         try:
-            self._ledger.give_back(homeless, otherwise)
+            self._no_room(homeless, otherwise)
         except BaseException:  # the policy did not take them back
             for write in out:
                 self.refuse(write)
             raise
         return out
 
-    def _new_write(self, device: SwapDevice, who: Reclaimer, *, blobs: bool) -> StoreBatch:
-        self._node.nr_writes += 1
-        return StoreBatch(self._node.new_id(), device.index, who, blobs)
+    def _slots(self, pfn: int) -> int:
+        return nr_pages(self._node.mm.size[pfn], self._node.page_size)
 
-    def _assign(self, write: StoreBatch, pfn: int, slot: int, length: int) -> None:
+    def _groups(self, pfns: Sequence[int]) -> Iterator[list[int]]:
+        """Cut folios into groups, each of which fits one write."""
+        size = self._node.mm.size
+        group: list[int] = []
+        nr_bytes = 0
+        for pfn in pfns:
+            if group and nr_bytes + size[pfn] > MAX_WRITE_BYTES:
+                yield group
+                group, nr_bytes = [], 0
+            group.append(pfn)
+            nr_bytes += size[pfn]
+        if group:
+            yield group
+
+    def _in_a_run(
+        self, device: SwapDevice, first: int, pfns: Sequence[int]
+    ) -> Iterator[tuple[SwapDevice, Sequence[int]]]:
+        """Give each folio its part of a run."""
+        for pfn in pfns:
+            nr = self._slots(pfn)
+            yield device, range(first, first + nr)
+            first += nr
+
+    def _place(self, pfn: int, failed: frozenset[int]) -> tuple[SwapDevice, Sequence[int]] | None:
+        """Find slots for one folio."""
+        swap, nr = self._node.swap, self._slots(pfn)
+        found = swap.alloc(nr, failed)
+        if found is not None:
+            device, first = found
+            return device, range(first, first + nr)
+        if nr == 1:
+            return None
+        self._node.vmstat["thp_swpout_fallback"] += 1
+        return swap.alloc_scattered(nr, failed)
+
+    def _no_room(self, pfns: list[int], otherwise: Verdict) -> None:
+        """No device has room for these folios: try them again if the swap cache can make some."""
+        if pfns and self._node.swapcache.pages:
+            slots = sum(map(self._slots, pfns))
+            if sum([self._node.swapcache.shed(device, slots) for device in self._node.swap]):
+                otherwise = Verdict.KEEP
+        self._ledger.give_back(pfns, otherwise)
+
+    def _new_write(
+        self,
+        device: SwapDevice,
+        who: Reclaimer,
+        *,
+        blobs: bool,
+        failed: frozenset[int] = frozenset(),
+    ) -> StoreBatch:
+        self._node.nr_writes += 1
+        return StoreBatch(self._node.new_id(), device.index, who, blobs, failed=failed)
+
+    def _assign(self, write: StoreBatch, pfn: int, slots: Sequence[int], length: int) -> None:
         write.pfns.append(pfn)
-        write.slots.append(slot)
+        write.slots.append(slots)
         write.lengths.append(length)
         write.nr_bytes += length
         self._node.mm.owner[pfn] = write.id
         self._node.hold(pfn)
+        self._node.swapcache.taken(self._node.swap[write.device], len(slots))
 
     def items(self, write: StoreBatch) -> list[tuple[int, bytes]]:
         """Return what the store is to write; the checksum of each folio is taken here."""
         node = self._node
         mm, page = node.mm, node.page_size
         out: list[tuple[int, bytes]] = []
-        for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True):
+        for pfn, slots, length in zip(write.pfns, write.slots, write.lengths, strict=True):
             data = mm.data.get(pfn)
             if mm.owner[pfn] != write.id or data is None:
                 continue
             if not mm.crc[pfn]:  # a worker process has taken it already
                 mm.crc[pfn] = crc32(data)
             if length <= page:
-                out.append((slot, data))
+                out.append((slots[0], data))
             else:
                 starts = range(0, length, page)
-                out += [(slot + i, data[at : at + page]) for i, at in enumerate(starts)]
+                out += [
+                    (slot, data[at : at + page]) for slot, at in zip(slots, starts, strict=True)
+                ]
         return out
 
     def stored(self, write: StoreBatch, charges: Sequence[int] | None = None) -> None:
@@ -114,13 +175,12 @@ class Pageout:
         owned = [] if write.blobs else [pfn for pfn in write.pfns if mm.owner[pfn] == write.id]
         shadows = iter(self._ledger.shadows(owned))
         node.nr_writes -= 1
-        done = pages = source = kept = slots = 0
-        for i, (pfn, slot, length) in enumerate(
+        done = pages = source = kept = nr_slots = 0
+        for i, (pfn, slots, length) in enumerate(
             zip(write.pfns, write.slots, write.lengths, strict=True)
         ):
-            nr_slots = max(1, -(-length // node.page_size))
             if mm.owner[pfn] != write.id:
-                node.forget_slots(write.device, slot, nr_slots)
+                node.forget_slots(write.device, slots)
                 node.release(pfn)
                 continue
             if write.blobs:
@@ -134,19 +194,21 @@ class Pageout:
             mm.state[pfn] = DEVICE
             mm.owner[pfn] = 0
             mm.device[pfn] = write.device
-            mm.entry[pfn] = slot
+            mm.entry[pfn] = slots[0]
+            if not isinstance(slots, range):
+                node.scattered[pfn] = array("Q", slots)
             mm.length[pfn] = length
             node.swapped += length
             mm.codec[pfn] = _BLOB if write.blobs else _RAW
             mm.charge[pfn] = charges[i] if charges else 0
             done += 1
-            slots += nr_slots
+            nr_slots += len(slots)
             pages += self._ledger.pages((pfn,))
             source += length
             kept += mm.charge[pfn]
             node.release(pfn)
-        vm["pswpout"] += slots
-        vm["nr_vmscan_write"] += slots
+        vm["pswpout"] += nr_slots
+        vm["nr_vmscan_write"] += nr_slots
         if write.blobs:
             self._ledger.freed_total += max(0, source - kept)
             node.zswap.wanted = max(0, node.zswap.wanted - source)
@@ -174,8 +236,8 @@ class Pageout:
         node.nr_writes -= 1
         node.vmstat["swapout_error"] += 1
         left: list[int] = []
-        for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True):
-            self._give_back_slots(write.device, slot, length, retire=retire)
+        for pfn, slots in zip(write.pfns, write.slots, strict=True):
+            self._give_back_slots(write.device, slots, retire=retire)
             if mm.owner[pfn] == write.id:
                 if write.blobs:
                     mm.owner[pfn] = 0
@@ -194,8 +256,8 @@ class Pageout:
         mm = node.mm
         node.nr_writes -= 1
         left: list[int] = []
-        for pfn, slot, length in zip(write.pfns, write.slots, write.lengths, strict=True):
-            self._give_back_slots(write.device, slot, length, retire=retire)
+        for pfn, slots in zip(write.pfns, write.slots, strict=True):
+            self._give_back_slots(write.device, slots, retire=retire)
             if mm.owner[pfn] == write.id:
                 if write.blobs:
                     mm.owner[pfn] = 0
@@ -204,12 +266,12 @@ class Pageout:
             node.release(pfn)
         self._ledger.give_back(left, Verdict.KEEP)
 
-    def _give_back_slots(self, device: int, slot: int, length: int, *, retire: bool) -> None:
-        nr = max(1, -(-length // self._node.page_size))
+    def _give_back_slots(self, device: int, slots: Sequence[int], *, retire: bool) -> None:
         if retire:
-            self._node.swap[device].retire(slot, nr)
+            for first, nr in runs(slots):
+                self._node.swap[device].retire(first, nr)
         else:
-            self._node.forget_slots(device, slot, nr)
+            self._node.forget_slots(device, slots)
 
     # -- the pool's shrinker ----------------------------------------------------------------------
 
@@ -231,13 +293,23 @@ class Pageout:
                 continue
             if data is None or mm.refs[pfn] or excess <= 0:
                 continue
-            slot = device.alloc(max(1, -(-len(data) // node.page_size)))
-            if slot is None:
+            nr_slots = nr_pages(len(data), node.page_size)
+            slots = device.alloc_slots(nr_slots)
+            if slots is None:
+                node.swapcache.shed(device, nr_slots)
                 break
             if write is None:
                 write = self._new_write(device, Reclaimer.KSWAPD, blobs=True)
-            self._assign(write, pfn, slot, len(data))
+            self._assign(write, pfn, slots, len(data))
             excess -= len(data)
             if len(write.pfns) >= nr or write.nr_bytes >= MAX_WRITE_BYTES:
                 break
         return write
+
+
+def _with_room(writes: Sequence[StoreBatch], device: SwapDevice, length: int) -> StoreBatch | None:
+    """Return the write to a device that takes so many bytes more, None where there is none."""
+    for write in writes:
+        if write.device == device.index and write.nr_bytes + length <= MAX_WRITE_BYTES:
+            return write
+    return None

@@ -29,10 +29,10 @@ import attrs
 from reclaimactors.errors import BackendError, ProtocolViolation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
-__all__ = ["MAX_SWAPFILES", "SwapDevice", "SwapDevices"]
+__all__ = ["MAX_SWAPFILES", "SwapDevice", "SwapDevices", "runs"]
 
 _FREE, _USED, _BAD = 0, 1, 2
 MAX_SWAPFILES = 256  #: devices at a time: the index is one byte of a folio's row
@@ -81,6 +81,11 @@ class SwapDevice:
         return sys.maxsize if self.capacity is None else self.capacity - self.used - self.bad
 
     @property
+    def more_than_half_used(self) -> bool:
+        """Whether it has no slots to spare for copies of what is resident (vm_swap_full)."""
+        return self.capacity is not None and 2 * (self.used + self.bad) > self.capacity
+
+    @property
     def takes_writes(self) -> bool:
         """Whether new folios may be given slots here at all."""
         return self.in_service and not self.full and not self.leaving
@@ -105,6 +110,29 @@ class SwapDevice:
             self._noted = slot + nr
             self._longest = max(self._elsewhere, self._noted_end - self._noted)
         return slot
+
+    def alloc_slots(self, nr: int) -> Sequence[int] | None:
+        """Take `nr` slots, in one run if there is one; None where there are not so many."""
+        first = self.alloc(nr)
+        return self.alloc_scattered(nr) if first is None else range(first, first + nr)
+
+    def alloc_scattered(self, nr: int) -> list[int] | None:
+        """Take `nr` slots wherever they are, None where there are not so many."""
+        if not 0 < nr <= self.free_slots:
+            return None
+        slots: list[int] = []
+        at = -1
+        while len(slots) < nr:
+            at = self._map.find(_FREE, at + 1)
+            if at < 0:
+                at = len(self._map) - 1
+                self._grow(nr - len(slots))
+            else:
+                slots.append(at)
+        for slot in slots:
+            self._map[slot] = _USED
+        self.used += nr
+        return slots
 
     def free(self, slot: int, nr: int) -> None:
         """Give back `nr` used slots. The backing store has forgotten them already.
@@ -178,6 +206,21 @@ class SwapDevice:
             self._noted_end = end
         else:
             self._elsewhere = max(self._elsewhere, end - start)
+
+
+def runs(slots: Sequence[int]) -> list[tuple[int, int]]:
+    """Return slots as (first, how many) runs of neighbours."""
+    if isinstance(slots, range):
+        return [(slots.start, len(slots))] if slots else []
+    out: list[tuple[int, int]] = []
+    start = stop = -1
+    for slot in slots:
+        if slot != stop:
+            if start >= 0:
+                out.append((start, stop - start))
+            start = slot
+        stop = slot + 1
+    return [*out, (start, stop - start)] if start >= 0 else out
 
 
 class SwapDevices:
@@ -256,6 +299,27 @@ class SwapDevices:
                 equals = (at for at, other in enumerate(order) if other.priority < device.priority)
                 order.insert(next(equals, len(order)), device)
             return device, slot
+        return None
+
+    def alloc_best(
+        self, nr: int, exclude: AbstractSet[int] = frozenset()
+    ) -> tuple[SwapDevice, int] | None:
+        """Take a run of the best device that has room at all; None where it has no such run."""
+        for device in self._order:
+            if device.takes_writes and device.free_slots and device.index not in exclude:
+                others = {other.index for other in self._order if other is not device}
+                return self.alloc(nr, others | exclude)
+        return None
+
+    def alloc_scattered(
+        self, nr: int, exclude: AbstractSet[int] = frozenset()
+    ) -> tuple[SwapDevice, Sequence[int]] | None:
+        """Take `nr` slots of one device, wherever they are there: for what finds no run."""
+        for device in self._order:
+            if device.takes_writes and device.index not in exclude:
+                slots = device.alloc_scattered(nr)
+                if slots is not None:
+                    return device, slots
         return None
 
     @property

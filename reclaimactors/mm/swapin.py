@@ -2,8 +2,9 @@
 
 A fault never waits for room. Where promoting the folio would leave free memory below *low*, its
 bytes are handed out and the stored copy stays where it is; kswapd is woken. Otherwise the folio is
-resident again and the stored copy goes (exclusive load). A fault on a folio in flight takes it away
-from its batch and gives its source bytes at once: nobody waits for a queue to read a value.
+resident again, and the stored copy goes (exclusive load) but for one that the swap cache keeps. A
+fault on a folio in flight takes it away from its batch and gives its source bytes at once: nobody
+waits for a queue to read a value.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Load:
 
     pfn: int
     device: int
-    slots: range
+    slots: Sequence[int]
     promote: bool  #: whether it becomes resident, or is handed out only
     reserved: int  #: bytes set aside for that
 
@@ -128,7 +129,7 @@ class Swapin:
         return data
 
     def promote(self, pfn: int, data: bytes, reserved: int = 0) -> None:
-        """Make a reclaimed folio resident, dropping the stored copy."""
+        """Make a reclaimed folio resident; the copy goes, but for one that the swap cache keeps."""
         node = self._node
         mm, vm = node.mm, node.vmstat
         state = mm.state[pfn]
@@ -140,8 +141,11 @@ class Swapin:
             node.zswap.remove(pfn, blob, pages)
             mm.owner[pfn] = 0
         elif state == DEVICE:
-            compressed = -mm.charge[pfn]
-            node.release_slots(pfn)
+            if node.swapcache.keeps(pfn):
+                node.swapcache.add(pfn)
+            else:
+                compressed = -mm.charge[pfn]
+                node.release_slots(pfn)
         node.memcg.reserved -= reserved
         node.memcg.adjust(resident=len(data) - reserved, compressed=compressed)
         mm.data[pfn] = data
@@ -186,9 +190,7 @@ class Swapin:
         reserved = mm.size[pfn] if promote else 0
         node.memcg.reserve(reserved)
         node.hold(pfn)
-        first = mm.entry[pfn]
-        slots = range(first, first + nr_pages(mm.length[pfn], node.page_size))
-        return Load(pfn, mm.device[pfn], slots, promote, reserved)
+        return Load(pfn, mm.device[pfn], node.slots_of(pfn), promote, reserved)
 
     def finish(self, load: Load, stored: Sequence[bytes]) -> bytes:
         """Return the folio's bytes from what its slots gave, and promote it if room was reserved.

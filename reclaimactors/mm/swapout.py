@@ -17,6 +17,7 @@ from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
 from reclaimactors.mm.ledger import Ledger
 from reclaimactors.mm.page_io import BLOB, FAIL, POOR, SAME_FILLED, outcome, same_filled
 from reclaimactors.mm.pageout import Pageout
+from reclaimactors.mm.swap_state import drop_clean
 
 if TYPE_CHECKING:
     from reclaimactors.mm.batch import Reclaimer, StoreBatch
@@ -42,7 +43,8 @@ class Swapout:
         """Take up to `nr` cold folios of `max_bytes` in all, at least one, off the lists.
 
         Returns:
-            A batch that owns them, or None where there is nothing to isolate.
+            A batch that owns them, or None where there is nothing to isolate. Clean ones of the
+            swap cache are gone already, with nothing to do for them; the batch may be empty then.
         """
         node = self._node
         vm = node.vmstat
@@ -67,6 +69,12 @@ class Swapout:
         vm["reclaim_isolated"] += len(batch.pfns)
         vm["pgscan_" + who.value] += batch.nr_pages
         vm["pgscan_anon"] += batch.nr_pages
+        if node.swapcache.pages:
+            try:
+                drop_clean(node, self.ledger, batch)
+            except BaseException:  # the policy gave junk for one that leaves
+                self.hand_back(batch)
+                raise
         return batch
 
     def _claim(self, batch: FolioBatch, candidates: list[int], max_bytes: int) -> None:

@@ -116,8 +116,8 @@ class Kswapd:
         """Tell what ISOLATE found; nothing at all ends the pass, and the pool must give."""
         self._dry = batch is None
         if batch is not None:
-            self._quota -= len(batch.pfns)
-            self.requested = max(0, self.requested - batch.nr_bytes)
+            self._quota -= len(batch.pfns) + batch.nr_clean
+            self.requested = max(0, self.requested - batch.nr_bytes - batch.clean_bytes)
         else:
             self._quota = self.requested = 0
             self._node.want_writeback()

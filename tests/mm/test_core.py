@@ -955,3 +955,212 @@ def test_isolate_takes_at_least_one_folio_whatever_its_size():
 
 def test_the_error_of_a_store_is_an_oserror():
     assert issubclass(BackendError, OSError)
+
+
+# the swap cache: clean folios that still have their slots
+
+
+def read_back(core, keys):
+    return {key: core.get(key) for key in keys}
+
+
+def test_a_folio_that_was_read_back_is_reclaimed_again_without_a_write():
+    core = Core(zswap=False, devices=[64])
+    values = {i: noise(i) for i in range(8)}
+    for key, value in values.items():
+        core.put(key, value)
+    core.reclaim()
+    assert read_back(core, values) == values
+    assert core.node.gauges()["nr_swapcached"] == 8
+    written = core.node.vmstat["pswpout"]
+    batch = core.isolate()
+    assert (batch.pfns, batch.nr_clean, batch.clean_bytes) == ([], 8, 8 * PAGE)
+    assert {core.state(key) for key in values} == {DEVICE}
+    assert core.node.vmstat["pswpout"] == written
+    assert core.node.vmstat["pgsteal_anon"] == 16
+    assert core.node.gauges()["nr_swapcached"] == 0
+    assert read_back(core, values) == values
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_an_overwritten_clean_folio_gives_its_slots_back_and_is_written_again(fast):
+    core = Core(zswap=False, devices=[64])
+    core.put("key", noise(1))
+    core.reclaim()
+    core.get("key")
+    if fast:
+        assert core.node.put_fast("key", noise(2))
+        core.check()
+    else:
+        core.put("key", noise(2))
+    assert core.node.gauges()["nr_swapcached"] == 0
+    core.forget()
+    assert core.node.swap.used == 0
+    core.reclaim()
+    assert core.node.vmstat["pswpout"] == 2
+    assert core.get("key") == noise(2)
+
+
+def test_a_deleted_clean_folio_gives_its_slots_back():
+    core = Core(zswap=False, devices=[64])
+    core.put("key", noise(1, 3 * PAGE))
+    core.reclaim()
+    core.get("key")
+    core.delete("key")
+    core.forget()
+    assert (core.node.swap.used, core.node.swapped) == (0, 0)
+
+
+def test_a_device_more_than_half_used_lends_no_slots():
+    core = Core(zswap=False, devices=[8])
+    for key in range(5):
+        core.put(key, noise(key))
+    core.reclaim()
+    core.get(0)
+    assert core.node.gauges()["nr_swapcached"] == 0
+    core.forget()
+    core.get(1)
+    assert core.node.gauges()["nr_swapcached"] == 1
+
+
+def test_a_device_in_this_process_lends_no_slots():
+    core = Core(zswap=False, devices=[8])
+    core.put("key", noise(1))
+    (write,) = core.compress(core.isolate())
+    core.slots[0].update(core.out.pageout.items(write))
+    core.out.pageout.stored(write, [PAGE])
+    core.get("key")
+    assert core.node.gauges()["nr_swapcached"] == 0
+
+
+def test_the_cache_has_given_all_slots_back_when_the_device_is_full():
+    core = Core(zswap=False, devices=[16])
+    for key in range(8):
+        core.put(key, noise(key))
+    core.reclaim()
+    values = read_back(core, range(8))
+    assert core.node.gauges()["nr_swapcached"] == 8
+    for pfn in map(core.node.pfns, range(8)):
+        core.node.hold(pfn[0])  # they stay resident
+    left = []
+    for key in range(8, 16):
+        core.put(key, noise(key))
+        core.reclaim()
+        left.append(core.node.gauges()["nr_swapcached"])
+        core.forget()
+    assert left == [6, 6, 4, 4, 2, 2, 0, 0]
+    assert core.node.swap.used == 8
+    for pfn in map(core.node.pfns, range(8)):
+        core.node.release(pfn[0])
+    assert read_back(core, range(8)) == values
+
+
+def test_a_pinned_clean_folio_stays_and_stays_clean():
+    core = Core(zswap=False, devices=[8])
+    core.put("key", noise(1))
+    core.reclaim()
+    core.get("key")
+    (pfn,) = core.node.pfns("key")
+    core.node.pin(pfn)
+    assert core.isolate() is None
+    core.node.unpin(pfn)
+    assert core.isolate().nr_clean == 1
+
+
+def test_a_policy_that_gives_junk_for_a_clean_folio_keeps_it_resident():
+    core = Core(zswap=False, devices=[8])
+    core.put("key", noise(1))
+    core.reclaim()
+    core.get("key")
+    shadow, core.node.policy = core.node.policy.shadow, _Junk(core.node.policy)
+    with pytest.raises(PluginError, match="shadow"):
+        core.out.isolate(32, 1 << 30, Reclaimer.KSWAPD)
+    assert shadow
+    core.node.policy = core.node.policy.inner
+    core.check()
+    assert core.state("key") == RESIDENT
+    assert core.get("key") == noise(1)
+
+
+class _Junk:
+    """A policy whose shadows are no ints."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def shadow(self, pfn):
+        return "junk"
+
+
+# clusters of slots, and folios that find no run of them
+
+
+def test_what_is_reclaimed_together_is_written_in_one_run():
+    core = Core(zswap=False, devices=[200])
+    for key in range(60):
+        core.put(key, noise(key, PAGE * (1 + key % 3)))
+    core.reclaim(60)
+    for key in range(0, 60, 2):  # holes of one to three slots
+        core.delete(key)
+    core.forget()
+    for key in range(100, 132):
+        core.put(key, noise(key))
+    writes = core.compress(core.isolate(32))
+    (write,) = writes
+    slots = [slot for part in write.slots for slot in part]
+    assert slots == list(range(slots[0], slots[0] + 32))
+    core.write(writes)
+    assert read_back(core, range(100, 132)) == {key: noise(key) for key in range(100, 132)}
+
+
+def test_a_folio_that_finds_no_run_is_stored_in_scattered_slots():
+    core = Core(zswap=False, devices=[16])
+    for key in range(16):
+        core.put(key, noise(key))
+    core.reclaim()
+    for key in range(0, 16, 2):
+        core.delete(key)
+    core.forget()
+    large = core.put("large", noise(99, 5 * PAGE - 3))
+    core.reclaim()
+    assert core.state("large") == DEVICE
+    assert core.node.vmstat["thp_swpout_fallback"] == 1
+    assert list(core.node.slots_of(large)) == [0, 2, 4, 6, 8]
+    assert core.get("large") == noise(99, 5 * PAGE - 3)
+    core.delete("large")
+    core.forget()
+    assert (core.node.swap.used, core.node.scattered) == (8, {})
+
+
+def test_scattered_slots_of_a_write_that_fails_are_given_back():
+    core = Core(zswap=False, devices=[8])
+    for key in range(8):
+        core.put(key, noise(key))
+    core.reclaim()
+    for key in range(0, 8, 2):
+        core.delete(key)
+    core.forget()
+    core.put("large", noise(99, 3 * PAGE))
+    core.broken = {0}
+    core.reclaim()
+    core.forget()
+    assert core.state("large") == RESIDENT
+    assert core.node.swap.used == 4
+
+
+def test_devices_of_one_priority_take_batches_in_turn():
+    core = Core(zswap=False)
+    for index in range(3):
+        core.node.swap.add(SwapDevice(index, f"store{index}", 5, 100))
+        core.slots.append({})
+    used = []
+    for batch in range(6):
+        for key in range(8):
+            core.put((batch, key), noise(8 * batch + key))
+        before = [len(slots) for slots in core.slots]
+        core.reclaim(8)
+        used.append([len(slots) - was for slots, was in zip(core.slots, before, strict=True)])
+    assert used == [[8, 0, 0], [0, 8, 0], [0, 0, 8]] * 2
