@@ -82,6 +82,10 @@ class Backend:
     synchronous: ClassVar[bool] = False
     """True where I/O is as cheap as a memory copy (the kernel's SWP_SYNCHRONOUS_IO)."""
 
+    rotational: bool = False
+    """True where seeking is dear, so that neighbours of a slot are better read with it: a disk that
+    turns, a store across a network. Read after `open`; slots are then read ahead."""
+
     async def open(self, page_size: int) -> None:
         """Get ready for slots of `page_size` bytes. Called once, before anything else."""
 

@@ -162,6 +162,8 @@ class Machine:
 
     def wake_kswapd(self) -> None:
         """Wake kswapd where that is more than a no-op; wake-ups coalesce."""
+        for swapd in self.swapds.values():
+            swapd.drop_readahead()
         if self.kswapd.wants_to_run() and not self.closing:
             self.start()
             self.awake = True

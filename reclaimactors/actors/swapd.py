@@ -10,6 +10,7 @@ new writes, its loads are still tried.
 from __future__ import annotations
 
 import errno
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,12 +21,14 @@ from reclaimactors.abc import Backend, Verdict
 from reclaimactors.actors.base import Mailbox
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.log import log
+from reclaimactors.mm.readahead import MAX_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from reclaimactors.actors.machine import Machine
     from reclaimactors.mm.batch import StoreBatch
+    from reclaimactors.mm.readahead import Readahead
     from reclaimactors.mm.swap import SwapDevice
     from reclaimactors.mm.swapin import Load
 
@@ -82,6 +85,7 @@ class Swapd:
         self._retry_s = RETRY_S
         self._retry_at = 0.0
         self._warned = False
+        self.readahead: Readahead | None = None  #: where seeking is dear
         self._scope = anyio.CancelScope()  # of `run`: it ends alone at swapoff
         self._running = anyio.Lock(fast_acquire=True)
         self._ended = False
@@ -115,13 +119,18 @@ class Swapd:
         Raises:
             CorruptData: if what is there is not what was stored.
         """
-        if self._load_now is None or pfn in self.tickets:
+        if pfn in self.tickets:
+            return None
+        ahead = self.readahead.hit(pfn) if self.readahead is not None else None
+        if ahead is None and self._load_now is None:
             return None
         load = self._m.swapin.begin_load(pfn, promote=promote)
-        try:
-            stored = self._load_now(load.slots)
-        except Exception:  # noqa: BLE001 - `load_many` is asked instead, and says what is wrong
-            stored = None
+        stored = ahead
+        if stored is None and self._load_now is not None:
+            try:
+                stored = self._load_now(load.slots)
+            except Exception:  # noqa: BLE001 - `load_many` is asked instead, and says what is wrong
+                stored = None
         if not isinstance(stored, (list, tuple)):
             self._m.swapin.drop(load)
             return None
@@ -167,6 +176,11 @@ class Swapd:
         if self.device.full and now >= self._retry_at:
             self.device.full = False
 
+    def drop_readahead(self) -> None:
+        """Let go of what was read ahead: room is short."""
+        if self.readahead is not None:
+            self.readahead.drop()
+
     def close(self) -> None:
         """End whatever waits, and close the mailboxes."""
         self._clear()
@@ -204,6 +218,7 @@ class Swapd:
             if write is not None:
                 self._m.pageout.refuse(write)
         self._loads.drain()
+        self.drop_readahead()
         for ticket in list(self.tickets.values()):
             stopped = self._error("load", RuntimeError("its swapd stopped"))
             self._end(ticket, error=anyio.ClosedResourceError() if self._m.closing else stopped)
@@ -246,27 +261,53 @@ class Swapd:
                     break
             await self.load(tickets)
 
-    async def load(self, tickets: list[Ticket]) -> None:
+    async def load(self, tickets: list[Ticket], *, ahead: bool = True) -> None:
         """Read a batch of folios; one that cannot be read does not spoil the others."""
-        slots = [slot for ticket in tickets for slot in ticket.load.slots]
+        loads = [ticket.load for ticket in tickets]
+        near = self._begin_ahead(loads) if ahead and self.readahead is not None else []
         try:
-            stored: Sequence[bytes] = await self._call("load", self.backend.load_many(slots))
-            if not isinstance(stored, (list, tuple)) or len(stored) != len(slots):
-                wrong = TypeError(f"load_many gave {stored!r:.80}, not a list of {len(slots)}")
-                raise self._error("load", wrong)
+            stored = await self._read(loads + near)
         except BackendError as exc:
-            if len(tickets) == 1 or isinstance(exc, _TooSlow):
+            if isinstance(exc, _TooSlow) or (len(tickets) == 1 and not near):
                 for ticket in tickets:
                     self._end(ticket, error=exc)
-                return
-            for ticket in tickets:
-                await self.load([ticket])
+            elif near:
+                await self.load(tickets, ahead=False)
+            else:
+                for ticket in tickets:
+                    await self.load([ticket])
             return
-        start = 0
-        for ticket in tickets:
-            stop = start + len(ticket.load.slots)
-            self._finish(ticket, stored[start:stop])
-            start = stop
+        finally:
+            for load in near:
+                self._m.swapin.drop(load)
+        for ticket, parts in zip(tickets, stored, strict=False):
+            self._finish(ticket, parts)
+        if self.readahead is not None:
+            for load, parts in zip(near, stored[len(tickets) :], strict=True):
+                self.readahead.keep(load.pfn, parts)
+
+    async def _read(self, loads: Sequence[Load]) -> list[Sequence[bytes]]:
+        """Return what the slots of each folio hold.
+
+        Raises:
+            BackendError: if they cannot be read.
+        """
+        slots = [slot for load in loads for slot in load.slots]
+        stored: Sequence[bytes] = await self._call("load", self.backend.load_many(slots))
+        if not isinstance(stored, (list, tuple)) or len(stored) != len(slots):
+            wrong = TypeError(f"load_many gave {stored!r:.80}, not a list of {len(slots)}")
+            raise self._error("load", wrong)
+        parts = iter(stored)
+        return [list(islice(parts, len(load.slots))) for load in loads]
+
+    def _begin_ahead(self, loads: Sequence[Load]) -> list[Load]:
+        """Start reading the neighbours of what is wanted, where it is not too much as it is."""
+        assert self.readahead is not None
+        if len(loads) >= MAX_PAGES:
+            return []
+        wanted = [load.pfn for load in loads] + list(self.tickets)
+        near = self.readahead.neighbours(loads[0].slots[0], wanted)
+        return [self._m.swapin.begin_load(pfn, promote=False) for pfn in near]
 
     def _finish(self, ticket: Ticket, stored: Sequence[bytes]) -> None:
         if self.tickets.pop(ticket.load.pfn, None) is None:
@@ -312,7 +353,7 @@ class Swapd:
             if items:
                 await self._call("store", self.backend.store_many(items))
             for write in writes:
-                machine.pageout.stored(write, self._charges(write))
+                self._stored(write)
                 left.remove(write)
             self.device.failures = 0
             self.last_error = ""
@@ -333,6 +374,12 @@ class Swapd:
             if len(self._stores.waiting) <= MAX_STORES // 2:
                 machine.kswapd.throttled = False
             machine.verdicts.notify()
+
+    def _stored(self, write: StoreBatch) -> None:
+        self._m.pageout.stored(write, self._charges(write))
+        if self.readahead is not None:
+            for pfn, slots in zip(write.pfns, write.slots, strict=True):
+                self.readahead.note(pfn, slots)
 
     def _charges(self, write: StoreBatch) -> list[int] | None:
         """Return what this process holds for each folio, at most as much as it has freed.

@@ -67,6 +67,7 @@ class FileBackend(Backend):
         self._writers, self._readers = CapacityLimiter(_THREADS), CapacityLimiter(_THREADS)
         self._file = SwapFile(self._path)
         await to_thread.run_sync(self._file.open, abandon_on_cancel=True, limiter=self._writers)
+        self.rotational = self._file.rotational
 
     async def aclose(self) -> None:
         """Close the file, which frees its space; a thread still writing closes it when it ends."""

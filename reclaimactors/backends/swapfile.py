@@ -40,6 +40,7 @@ class SwapFile:
     def __init__(self, path: str | None) -> None:
         self.folder = path or "(no folder yet)"
         self.fd = -1  #: for the thread that will call `close`, which knows that it has not yet
+        self.rotational = False  #: whether it lies on a disk that turns, known once it is open
         self._path = path
         self._lock = threading.Lock()
         self._users = 0
@@ -58,6 +59,7 @@ class SwapFile:
             why = f"cannot make a swap file in path = {self.folder!r}: {exc.strerror}"
             todo = "give `path` a folder that this process may write to"
             raise BackendError(exc.errno, f"{why}; {todo}") from exc
+        self.rotational = _rotational(fd)
         with self._lock:
             self.fd = fd
             self._close_if_unused()
@@ -123,6 +125,18 @@ def _default_folder() -> str:
             return folder
     msg = f"no folder for the swap file: {'; '.join(passed_over)}; give `path` a folder on a disk"
     raise BackendError(errno.ENOENT, msg)
+
+
+def _rotational(fd: int) -> bool:
+    """Return whether a file lies on a disk that turns; False where that cannot be found out."""
+    device = os.fstat(fd).st_dev
+    disk = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    for queue in (disk / "queue", disk.resolve().parent / "queue"):  # of a partition: its disk's
+        try:
+            return (queue / "rotational").read_text().strip() == "1"
+        except OSError:
+            continue
+    return False
 
 
 def _in_memory(folder: str) -> bool:

@@ -134,6 +134,7 @@ class FaultyBackend(Backend):
         """Open the inner backend."""
         await self.inner.open(page_size)
         self.capacity = self.inner.capacity
+        self.rotational = self.inner.rotational
 
     async def aclose(self) -> None:
         """Close the inner backend, whatever is broken."""

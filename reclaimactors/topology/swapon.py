@@ -11,6 +11,7 @@ from reclaimactors.actors.swapd import Swapd
 from reclaimactors.actors.swapoff import bring_back
 from reclaimactors.errors import BackendError
 from reclaimactors.log import log
+from reclaimactors.mm.readahead import Readahead
 from reclaimactors.mm.swap import SwapDevice
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
     slots = topology.swap_bytes(spec) // node.page_size
     own = getattr(backend, "capacity", None)
     device.capacity = slots if own is None else min(slots, own)
+    if getattr(backend, "rotational", False):
+        swapd.readahead = Readahead(node, index)
     machine.swapds[index] = swapd
     node.swap.add(device)
     machine.add_actor(_actor(swapd), swapd.run)
