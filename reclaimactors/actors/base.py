@@ -146,6 +146,7 @@ class Fifo:
         # Each message has a page at least, so the stream is never full before the credits are gone.
         self._mailbox: Mailbox[FolioBatch] = Mailbox(limit_pages)
         self.room_made = self._mailbox.taken
+        self.takers = 0  #: workers who wait for a batch, or whose turn to take one has yet to come
 
     def room(self, pages: int) -> bool:
         """Return whether a folio of so many pages may enter."""
@@ -162,7 +163,11 @@ class Fifo:
 
     async def take(self, max_pages: int) -> list[FolioBatch]:
         """Wait for a batch, and return it with what else waits, up to about `max_pages`."""
-        batch = await self._mailbox.receive()
+        self.takers += 1
+        try:
+            batch = await self._mailbox.receive()
+        finally:
+            self.takers -= 1
         batches: list[FolioBatch] = []
         while True:
             self.waiting_pages -= batch.nr_pages

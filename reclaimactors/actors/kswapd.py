@@ -146,8 +146,15 @@ class KswapdActor:
         return rest
 
     async def _full(self, batch: FolioBatch) -> None:
-        """The declared rule for a full FIFO."""
+        """The declared rule for a full FIFO.
+
+        It is full only where nobody is about to take from it: kswapd may have filled it within one
+        turn of the event loop, in which no worker had his.
+        """
         machine = self._m
+        if machine.fifo.takers:
+            await checkpoint()
+            return
         rule = machine.on_full
         if rule == "steal_oldest" and (oldest := machine.fifo.take_oldest()) is not None:
             if machine.too_slow_inline(oldest.nr_bytes) and not machine.offload.inline:

@@ -36,7 +36,7 @@ class Ledger:
     def pages(self, pfns: Iterable[int]) -> int:
         """Return the base pages of these folios."""
         size, page = self._node.mm.size, self._node.page_size
-        return sum([max(1, -(-size[pfn] // page)) for pfn in pfns])
+        return sum([1 if size[pfn] <= page else -(-size[pfn] // page) for pfn in pfns])
 
     def shadows(self, pfns: Sequence[int]) -> array[int]:
         """Tell the policy that folios leave. Before any change: a plugin may raise, or give junk.

@@ -106,26 +106,19 @@ class Links:
         """Take pfns off the cold end until `nr` with ``column[pfn] == cold`` were met.
 
         At most `limit` are walked. Returns those `nr` or fewer, and the others that were met;
-        both are off the list, coldest first. One walk and one splice, however many they are.
+        both are off the list, coldest first.
         """
-        nxt, shift = self._next, self._shift
         matching: list[int] = []
         others: list[int] = []
-        node = nxt[head]
-        while node != head and limit > 0 and nr > 0:
-            limit -= 1
-            pfn = node - shift
-            if column[pfn] == cold:
-                matching.append(pfn)
-                nr -= 1
-            else:
-                others.append(pfn)
-            after = nxt[node]
-            nxt[node] = -1
-            node = after
-        nxt[head] = node
-        self._prev[node] = head
-        self.sizes[head] -= len(matching) + len(others)
+        while (missing := min(nr - len(matching), limit)) > 0:
+            met = self.pop_many(head, missing)
+            if not met:
+                break
+            limit -= len(met)
+            fit = [pfn for pfn in met if column[pfn] == cold]
+            if len(fit) < len(met):
+                others += [pfn for pfn in met if column[pfn] != cold]
+            matching += fit
         return matching, others
 
     def extend_tail(self, head: int, pfns: Sequence[int]) -> None:

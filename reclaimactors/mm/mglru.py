@@ -91,7 +91,10 @@ class Mglru:
         elif self._where[pfn] != _GONE:
             msg = f"insert of pfn {pfn}, which is resident already"
             raise ProtocolViolation(msg)
-        recent = refault is not None and refault_distance(self.max_seq, refault) < self._max_gens
+        recent = refault is not None and (
+            refault == self.min_seq  # no older than the oldest: most of them
+            or refault_distance(self.max_seq, refault) < self._max_gens
+        )
         gen = self._youngest if recent else self._trial
         self._where[pfn] = self._read_in[pfn] = gen
         self._lists.add_tail(gen, pfn)

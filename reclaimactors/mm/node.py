@@ -189,7 +189,8 @@ class Node:
             memcg.resident += delta
         else:
             self.policy.insert(pfn, refault=mm.shadow[pfn])
-            self.zswap.remove(pfn, len(old), nr_pages(mm.size[pfn], self.page_size))
+            pages = 1 if mm.size[pfn] <= self.page_size else nr_pages(mm.size[pfn], self.page_size)
+            self.zswap.remove(pfn, len(old), pages)
             memcg.compressed -= len(old)
             memcg.resident += size
             mm.state[pfn] = RESIDENT

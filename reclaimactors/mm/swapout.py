@@ -8,7 +8,7 @@ devices in `pageout`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from reclaimactors.abc import Verdict
 from reclaimactors.errors import PluginError
@@ -20,6 +20,8 @@ from reclaimactors.mm.pageout import Pageout
 from reclaimactors.mm.swap_state import drop_clean
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from reclaimactors.mm.batch import Reclaimer, StoreBatch
     from reclaimactors.mm.node import Node
     from reclaimactors.mm.page_io import Squeezed
@@ -81,21 +83,20 @@ class Swapout:
         """Give candidates to a batch; pinned ones, and those too many, go back to the lists."""
         node = self._node
         state, size, refs, owner = node.mm.state, node.mm.size, node.mm.refs, node.mm.owner
-        page, bid, taken = node.page_size, batch.id, batch.pfns
+        pfns = self._checked(candidates)
         pinned: list[int] = []
         too_many: list[int] = []
-        for pfn in self._checked(candidates):
-            length = size[pfn]
-            if refs[pfn]:
-                pinned.append(pfn)
-            elif taken and batch.nr_bytes + length > max_bytes:
-                too_many.append(pfn)
-            else:
-                state[pfn] = WRITEBACK
-                owner[pfn] = bid
-                batch.nr_bytes += length
-                batch.nr_pages += 1 if length <= page else -(-length // page)
-                taken.append(pfn)
+        held = {refs[pfn] for pfn in pfns} != {0}
+        if held or sum([size[pfn] for pfn in pfns]) > max_bytes:
+            pinned = [pfn for pfn in pfns if refs[pfn]]
+            pfns, too_many = _up_to(max_bytes, [pfn for pfn in pfns if not refs[pfn]], size)
+        bid = batch.id
+        for pfn in pfns:
+            state[pfn] = WRITEBACK
+            owner[pfn] = bid
+        batch.pfns = pfns
+        batch.nr_bytes = sum([size[pfn] for pfn in pfns])
+        batch.nr_pages = self.ledger.pages(pfns)
         if pinned:
             node.policy.putback(pinned, Verdict.ACTIVATE)
         if too_many:
@@ -110,8 +111,9 @@ class Swapout:
         node = self._node
         state = node.mm.state
         try:
-            wrong = [pfn for pfn in candidates if state[pfn] != RESIDENT or pfn < 0]
-            if not wrong and len(set(candidates)) == len(candidates):
+            states = {state[pfn] for pfn in candidates}
+            once = len(set(candidates)) == len(candidates)
+            if states == {RESIDENT} and once and min(candidates) >= 0:
                 return candidates
         except (IndexError, TypeError):  # no pfn at all
             pass
@@ -197,6 +199,8 @@ class Swapout:
         """
         owner, crc = self._node.mm.owner, self._node.mm.crc
         bid = batch.id
+        if None not in out.blobs and {owner[pfn] for pfn in batch.pfns} == {bid}:
+            return self._complete_all(batch, out)
         stored: list[int] = []
         blobs: list[bytes] = []
         same: list[tuple[int, int]] = []
@@ -218,6 +222,18 @@ class Swapout:
             rejected[BLOB] = self._store(stored, blobs, batch.who)
         if same:
             self.ledger.drop_same(same, batch.who)
+        return self._end(batch, rejected)
+
+    def _complete_all(self, batch: FolioBatch, out: Squeezed) -> list[StoreBatch]:
+        """The usual case of `complete`: each folio is still the batch's, and was compressed."""
+        crc = self._node.mm.crc
+        for pfn, value in zip(batch.pfns, out.values, strict=True):
+            crc[pfn] = value
+        blobs = cast("list[bytes]", out.blobs)
+        return self._end(batch, {BLOB: self._store(batch.pfns, blobs, batch.who)})
+
+    def _end(self, batch: FolioBatch, rejected: dict[int, list[int]]) -> list[StoreBatch]:
+        """Find a place for what the pool did not take; nobody looks at the bytes any more."""
         writes = self._settle(rejected, batch) if any(rejected.values()) else []
         self._let_go(batch)
         if self._node.zswap.reached_full:
@@ -240,42 +256,37 @@ class Swapout:
         shadows = self.ledger.shadows(pfns)
         mm.data.update(zip(pfns, blobs, strict=False))
         state, owner, size, shadow = mm.state, mm.owner, mm.size, mm.shadow
-        source = 0
         for pfn, evicted in zip(pfns, shadows, strict=True):
             state[pfn] = ZSWAP
             owner[pfn] = 0
             shadow[pfn] = evicted
-            source += size[pfn]
-        pages = self._count_zswpout(pfns)
-        pool.extend(pfns, sum(lengths), pages)
+        sizes = [size[pfn] for pfn in pfns]
+        pages = self._count_zswpout(sizes)
+        kept = sum(lengths)
+        pool.extend(pfns, kept, pages)
         node.vmstat["reclaim_stored"] += len(pfns)
-        self.ledger.stolen(len(pfns), pages, source, sum(lengths), who)
+        self.ledger.stolen(len(pfns), pages, sum(sizes), kept, who)
         return refused
 
-    def _count_zswpout(self, pfns: list[int]) -> int:
+    def _count_zswpout(self, sizes: list[int]) -> int:
         """Count folios by their order, as mTHP statistics do; return their pages."""
-        vm, size, page = self._node.vmstat, self._node.mm.size, self._node.page_size
-        small = pages = 0
-        for pfn in pfns:
-            length = size[pfn]
-            if length <= page:
-                small += 1
-            else:
-                nr = -(-length // page)
-                pages += nr
-                vm[f"zswpout_order_{(nr - 1).bit_length()}"] += 1
+        vm, page = self._node.vmstat, self._node.page_size
+        large = [-(-size // page) for size in sizes if size > page]
+        for nr in large:
+            vm[f"zswpout_order_{(nr - 1).bit_length()}"] += 1
+        small = len(sizes) - len(large)
         vm["zswpout_order_0"] += small
-        vm["zswpout"] += small + pages
-        return small + pages
+        vm["zswpout"] += small + sum(large)
+        return small + sum(large)
 
     def _settle(self, rejected: dict[int, list[int]], batch: FolioBatch) -> list[StoreBatch]:
         """Find a place for what the pool did not take, by the table of `page_io.outcome`."""
         node = self._node
         vm = node.vmstat
         writes: list[StoreBatch] = []
-        vm["pool_limit_hit"] += len(rejected[BLOB])
-        vm["reject_compress_poor"] += len(rejected[POOR])
-        vm["reject_compress_fail"] += len(rejected[FAIL])
+        vm["pool_limit_hit"] += len(rejected.get(BLOB, ()))
+        vm["reject_compress_poor"] += len(rejected.get(POOR, ()))
+        vm["reject_compress_fail"] += len(rejected.get(FAIL, ()))
         for kind, pfns in rejected.items():
             if pfns:
                 otherwise = outcome(kind, pool_accepts=False, swap_has_room=False)
@@ -293,3 +304,16 @@ class Swapout:
         for pfn in batch.held:
             self._node.release(pfn)
         batch.held = []
+
+
+def _up_to(limit: int, pfns: list[int], size: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the folios that fit `limit` bytes, at least the first one, and the others."""
+    fit: list[int] = []
+    others: list[int] = []
+    for pfn in pfns:
+        if fit and size[pfn] > limit:
+            others.append(pfn)
+        else:
+            limit -= size[pfn]
+            fit.append(pfn)
+    return fit, others
