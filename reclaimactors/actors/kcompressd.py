@@ -8,10 +8,13 @@ the machine gives the verdicts in the order of submission, whichever lane is fir
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio.lowlevel import checkpoint
 
+from reclaimactors.actors.base import BREATH_S
 from reclaimactors.offload import WorkerDied
 
 if TYPE_CHECKING:
@@ -57,7 +60,11 @@ class KcompressdActor:
                 pages += machine.begin(batch)
             out = await machine.offload.squeeze(pages)
             start = 0
+            breathe = perf_counter() + BREATH_S
             for batch in batches:
+                if perf_counter() > breathe:
+                    await checkpoint()
+                    breathe = perf_counter() + BREATH_S
                 stop = start + len(batch.pfns)
                 ended += 1
                 machine.finish(batch, out.rows(start, stop))

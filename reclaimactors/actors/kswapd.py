@@ -13,20 +13,18 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
+from reclaimactors.actors.base import BREATH_S
 from reclaimactors.actors.heap import Heap
 from reclaimactors.log import log
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.page_io import Gate, gate
 from reclaimactors.mm.vmscan import Step
 from reclaimactors.offload import WorkerDied
-from reclaimactors.offload.inline import SLICE_S
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
 
 __all__ = ["KswapdActor"]
-
-BREATH_S = SLICE_S / 4  #: how long kswapd isolates on end: others do something in the same turn
 
 
 class KswapdActor:

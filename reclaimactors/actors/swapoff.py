@@ -7,6 +7,7 @@ that room. A copy that the swap cache keeps on it is simply dropped.
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from anyio.lowlevel import checkpoint
@@ -14,6 +15,7 @@ from anyio.lowlevel import checkpoint
 from reclaimactors.errors import BackendError, CorruptData, OutOfMemory
 from reclaimactors.log import log
 from reclaimactors.mm.folio import DEVICE
+from reclaimactors.offload.inline import SLICE_S
 from reclaimactors.units import KIB
 
 if TYPE_CHECKING:
@@ -84,8 +86,7 @@ async def _bring_back(
     while some := _up_to(limit, still_there(), mm.size):
         reserved = await _reserve(machine, admission, swapd, some)
         machine.node.memcg.unreserve(reserved)  # the loads reserve the same, in this very step
-        pfns_left = set(some) & set(still_there())
-        waiting = [p for p in some if p in pfns_left and swapd.load_now(p, promote=True) is None]
+        waiting = _load_now(swapd, [pfn for pfn in still_there() if pfn in some])
         tickets = swapd.request(waiting, promote=True)
         if tickets is None:
             await swapd.room_for_loads()
@@ -94,6 +95,18 @@ async def _bring_back(
             for ticket in tickets:
                 await ticket.wait()
             await checkpoint()
+
+
+def _load_now(swapd: Swapd, pfns: Sequence[int]) -> list[int]:
+    """Read what the store has at hand, for half a slice; return what it must be asked for."""
+    ends = perf_counter() + SLICE_S / 2
+    waiting: list[int] = []
+    for pfn in pfns:
+        if perf_counter() > ends:
+            break
+        if swapd.load_now(pfn, promote=True) is None:
+            waiting.append(pfn)
+    return waiting
 
 
 async def _reserve(

@@ -59,3 +59,10 @@ async def test_peers_are_measured_and_every_value_compared(name):
     measured = await peers.measure(name, 4096, 1, 0.05)
     assert set(measured) == set(peers.FIGURES)
     assert min(measured[figure] for figure in peers.FIGURES[:4]) > 0
+
+
+async def test_swapoff_reads_every_value_back(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    measured = await load("swapoff").measure(600, budget=1 << 20, seconds=0.05)
+    assert measured.slots >= 600
+    assert measured.beside.count > 0
