@@ -163,6 +163,71 @@ async def fault(nr: int) -> AsyncGenerator[Row]:
         assert [memory.get_nowait(i) for i in range(nr)] == bare() == pages
 
 
+@asynccontextmanager
+async def reclaim_one(nr: int) -> AsyncGenerator[Row]:
+    """Reclaim of one page by padata with 2 workers over the same where kswapd compresses inline."""
+    pages = real_pages(nr)
+    nr = len(pages)
+
+    async def reclaims(memory: ra.Memory) -> None:
+        for i in range(nr):
+            await memory.get(i)  # it is resident again, and the only one
+            freed = await memory.reclaim(PAGE // 8)
+            assert freed >= PAGE // 8
+
+    async with open_for(nr, mode="padata") as ours, open_for(nr, mode="inline") as bare:
+        for memory in (ours, bare):
+            for i, page in enumerate(pages):
+                await memory.put(i, page)
+            drive(memory.reclaim(1 << 40))
+        yield Row(nr, lambda: drive(reclaims(ours)), lambda: drive(reclaims(bare)))
+        for memory in (ours, bare):
+            assert memory.vmstat["pgsteal_proactive"] >= nr
+            assert [memory.get_nowait(i) for i in range(nr)] == pages
+
+
+async def fault_at_low_us(nr: int) -> tuple[float, float]:
+    """Return us of an `await get` that faults with free memory at *low*, and of bare decompress.
+
+    All is read in turn, again and again, and half of it fits as it is: so each fault has to have
+    one page reclaimed, and what that costs is in the figure.
+    """
+    pages = real_pages(nr)
+    nr = len(pages)
+    zswap = {"max_pool_percent": 80}
+    async with ra.open_memory(budget=nr * PAGE, swap=[], zswap=zswap) as memory:
+        for i, page in enumerate(pages):
+            await memory.put(i, page)
+        for timed in (False, True):
+            faults = memory.vmstat["pgfault"]
+            started = time.perf_counter()
+            for i in range(nr):
+                assert await memory.get(i) == pages[i], timed
+            spent = time.perf_counter() - started
+        faults = memory.vmstat["pgfault"] - faults
+    blobs = [lz4.block.compress(page, store_size=False) for page in pages]
+    started = time.perf_counter()
+    for blob in blobs:
+        lz4.block.decompress(blob, uncompressed_size=PAGE)
+    return spent / max(1, faults) * 1e6, (time.perf_counter() - started) / nr * 1e6
+
+
+async def burst_over_budget(nr: int, budget: int = 8 << 20) -> float:
+    """Return the most bytes held at any instant of a put burst, over the budget.
+
+    The compressor is zlib at level 9, which takes more than ten times as long as a put does.
+    """
+    pages = real_pages(nr)
+    most = 0
+    compress = {"compressor": {"name": "zlib", "level": 9}}
+    async with ra.open_memory(budget=budget, compress=compress) as memory:
+        for i in range(nr):
+            await memory.put(i, bytes(memoryview(pages[i % len(pages)])))
+            usage = memory.usage()
+            most = max(most, usage.resident + usage.compressed + usage.overhead)
+    return most / budget
+
+
 async def random_keys_us(nr: int, reads: int = 200_000) -> tuple[float, float]:
     """Return us of `await get` and of a plain dict's `[]`, of random keys among `nr` small values.
 

@@ -62,11 +62,14 @@ def line(name: str, ours: float, bare: float) -> None:
 async def main(rounds: int) -> None:
     print(machine())
     print(f"{'row':<18}{'ours us':>12}{'bare us':>12}{'ratio':>8}")
-    for name in ("get", "get_nowait", "put", "fault"):
+    for name in ("get", "get_nowait", "put", "fault", "reclaim_one"):
         try:
-            await compare(name, NR if name != "fault" else 2000, rounds)
+            await compare(name, 2000 if name in {"fault", "reclaim_one"} else NR, rounds)
         except ImportError as missing:
             print(f"{name:<18}skipped: {missing}")
+    line("fault at low", *(us / 1e6 for us in await hot_paths.fault_at_low_us(NR)))
+    over = await hot_paths.burst_over_budget(NR)
+    print(f"{'burst, held/budget':<18}{over:>32.2f}")
     line("loop, page", *(us / 1e6 for us in await hot_paths.loop_us_per_page(NR)))
     few, many = [await hot_paths.random_keys_us(nr) for nr in (NR, 100 * NR)]
     for name, (ours, bare) in ((f"{NR:,} keys", few), (f"{100 * NR:,} keys", many)):

@@ -19,7 +19,7 @@ spec.loader.exec_module(hot_paths)
 
 
 @pytest.mark.parametrize("side", ["ours", "bare"])
-@pytest.mark.parametrize("name", ["get", "get_nowait", "put", "fault"])
+@pytest.mark.parametrize("name", ["get", "get_nowait", "put", "fault", "reclaim_one"])
 async def test_row(request, name, side):
     if name == "put":
         pytest.importorskip("zict")
@@ -40,6 +40,14 @@ async def test_loop_cost_of_a_reclaimed_page():
     ours, bare = await hot_paths.loop_us_per_page(300)
     assert ours > 0
     assert bare > 0
+
+
+async def test_a_fault_at_low_has_a_page_reclaimed():
+    assert min(await hot_paths.fault_at_low_us(600)) > 0
+
+
+async def test_a_burst_stays_within_the_budget():
+    assert 0.5 < await hot_paths.burst_over_budget(1500, budget=2 << 20) <= 1
 
 
 async def test_random_keys_are_timed_beside_a_dict():
