@@ -53,6 +53,11 @@ class Admission:
             OutOfMemory: if MAX_RECLAIM_RETRIES rounds freed nothing and nothing is in flight.
             ClosedResourceError: if the memory closes.
         """
+        if not self.queued:  # nobody is before us: the lock alone would cost more than all of this
+            self._m.check_open()
+            need = self._reserve_nowait(need_of)
+            if need is not None:
+                return need
         self.queued += 1
         try:
             async with self._turn:

@@ -175,12 +175,10 @@ class Node:
             memcg.resident += size
             memcg.overhead += KEY_OVERHEAD + FOLIO_OVERHEAD
             return True
-        old = mm.data.get(pfn)
-        if mm.refs[pfn] or old is None:
-            return False
-        delta = size - len(old)
         state = mm.state[pfn]
-        if delta > room or state == WRITEBACK:
+        held = mm.charge[pfn] if state == DEVICE else len(mm.data.get(pfn, b""))
+        delta = size - held
+        if mm.refs[pfn] or delta > room or state == WRITEBACK:
             return False
         if state == RESIDENT:
             self.policy.access(pfn)
@@ -189,9 +187,13 @@ class Node:
             memcg.resident += delta
         else:
             self.policy.insert(pfn, refault=mm.shadow[pfn])
-            pages = 1 if mm.size[pfn] <= self.page_size else nr_pages(mm.size[pfn], self.page_size)
-            self.zswap.remove(pfn, len(old), pages)
-            memcg.compressed -= len(old)
+            if state == ZSWAP:
+                old = mm.size[pfn]
+                pages = 1 if old <= self.page_size else nr_pages(old, self.page_size)
+                self.zswap.remove(pfn, held, pages)
+            elif state == DEVICE:
+                self.release_slots(pfn)
+            memcg.compressed -= held
             memcg.resident += size
             mm.state[pfn] = RESIDENT
             self.nr_resident += 1
