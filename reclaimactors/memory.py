@@ -156,10 +156,12 @@ class Memory:
         if self._machine.takes_long(pfns):
             ready = await self._machine.expand_ahead(pfns)
             self._check()
-        elif len(pfns) == 1 and self._state[pfns[0]] != DEVICE:
-            value = self._fault_one(pfns[0])
-            self._credit -= len(value) // _BYTES_PER_CALL
-            return value
+        elif len(pfns) == 1:
+            pfn = pfns[0]
+            known = self._load_one(pfn) if self._state[pfn] == DEVICE else self._fault_one(pfn)
+            if known is not None:
+                self._credit -= len(known) // _BYTES_PER_CALL
+                return known
         while True:
             pfns = self._node.pfns(key)
             # All or nothing: what is asked for is reserved before the first load goes out.
@@ -180,6 +182,12 @@ class Memory:
             value = _join(parts)
             self._credit -= len(value) // _BYTES_PER_CALL
             return value
+
+    def _load_one(self, pfn: int) -> bytes | None:
+        """Read a folio from its store if that can be done at once."""
+        machine = self._machine
+        promote = machine.swapin.may_promote((pfn,))
+        return machine.swapds[self._node.mm.device[pfn]].load_now(pfn, promote=promote)
 
     def _load_now(self, pfns: Sequence[int], *, promote: bool) -> dict[int, bytes]:
         """Read what stores can give at once, each folio by itself, a slice's worth at most."""
