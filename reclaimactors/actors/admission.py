@@ -180,7 +180,8 @@ class Admission:
 
     def _in_the_way(self) -> str:
         """Return what has kept reclaim from freeing something, if anything has."""
-        failed = self._m.node.vmstat["reject_compress_fail"]
+        vm = self._m.node.vmstat
+        failed = vm["reject_compress_fail"] + vm["reject_alloc_fail"]
         reasons = [f"the compressor failed on {failed} folios"] if failed else []
         reasons += [swapd.last_error for swapd in self._m.swapds.values() if swapd.last_error]
         return f" ({'; '.join(reasons)})" if reasons else ""

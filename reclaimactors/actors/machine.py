@@ -193,7 +193,7 @@ class Machine:
             for swapd in self.swapds.values():
                 if swapd.device.takes_writes:
                     self.start()
-                    swapd.wake()
+                    swapd.wake_shrinker()
 
     # -- how a batch ends -------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from reclaimactors.actors.base import Mailbox
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.log import log
 from reclaimactors.mm.readahead import MAX_PAGES
+from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -86,6 +87,7 @@ class Swapd:
         self._retry_at = 0.0
         self._warned = False
         self.readahead: Readahead | None = None  #: where seeking is dear
+        self._shrink_asked = False
         self._scope = anyio.CancelScope()  # of `run`: it ends alone at swapoff
         self._running = anyio.Lock(fast_acquire=True)
         self._ended = False
@@ -102,9 +104,14 @@ class Swapd:
         return True
 
     def wake(self) -> None:
-        """Have a look at the slots to forget and at the pool. A busy lane looks anyway."""
+        """Have a look at the slots to forget. A busy lane looks anyway."""
         if not self._stores.waiting:
             self.offer_nothing()
+
+    def wake_shrinker(self) -> None:
+        """Have the pool written back. Being woken for anything else does not start that."""
+        self._shrink_asked = True
+        self.wake()
 
     def offer_nothing(self) -> None:
         """Put an empty message in, which only makes a store lane look around."""
@@ -202,7 +209,7 @@ class Swapd:
                             lanes.start_soon(self._load_lane)
                         for _ in range(STORE_LANES):
                             lanes.start_soon(self._store_lane)
-                        self.offer_nothing()  # after a crash there may be something to look at
+                        self.wake_shrinker()  # after a crash there may be something to look at
             finally:
                 self._clear()
 
@@ -342,12 +349,18 @@ class Swapd:
             if writes:
                 await self.store(writes)
             await self._forget()
-            await self._shrink()
+            if self._shrink_asked:
+                self._shrink_asked = False
+                await self._shrink()
 
-    async def store(self, writes: list[StoreBatch]) -> None:
-        """Write batches in one call, and give their verdicts; if it fails, one after the other."""
+    async def store(self, writes: list[StoreBatch]) -> bool:
+        """Write batches in one call, and give their verdicts; if it fails, one after the other.
+
+        Returns:
+            Whether the store has taken what it was given at once.
+        """
         machine = self._m
-        left = list(writes)
+        left, taken = list(writes), False
         try:
             items = [item for write in writes for item in machine.pageout.items(write)]
             if items:
@@ -358,6 +371,7 @@ class Swapd:
             self.device.failures = 0
             self.last_error = ""
             self._retry_s = RETRY_S
+            taken = True
         except BackendError as exc:
             single, left = left, []
             if len(single) == 1 or isinstance(exc, _TooSlow):
@@ -374,6 +388,7 @@ class Swapd:
             if len(self._stores.waiting) <= MAX_STORES // 2:
                 machine.kswapd.throttled = False
             machine.verdicts.notify()
+        return taken
 
     def _stored(self, write: StoreBatch) -> None:
         self._m.pageout.stored(write, self._charges(write))
@@ -441,14 +456,24 @@ class Swapd:
             self._m.verdicts.notify()
 
     async def _shrink(self) -> None:
-        """The shrink worker: the pool's coldest blobs to this store, down to the threshold."""
+        """The shrink worker: the pool's coldest blobs to this store, down to the threshold.
+
+        After MAX_RECLAIM_RETRIES failed writes in a row it gives up until it is woken again.
+        """
         node = self._m.node
-        while self.device.takes_writes:
+        vm = node.vmstat
+        failures = 0
+        while self.device.takes_writes and failures < MAX_RECLAIM_RETRIES:
+            spared = vm["zswap_second_chance"]
             write = self._m.pageout.writeback(self.device)
-            if write is None:
+            if write is not None:
+                failures = 0 if await self.store([write]) else failures + 1
+                await self._forget()
+            elif vm["zswap_second_chance"] == spared:
                 break
-            await self.store([write])
-            await self._forget()
+            else:
+                await checkpoint()
+        vm["zswap_shrink_gave_up"] += failures == MAX_RECLAIM_RETRIES
         if node.zswap.wanted:
             node.cannot_write_back(self.device.index)
             self._m.verdicts.notify()

@@ -397,13 +397,16 @@ class Node:
         """Nothing resident is left to reclaim: ask for cold blobs to go to a device instead.
 
         Mirrors zswap's dynamic shrinker, which memory pressure drives whether the pool is full or
-        not. What is asked for is pending progress until a swapd has done it or given it up.
+        not; `Zswap.freeable` says how much it may take. What is asked for is pending progress until
+        a swapd has done it or given it up.
         """
+        pool = self.zswap
         short = self.marks.high - self.memcg.free
-        if short > 0 and self.zswap.shrinker and len(self.zswap) and self.swap.has_room:
-            if not self.zswap.wanted:
+        if short > 0 and pool.shrinker and len(pool) and self.swap.has_room:
+            if not pool.wanted:
                 self.unwilling.clear()
-            self.zswap.wanted = min(short, self.zswap.total)
+                pool.wanted = pool.freeable()
+            pool.wanted = min(short, pool.wanted)
             self.on_pool_full()
 
     def cannot_write_back(self, device: int) -> None:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from reclaimactors.abc import Compressor
 
-__all__ = ["BLOB", "FAIL", "POOR", "SAME_FILLED", "Gate", "Squeezed", "expand", "gate", "outcome",
-           "same_filled", "squeeze"]  # fmt: skip
+__all__ = ["BLOB", "FAIL", "NOMEM", "POOR", "SAME_FILLED", "Gate", "Squeezed", "expand", "gate",
+           "outcome", "same_filled", "squeeze"]  # fmt: skip
 
 
 class Gate(enum.Enum):
@@ -65,13 +65,14 @@ BLOB: Final = 0  #: compressed to at most 15/16
 SAME_FILLED: Final = 1  #: one machine word repeated
 POOR: Final = 2  #: incompressible: the blob would free next to nothing
 FAIL: Final = 3  #: the compressor raised
+NOMEM: Final = 4  #: the compressor raised MemoryError: there was none for the blob
 
 
 @attrs.define(eq=False)
 class Squeezed:
     """What compressing a batch gave, in columns: folio i is row i."""
 
-    kinds: bytearray  #: BLOB, SAME_FILLED, POOR or FAIL
+    kinds: bytearray  #: one of the five above
     blobs: list[bytes | None]  #: the blob where the kind is BLOB
     values: list[int]  #: the word of a SAME_FILLED folio; else a crc32 of what a store gets, or 0
 
@@ -122,8 +123,8 @@ def squeeze(compressor: Compressor, pages: Sequence[bytes], *, checksum: bool = 
     blobs = _compress(compressor, [pages[i] for i in todo])
     for i, blob in zip(todo, blobs, strict=True):
         size = len(pages[i])
-        if blob is None:
-            out.kinds[i] = FAIL
+        if isinstance(blob, int):
+            out.kinds[i] = blob
         elif len(blob) * 16 > size * 15:
             out.kinds[i] = POOR
             if checksum:
@@ -135,7 +136,8 @@ def squeeze(compressor: Compressor, pages: Sequence[bytes], *, checksum: bool = 
     return out
 
 
-def _compress(compressor: Compressor, pages: list[bytes]) -> list[bytes | None]:
+def _compress(compressor: Compressor, pages: list[bytes]) -> list[bytes | int]:
+    """Return the blob of each page, or FAIL or NOMEM."""
     many = getattr(compressor, "compress_many", None)
     if many is not None and len(pages) > 1:
         try:
@@ -147,19 +149,21 @@ def _compress(compressor: Compressor, pages: list[bytes]) -> list[bytes | None]:
     return [_compress_one(compressor, page) for page in pages]
 
 
-def _checked(blob: bytes | None) -> bytes | None:
+def _checked(blob: bytes | None) -> bytes | int:
     """Return a blob as bytes of its own: what is no bytes at all, or none of them, is a FAIL."""
     if type(blob) is not bytes and blob is not None:
         # a buffer that the library may use again, or what no compressor may return
         blob = bytes(blob) if isinstance(blob, (bytes, bytearray, memoryview)) else None  # pyright: ignore[reportUnnecessaryIsInstance] # it is a plugin's word
-    return blob or None
+    return blob or FAIL
 
 
-def _compress_one(compressor: Compressor, page: bytes) -> bytes | None:
+def _compress_one(compressor: Compressor, page: bytes) -> bytes | int:
     try:
         return _checked(compressor.compress(page))
+    except MemoryError:
+        return NOMEM
     except Exception:  # noqa: BLE001 - any fault of a plugin is a FAIL row, counted by the core
-        return None
+        return FAIL
 
 
 def outcome(kind: int, *, pool_accepts: bool, swap_has_room: bool) -> Verdict:
@@ -171,7 +175,7 @@ def outcome(kind: int, *, pool_accepts: bool, swap_has_room: bool) -> Verdict:
     | compressible, pool accepts | STORED | STORED |
     | compressible, pool over its limit | DEVICE, as it is | ACTIVATE |
     | incompressible | DEVICE, as it is | ACTIVATE |
-    | the compressor raised | DEVICE, as it is | ERROR |
+    | the compressor raised, or found no memory | DEVICE, as it is | ERROR |
     """
     if kind == SAME_FILLED:
         return Verdict.ZERO
@@ -179,4 +183,4 @@ def outcome(kind: int, *, pool_accepts: bool, swap_has_room: bool) -> Verdict:
         return Verdict.STORED
     if swap_has_room:
         return Verdict.DEVICE
-    return Verdict.ERROR if kind == FAIL else Verdict.ACTIVATE
+    return Verdict.ERROR if kind in {FAIL, NOMEM} else Verdict.ACTIVATE

@@ -29,6 +29,8 @@ __all__ = ["Pageout"]
 
 MAX_WRITE_BYTES = 1 << 20  #: of one write, so that its checksums hold the event loop under 1 ms
 
+MAX_VISITS = 4 * SWAP_CLUSTER_MAX  #: blobs looked at for one write
+
 _RAW, _BLOB = 0, 1  #: MemMap.codec
 
 
@@ -242,12 +244,10 @@ class Pageout:
                 if write.blobs:
                     mm.owner[pfn] = 0
                     node.zswap.rotate(pfn)
+                    node.vmstat["reject_reclaim_fail"] += 1
                 else:
                     left.append(pfn)
             node.release(pfn)
-        if write.blobs:
-            node.vmstat["reject_reclaim_fail"] += len(write.pfns)
-            return []
         return self.to_devices(left, write, otherwise, failed=write.failed | {write.device})
 
     def refuse(self, write: StoreBatch, *, retire: bool = False) -> None:
@@ -276,22 +276,28 @@ class Pageout:
     # -- the pool's shrinker ----------------------------------------------------------------------
 
     def writeback(self, device: SwapDevice, nr: int = SWAP_CLUSTER_MAX) -> StoreBatch | None:
-        """Return a write of the coldest blobs to `device`, as they are; None if nothing is to do.
+        """Return a write of the coldest blobs to `device`, as they are; None if it took none.
 
-        Mirrors shrink_worker(): it goes on until the pool is back at its accept threshold.
+        One pass of shrink_worker(): up to `nr` blobs, MAX_VISITS of them looked at. Those that had
+        a second chance coming are counted in `zswap_second_chance`: after None the next pass may
+        find what this one did not, if that has grown.
         """
         node = self._node
-        mm, pool = node.mm, node.zswap
+        mm, pool, vm = node.mm, node.zswap, node.vmstat
         excess = pool.excess()
-        if not excess:
-            return None
         write: StoreBatch | None = None
-        for pfn in pool.coldest(nr + 2 * node.nr_writes * SWAP_CLUSTER_MAX):
+        busy = 2 * node.nr_writes * SWAP_CLUSTER_MAX
+        for pfn in pool.coldest(MAX_VISITS + busy) if excess else ():
             data = mm.data.get(pfn)
             if mm.owner[pfn]:
                 excess -= len(data or b"")
                 continue
-            if data is None or mm.refs[pfn] or excess <= 0:
+            if excess <= 0:
+                break
+            if data is None or mm.refs[pfn]:
+                continue
+            if pool.second_chance(pfn):
+                vm["zswap_second_chance"] += 1
                 continue
             nr_slots = nr_pages(len(data), node.page_size)
             slots = device.alloc_slots(nr_slots)

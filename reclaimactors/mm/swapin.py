@@ -209,6 +209,7 @@ class Swapin:
             raise
         pages = nr_pages(mm.size[pfn], node.page_size)
         vm["pswpin"] += len(load.slots)
+        node.zswap.swapped_in(pages)
         vm["pgfault"] += pages
         vm["pgmajfault"] += pages
         if load.promote and mm.state[pfn] == DEVICE:

@@ -15,7 +15,7 @@ from reclaimactors.errors import PluginError
 from reclaimactors.mm.batch import FolioBatch
 from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
 from reclaimactors.mm.ledger import Ledger
-from reclaimactors.mm.page_io import BLOB, FAIL, POOR, SAME_FILLED, outcome, same_filled
+from reclaimactors.mm.page_io import BLOB, FAIL, NOMEM, POOR, SAME_FILLED, outcome, same_filled
 from reclaimactors.mm.pageout import Pageout
 from reclaimactors.mm.swap_state import drop_clean
 
@@ -204,7 +204,7 @@ class Swapout:
         stored: list[int] = []
         blobs: list[bytes] = []
         same: list[tuple[int, int]] = []
-        rejected: dict[int, list[int]] = {BLOB: [], POOR: [], FAIL: []}
+        rejected: dict[int, list[int]] = {BLOB: [], POOR: [], FAIL: [], NOMEM: []}
         rows = zip(batch.pfns, out.kinds, out.blobs, out.values, strict=True)
         for pfn, kind, blob, value in rows:
             if owner[pfn] != bid:
@@ -287,6 +287,7 @@ class Swapout:
         vm["pool_limit_hit"] += len(rejected.get(BLOB, ()))
         vm["reject_compress_poor"] += len(rejected.get(POOR, ()))
         vm["reject_compress_fail"] += len(rejected.get(FAIL, ()))
+        vm["reject_alloc_fail"] += len(rejected.get(NOMEM, ()))
         for kind, pfns in rejected.items():
             if pfns:
                 otherwise = outcome(kind, pool_accepts=False, swap_has_room=False)

@@ -5,6 +5,18 @@ that a typo in the core fails; setting one is caught by `check`, because a Pytho
 would make every count five times as slow. Pages are base pages unless the name says otherwise.
 `pool_total_size` is in bytes, and with `stored_pages`, `stored_incompressible_pages`,
 `nr_writeback` and `nr_swapcached` goes down as well as up; everything else only grows.
+
+zswap's own, which count folios where they do not say pages: `pool_limit_hit` is a folio that the
+pool did not take because it was full, at its limit or not yet back at its threshold;
+`reject_compress_poor` one whose blob would be more than 15/16 of it, `reject_compress_fail` one
+whose compressor raised, `reject_alloc_fail` one for whose blob it found no memory (MemoryError);
+`reject_reclaim_fail` is a blob that a store refused when the shrinker wrote it back,
+`decompress_fail` one that did not come back as it was.
+
+Three stay 0, because what they count does not happen here. `pgrotated`: the kernel's completion
+moves a written folio to the cold end, for the next scan to free; here the completion itself frees
+it. `reject_kmemcache_fail`: an entry is a row that the folio has had since its put.
+`stored_incompressible_pages`: what does not compress goes to a device, or stays as it is.
 """
 
 from __future__ import annotations
@@ -50,6 +62,8 @@ OURS = (
     "kcompressd_inline",  # pages that found it full: compressed by kswapd
     "kcompressd_stolen",  # pages taken from its head to make room: compressed by kswapd
     "kcompressd_handed_back",  # folios that a crash or the close took back
+    "zswap_second_chance",  # blobs that the shrinker passed over once
+    "zswap_shrink_gave_up",  # shrink workers that failed 16 times in a row
     "swapout_error",  # writes that a store did not take
     "swapin_error",  # folios that a store did not give back
     "swap_out_of_service",  # devices that get no more stores

@@ -4,6 +4,14 @@ At `max_pool_percent` of the budget the pool is full and takes nothing more unti
 `accept_threshold_percent` of that limit, so that it does not swing from accept to reject with every
 folio. Blobs leave by a fault (exclusive: the pool keeps no second copy), by delete, or from the
 cold end by writeback to a backing store (`pageout` moves them, this module says which).
+
+Writeback gives each blob a *second chance*: it is stored with a bit set, and the first visit only
+clears the bit and makes it the hottest. So a blob is visited at most twice, however long the pool
+stays at its limit: the shrinker's work is bounded by what was stored. Two things start it. A pool
+that has *reached full* goes down to its threshold. And under pressure, with nothing resident left
+to reclaim, the *dynamic shrinker* offers `freeable` bytes although the pool is not full: the LRU
+less the pages that had to be read from a disk since it was last asked, for had that many been kept
+here, nobody would have waited for the disk.
 """
 
 from __future__ import annotations
@@ -11,6 +19,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX
 from reclaimactors.mm.links import Links
 
 if TYPE_CHECKING:
@@ -39,7 +48,9 @@ class Zswap:
         self.pages = 0  #: base pages that those blobs stand for
         self.wanted = 0  #: bytes that reclaim wants written back though the pool is not full
         self.reached_full = False
+        self.disk_swapins = 0  #: pages read from devices since `freeable` was last asked
         self._lru = Links(1)
+        self._referenced = bytearray()  # by pfn; of one that is not in the pool it means nothing
 
     def __len__(self) -> int:
         return self._lru.sizes[0]
@@ -74,6 +85,15 @@ class Zswap:
         self.total += nr_bytes
         self.pages += pages
         self._lru.extend_tail(0, pfns)
+        referenced = self._referenced
+        try:
+            for pfn in pfns:
+                referenced[pfn] = 1
+        except IndexError:
+            missing = max(pfns) + 1 - len(referenced)
+            referenced.extend(bytes(missing + missing // 8))
+            for pfn in pfns:
+                referenced[pfn] = 1
 
     def remove(self, pfn: int, nr_bytes: int, pages: int) -> None:
         """Let a blob go."""
@@ -86,6 +106,14 @@ class Zswap:
         self._lru.remove(0, pfn)
         self._lru.add_tail(0, pfn)
 
+    def second_chance(self, pfn: int) -> bool:
+        """Return whether a blob stays once more: the first visit makes it the hottest again."""
+        if not self._referenced[pfn]:
+            return False
+        self._referenced[pfn] = 0
+        self.rotate(pfn)
+        return True
+
     def coldest(self, nr: int) -> list[int]:
         """Return up to `nr` of the coldest pfns, leaving them where they are."""
         return list(islice(self._lru.walk(0), nr))
@@ -97,7 +125,24 @@ class Zswap:
         full = self.total - self.accept_below if self.reached_full else 0
         return max(0, full, min(self.wanted, self.total))
 
+    def swapped_in(self, pages: int) -> None:
+        """Note pages that a device had to give back: so many more are worth keeping here."""
+        self.disk_swapins = min(self.disk_swapins + pages, self.pages)
+
+    def freeable(self) -> int:
+        """Return the bytes that pressure may have written back though the pool is not full.
+
+        Mirrors zswap_shrinker_count(): the LRU less the recent swap-ins from disk, at the size that
+        it is compressed to. As there, asking uses the protection up. A cluster is always offered,
+        so that readers of a device never keep a put from the room that it has.
+        """
+        protected = min(self.disk_swapins, self.pages)
+        self.disk_swapins -= protected
+        pages = max(self.pages - protected, min(SWAP_CLUSTER_MAX, self.pages))
+        return -(-self.total * pages // self.pages) if pages else 0
+
     def check(self) -> None:
         """Assert that the LRU is well linked."""
         self._lru.check()
         assert self.total >= 0
+        assert self.pages >= len(self)

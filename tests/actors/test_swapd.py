@@ -9,9 +9,10 @@ from anyio.lowlevel import checkpoint
 import reclaimactors as ra
 from reclaimactors.actors.swapd import FAILURES_TO_RETIRE
 from reclaimactors.backends.memory import MemoryBackend
-from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import DEVICE, RESIDENT
 from reclaimactors.mm.page_io import squeeze
+from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
 from reclaimactors.testing import Gate
 
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
@@ -373,3 +374,117 @@ async def test_a_full_pool_is_written_back_to_the_store(kit, open_over):
         assert memory.vmstat["zswpwb"] > 0
         assert node.zswap.total < 10_000
         assert {key: await memory.get(key) for key in values} == values
+
+
+class Elsewhere(ra.Backend):
+    """A store whose bytes are outside the budget."""
+
+    def __init__(self):
+        self.slots = {}
+
+    async def store_many(self, items):
+        await checkpoint()
+        self.slots.update(items)
+
+    async def load_many(self, slots):
+        return [self.slots[slot] for slot in slots]
+
+    async def invalidate_many(self, slots):
+        for slot in slots:
+            self.slots.pop(slot, None)
+
+
+class TakesNoBlobs(MemoryBackend):
+    """A store that refuses what is shorter than a page, however often it takes a whole one."""
+
+    swapd = None
+    refused = 0
+
+    async def store_many(self, items):
+        if any(len(data) < self.page_size for _, data in items):
+            self.refused += 1
+            self.swapd.device.failures = 0  # as after a page that the other lane has stored
+            raise EIO
+        await super().store_many(items)
+
+    async def open(self, page_size):
+        self.page_size = page_size
+        await super().open(page_size)
+
+
+async def test_the_shrinker_gives_up_after_sixteen_failures_until_it_is_woken_again(kit, open_over):
+    backend = TakesNoBlobs()
+    async with open_over(backend) as memory:
+        machine, node = memory._machine, memory._node
+        backend.swapd = machine.swapds[0]
+        values = {i: kit.noise(i, 200) + bytes(312) for i in range(100)}
+        for key, value in values.items():
+            await memory.put(key, value)
+        await memory.reclaim(EVERYTHING)
+        assert (backend.refused, node.zswap.reached_full) == (0, False)
+        vm = memory.vmstat
+        for times in (1, 2):
+            node.zswap.reached_full, node.zswap.accept_below = True, 0
+            machine.wake_shrinkers()
+            await kit.settle(400)
+            assert vm["zswap_shrink_gave_up"] == times
+            assert backend.refused == times * MAX_RECLAIM_RETRIES
+        assert vm["written_back_pages"] == 0
+        assert vm["reject_reclaim_fail"] == backend.refused * SWAP_CLUSTER_MAX
+        node.zswap.wanted = 1
+        machine.wake_shrinkers()
+        await memory.drain()  # what is wanted is given up with it: nothing is pending for ever
+        assert {key: await memory.get(key) for key in values} == values
+        assert node.check()
+
+
+async def test_one_success_is_a_fresh_start_for_the_shrinker(kit, open_over):
+    class Sometimes(TakesNoBlobs):
+        async def store_many(self, items):
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls % MAX_RECLAIM_RETRIES == 0:
+                await MemoryBackend.store_many(self, items)
+            else:
+                await super().store_many(items)
+
+    backend = Sometimes()
+    async with open_over(backend) as memory:
+        machine, node = memory._machine, memory._node
+        backend.swapd = machine.swapds[0]
+        for i in range(100):
+            await memory.put(i, kit.noise(i, 200) + bytes(312))
+        await memory.reclaim(EVERYTHING)
+        node.zswap.reached_full, node.zswap.accept_below = True, 0
+        machine.wake_shrinkers()
+        await kit.settle(2000)
+        assert node.zswap.total == 0
+        assert memory.vmstat["zswap_shrink_gave_up"] == 0
+        assert memory.vmstat["written_back_pages"] == 100
+
+
+async def test_a_steady_stream_over_the_limit_costs_a_bounded_write_back(kit, open_over):
+    """Each blob that was stored is passed over once and written back once, at most."""
+    async with open_over(Elsewhere()) as memory:
+        node, vm = memory._node, memory._node.vmstat
+        node.zswap.limit, node.zswap.accept_below = 60_000, 54_000
+        flips, full, stored_bytes, most = 0, False, 0, 0
+        extend = node.zswap.extend
+
+        def stored(pfns, nr_bytes, pages):
+            nonlocal stored_bytes
+            stored_bytes += nr_bytes
+            extend(pfns, nr_bytes, pages)
+
+        node.zswap.extend = stored
+        for i in range(6000):
+            await memory.put(i % 2500, kit.noise(i % 100, 200) + bytes(312))
+            flips += node.zswap.reached_full and not full
+            full = node.zswap.reached_full
+            most = max(most, node.zswap.total)
+        await memory.drain()
+        assert min(vm["pool_limit_hit"], vm["written_back_pages"]) > 0
+        assert vm["zswap_second_chance"] <= vm["reclaim_stored"]
+        assert vm["written_back_pages"] <= vm["reclaim_stored"]
+        assert flips <= 1 + stored_bytes / 6_000
+        assert most < 60_000 + kit.page
+        assert node.check()

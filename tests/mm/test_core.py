@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from reclaimactors import BackendError, CorruptData, PluginError, ProtocolViolation, Verdict
 from reclaimactors.compressors.lz4 import Lz4
-from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, SAME, WRITEBACK, ZSWAP
 from reclaimactors.mm.lru import ActiveInactive
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
 from reclaimactors.mm.mglru import Mglru
 from reclaimactors.mm.node import Node
 from reclaimactors.mm.page_io import squeeze
+from reclaimactors.mm.pageout import MAX_VISITS
 from reclaimactors.mm.swap import SwapDevice, SwapDevices
 from reclaimactors.mm.swapin import Swapin
 from reclaimactors.mm.swapout import Swapout
@@ -145,10 +146,19 @@ class Core:
         self.write(self.compress(batch))
         return isolated
 
+    def writeback(self, device=0):
+        """Return the next write of the shrinker, None once there is none."""
+        vm, spared = self.node.vmstat, -1
+        write = None
+        while write is None and vm["zswap_second_chance"] > spared:
+            spared = vm["zswap_second_chance"]
+            write = self.out.pageout.writeback(self.node.swap[device])
+            self.check()
+        return write
+
     def write_back(self, device=0):
         """Write the coldest blobs back, as long as there are some to be."""
-        while (write := self.out.pageout.writeback(self.node.swap[device])) is not None:
-            self.check()
+        while (write := self.writeback(device)) is not None:
             self.write([write])
 
     # -- what tests ask
@@ -469,7 +479,7 @@ def test_a_store_that_refuses_a_blob_leaves_it_in_the_pool_as_the_hottest():
     core.broken = {0}
     core.node.zswap.wanted = 1
     cold = core.node.zswap.coldest(1)[0]
-    core.write([core.out.pageout.writeback(core.node.swap[0])])
+    core.write([core.writeback()])
     assert core.node.mm.state[cold] == ZSWAP
     assert core.node.zswap.coldest(3)[-1] == cold
     assert core.node.vmstat["reject_reclaim_fail"] == 1
@@ -481,7 +491,205 @@ def test_without_a_shrinker_nothing_is_written_back():
     core.reclaim()
     core.node.zswap.shrinker = False
     core.node.zswap.wanted = 1
+    assert core.writeback() is None
+
+
+def test_a_fresh_blob_is_passed_over_once_before_it_is_written_back():
+    core = Core(devices=[None])
+    for i in range(3):
+        core.put(i, text(i))
+        core.reclaim()
+    core.node.zswap.wanted = 1 << 20
     assert core.out.pageout.writeback(core.node.swap[0]) is None
+    assert core.node.vmstat["zswap_second_chance"] == 3
+    write = core.out.pageout.writeback(core.node.swap[0])
+    assert write.pfns == [core.node.pfns(i)[0] for i in range(3)]
+    core.write([write])
+
+
+def test_one_pass_looks_at_a_bounded_number_of_blobs_and_writes_a_cluster():
+    core = Core(devices=[None])
+    for i in range(200):
+        core.put(i, text(i))
+    while core.reclaim():
+        pass
+    core.node.zswap.wanted = 1 << 20
+    seen = core.node.vmstat
+    assert core.out.pageout.writeback(core.node.swap[0]) is None
+    assert seen["zswap_second_chance"] == MAX_VISITS
+    write = core.out.pageout.writeback(core.node.swap[0])
+    assert seen["zswap_second_chance"] == 200
+    assert len(write.pfns) == SWAP_CLUSTER_MAX
+    core.write([write])
+
+
+@pytest.mark.parametrize("every", [1, 7, 40])
+def test_the_shrinkers_work_is_bounded_by_what_was_stored_however_long_the_pool_is_full(every):
+    """A steady stream of puts; the shrinker has a turn of one pass every so many of them."""
+    core = Core(budget=1 << 21, devices=[None])
+    node, pool, vm = core.node, core.node.zswap, core.node.vmstat
+    flips, full, stored_bytes = 0, False, 0
+    for i in range(1500):
+        core.put(("stream", i), noise(i, 2000) + bytes(2096))
+        before = pool.total
+        core.write(core.compress(core.isolate()))
+        stored_bytes += pool.total - before
+        flips += pool.reached_full and not full
+        full = pool.reached_full
+        if i % every == 0 and (write := core.out.pageout.writeback(node.swap[0])):
+            assert len(write.pfns) <= SWAP_CLUSTER_MAX
+            core.write([write])
+        core.forget()
+        assert pool.total < pool.limit + PAGE
+        core.delete(("stream", i - 600)) if i >= 600 else None
+    stored, out = vm["reclaim_stored"], vm["written_back_pages"]
+    assert vm["pool_limit_hit"] > 0
+    assert out > 0
+    assert vm["zswap_second_chance"] <= stored
+    assert out <= stored
+    assert flips <= 1 + stored_bytes / (pool.limit - pool.accept_below)
+    assert vm["reclaim_device"] == vm["pool_limit_hit"]
+
+
+def test_reading_from_a_device_protects_the_pool_from_pressure():
+    core = Core(devices=[None])
+    for i in range(100):
+        core.put(i, noise(i, 2000) + bytes(2096))
+    while core.reclaim():
+        pass
+    core.node.zswap.wanted = 1 << 20
+    core.write([core.writeback()])
+    core.node.zswap.wanted = 0
+    away = [i for i in range(100) if core.state(i) == DEVICE]
+    assert len(away) == SWAP_CLUSTER_MAX
+    for i in away:
+        core.get(i)
+    core.node.marks = Watermarks(1 << 18, 1 << 19, 1 << 20)
+    pool = core.node.zswap
+    expected = pool.total * (pool.pages - len(away)) // pool.pages
+    core.node.want_writeback()
+    assert pool.wanted == pytest.approx(expected, abs=1)
+    core.node.want_writeback()
+    assert pool.wanted == pytest.approx(expected, abs=1), "what is asked for already stays"
+
+
+def test_a_zswap_load_protects_nothing():
+    core = Core()
+    core.put("a", text())
+    core.put("b", text(1))
+    core.reclaim()
+    core.get("a")
+    assert core.node.zswap.disk_swapins == 0
+
+
+# -- a store that fails leaves no stale copy, and each reason has its counter
+
+
+class NoMemory(Lz4):
+    """A compressor for whose blobs there is no memory."""
+
+    def compress(self, data):
+        raise MemoryError
+
+
+FAILING = {  # the counter of a failing store, and how it comes to that
+    "pool_limit_hit": lambda core: core.fill_pool(),
+    "reject_compress_poor": lambda core: None,
+    "reject_compress_fail": lambda core: setattr(
+        core.node, "compressor", FaultyCompressor(Lz4(), every=1)
+    ),
+    "reject_alloc_fail": lambda core: setattr(core.node, "compressor", NoMemory()),
+    "swapout_error": lambda core: core.broken.add(0),
+    None: lambda core: setattr(core.node.zswap, "enabled", False),
+}
+
+
+@pytest.mark.parametrize("old", ["pool", "blob on a device", "device"])
+@pytest.mark.parametrize("counter", FAILING)
+def test_a_store_that_fails_leaves_no_stale_copy_and_is_counted_once(counter, old):
+    core = Core(devices=[None])
+    core.put("a", noise(1) if old == "device" else text(1))
+    core.reclaim()
+    if old == "blob on a device":
+        core.node.zswap.wanted = 1
+        core.write_back()
+    assert core.state("a") == (ZSWAP if old == "pool" else DEVICE)
+    before = dict(core.node.vmstat)
+
+    def new(seed):
+        poor = counter in {"reject_compress_poor", "swapout_error"}
+        return noise(seed) if poor else text(seed)
+
+    core.get("a")
+    FAILING[counter](core)
+    core.put("a", new(2))
+    before = dict(core.node.vmstat)
+    core.reclaim()
+    core.forget()
+    expected = {counter} | ({"reject_compress_poor"} if counter == "swapout_error" else set())
+    reasons = [*FAILING, "reject_reclaim_fail", "reject_kmemcache_fail", "decompress_fail"]
+    vm = core.node.vmstat
+    grown = {name: vm[name] - before[name] for name in reasons if name and vm[name] != before[name]}
+    assert grown == dict.fromkeys(expected - {None}, 1)
+    assert core.node.pfns("a")[0] not in core.node.zswap.coldest(1 << 20)
+    copies = [data for data in core.slots[0].values() if data in {new(2), noise(1), text(1)}]
+    assert copies == ([] if counter == "swapout_error" else [new(2)])
+    assert core.get("a") == new(2)
+
+
+def test_what_cannot_be_counted_here_stays_zero():
+    core = Core(devices=[None])
+    for i in range(40):
+        core.put(i, noise(i) if i % 2 else text(i))
+    while core.reclaim():
+        pass
+    core.node.zswap.wanted = 1 << 20
+    core.write_back()
+    for i in range(40):
+        core.get(i)
+    vm = core.node.gauges()
+    for name in ("pgrotated", "reject_kmemcache_fail", "stored_incompressible_pages"):
+        assert vm[name] == 0
+    assert vm["zswpwb"] == vm["written_back_pages"] == 20
+
+
+def test_the_pools_gauges_follow_it():
+    core = Core(devices=[None])
+    core.put("a", text(1, 3 * PAGE))
+    core.put("b", text(2))
+    core.reclaim()
+    vm = core.node.gauges()
+    assert (vm["stored_pages"], vm["pool_total_size"]) == (4, core.node.memcg.compressed)
+    core.get("a")
+    vm = core.node.gauges()
+    blob = len(Lz4().compress(text(2)))
+    assert (vm["stored_pages"], vm["pool_total_size"]) == (1, blob)
+
+
+def test_a_blob_that_was_overwritten_while_its_store_failed_is_no_reclaim_failure():
+    core = Core(devices=[None])
+    core.put("a", text(1))
+    core.put("b", text(2))
+    core.reclaim()
+    core.node.zswap.wanted = 1 << 20
+    write = core.writeback()
+    core.get("a")
+    core.out.pageout.store_failed(write)
+    assert core.node.vmstat["reject_reclaim_fail"] == 1
+
+
+def test_a_damaged_blob_is_counted_wherever_it_is_read():
+    core = wrote_back()
+    flip(core.slots[0])
+    with pytest.raises(CorruptData):
+        core.get("a")
+    assert core.node.vmstat["decompress_fail"] == 0  # the checksum was first
+    core.put("b", text(3))
+    core.reclaim()
+    core.node.mm.data[core.node.pfns("b")[0]] = b"\xff" * len(Lz4().compress(text(3)))
+    with pytest.raises(CorruptData):
+        core.get("b")
+    assert core.node.vmstat["decompress_fail"] == 1
 
 
 # -- what a device gives back
@@ -621,7 +829,7 @@ def blob_being_written_back(core):
     """Its blob on its way from the pool to a store."""
     core.reclaim()
     core.node.zswap.wanted = 1 << 20
-    write = core.out.pageout.writeback(core.node.swap[0])
+    write = core.writeback()
     items = core.out.pageout.items(write)
     return lambda: acknowledge(core, write, items)
 

@@ -13,6 +13,7 @@ from reclaimactors.compressors.null import Null
 from reclaimactors.mm.page_io import (
     BLOB,
     FAIL,
+    NOMEM,
     POOR,
     SAME_FILLED,
     Gate,
@@ -165,10 +166,13 @@ def test_every_page_has_a_row_when_each_call_raises():
     assert list(squeeze(faulty, [TEXT] * 5).kinds) == [FAIL] * 5
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError("no"), RecursionError(), KeyError(1)])
-def test_any_exception_of_a_compressor_is_a_failed_row(error):
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(MemoryError(), NOMEM), (OSError("no"), FAIL), (RecursionError(), FAIL), (KeyError(1), FAIL)],
+)
+def test_any_exception_of_a_compressor_is_a_failed_row(error, kind):
     faulty = FaultyCompressor(Lz4(), every=2, error=error)
-    assert list(squeeze(faulty, [TEXT] * 4).kinds) == [BLOB, FAIL, BLOB, FAIL]
+    assert list(squeeze(faulty, [TEXT] * 4).kinds) == [BLOB, kind, BLOB, kind]
 
 
 def test_a_batching_compressor_gets_what_is_not_same_filled_in_one_call():
@@ -266,6 +270,10 @@ TABLE = [
     (FAIL, True, False, Verdict.ERROR),
     (FAIL, False, True, Verdict.DEVICE),
     (FAIL, False, False, Verdict.ERROR),
+    (NOMEM, True, True, Verdict.DEVICE),
+    (NOMEM, True, False, Verdict.ERROR),
+    (NOMEM, False, True, Verdict.DEVICE),
+    (NOMEM, False, False, Verdict.ERROR),
 ]
 
 
@@ -275,4 +283,4 @@ def test_a_folio_has_the_outcome_of_its_row(kind, pool, swap, verdict):
 
 
 def test_the_table_has_a_row_for_each_case():
-    assert len({row[:3] for row in TABLE}) == 4 * 2 * 2
+    assert len({row[:3] for row in TABLE}) == 5 * 2 * 2
