@@ -18,12 +18,12 @@ import attrs
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.admission import Admission, Stalled
+from reclaimactors.actors.proactive import Proactive
 from reclaimactors.advice import Advice
 from reclaimactors.errors import TopologyError
-from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import DEAD, DEVICE, RESIDENT
-from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
 from reclaimactors.offload.inline import SLICE_S
+from reclaimactors.topology import checks
 from reclaimactors.topology.swapon import swapoff, swapon
 from reclaimactors.units import format_size
 
@@ -50,7 +50,10 @@ _BYTES_PER_CALL = BUDGET_BYTES // BUDGET_CALLS
 
 @attrs.frozen
 class Usage:
-    """Where the budget is, in bytes: ``budget == resident + compressed + overhead + free``."""
+    """Where the budget is, in bytes: ``budget == resident + compressed + overhead + free``.
+
+    And one that is no size: how long the oldest page in the FIFO has waited by now.
+    """
 
     budget: int
     resident: int  #: source bytes, reservations included
@@ -60,6 +63,7 @@ class Usage:
     free: int
     swapped: int  #: on swap devices, outside the budget
     staging: int  #: fixed shared buffers of workers, outside the budget
+    oldest_queued_s: float = 0.0  #: seconds; 0.0 where nothing waits
 
 
 @attrs.frozen
@@ -470,25 +474,12 @@ class Memory:
     async def reclaim(self, nbytes: int) -> int:
         """Reclaim proactively, as writing to a cgroup's memory.reclaim; return the bytes freed.
 
-        What counts is really freed: folio sizes less the blobs that are kept.
+        kcompressd compresses, where there is one: up to half of its FIFO is proactive reclaim's, the
+        rest is kswapd's alone. What counts is really freed for this call: folio sizes less the
+        blobs that are kept. It ends once that is `nbytes`, or when nothing more can be freed.
         """
         self._check()
-        machine = self._machine
-        freed = machine.ledger.freed_by
-        start = freed[Reclaimer.PROACTIVE]
-        fruitless = 0
-        while freed[Reclaimer.PROACTIVE] - start < nbytes and fruitless < MAX_RECLAIM_RETRIES:
-            left = nbytes - (freed[Reclaimer.PROACTIVE] - start)
-            expected = max(1.0, left / max(machine.ledger.gain, 0.05))
-            if machine.reclaim_inline(
-                SWAP_CLUSTER_MAX, Reclaimer.PROACTIVE, max_bytes=int(expected)
-            ):
-                fruitless = 0
-            elif machine.idle or not await machine.progress():
-                fruitless += 1
-            await checkpoint()
-            self._check()
-        return freed[Reclaimer.PROACTIVE] - start
+        return await Proactive(self._machine, nbytes).run()
 
     async def drain(self) -> None:
         """Wait until nothing is in flight and kswapd sleeps."""
@@ -527,6 +518,33 @@ class Memory:
         if advice is Advice.PAGEOUT and resident:
             machine.kswapd.request(sum(self._node.mm.size[pfn] for pfn in resident))
             machine.wake_kswapd()
+
+    def tune(self, *, kcompressd: bool | None = None, fifo: int | None = None) -> None:
+        """Switch kcompressd (padata too) off or on, or change the depth of its FIFO, at once.
+
+        Nothing is lost: what waits or is being compressed ends as it would have. While it is off,
+        kswapd has its batches compressed as in mode "inline", and `reclaim` compresses in the
+        caller. A FIFO cut below what waits in it takes nothing more until there is room again.
+
+        Args:
+            kcompressd: whether it takes folios; None: as it is.
+            fifo: base pages that may wait, from 1; None: as many as now.
+
+        Raises:
+            TopologyError: if the topology has no kcompressd, or the budget does not allow a FIFO of
+                that depth: an eighth of it may be in flight, batches of the workers included.
+        """
+        self._check()
+        machine = self._machine
+        if kcompressd is not None:
+            checks.flag("kcompressd", kcompressd)
+        if machine.mode == "inline" and (kcompressd or fifo is not None):
+            key, value = ("kcompressd", kcompressd) if kcompressd else ("fifo", fifo)
+            raise checks.bad(key, value, "nothing with mode 'inline', where kswapd compresses")
+        if fifo is not None:
+            unit = "(base pages): with the batches of the workers an eighth of the budget"
+            checks.integer("fifo", fifo, 1, machine.fifo.most, unit)
+        machine.tune(kcompressd=kcompressd, fifo=fifo)
 
     # -- swap devices -----------------------------------------------------------------------------
 
@@ -596,9 +614,10 @@ class Memory:
         return self._machine.psi.snapshot(perf_counter())
 
     def usage(self) -> Usage:
-        """Return where the budget is, in bytes."""
+        """Return where the budget is, in bytes, and the age of the oldest queued page."""
         self._check_thread()
         memcg = self._node.memcg
+        since = self._machine.fifo.oldest_since()
         return Usage(
             budget=memcg.budget,
             resident=memcg.resident,
@@ -608,6 +627,7 @@ class Memory:
             free=memcg.free,
             swapped=self._node.swapped,
             staging=self._machine.offload.staging,
+            oldest_queued_s=anyio.current_time() - since if since is not None else 0.0,
         )
 
     def __repr__(self) -> str:

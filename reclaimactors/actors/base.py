@@ -14,6 +14,8 @@ import anyio
 
 from reclaimactors.errors import ReclaimError
 from reclaimactors.log import log
+from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.mm.page_io import QUEUE_SHARE
 from reclaimactors.offload.inline import SLICE_S
 
 if TYPE_CHECKING:
@@ -138,21 +140,29 @@ class Fifo:
     """The bounded queue in front of kcompressd or padata: batches of folios, bounded in base pages.
 
     The bound counts pages that wait, not those being compressed. A sender takes credits per folio
-    with `room` and `send_nowait`; a worker returns them as it takes the batch. A folio larger than
-    the whole FIFO enters when it is empty.
+    with `room` and `send_nowait`; a worker returns them as it takes the batch. Each class of
+    reclaimers has its share (`page_io.QUEUE_SHARE`). A folio larger than the whole FIFO enters when
+    it is empty.
     """
 
-    def __init__(self, limit_pages: int) -> None:
-        self.limit = limit_pages
+    def __init__(self, limit_pages: int, most_pages: int = 0) -> None:
+        self.limit = limit_pages  #: may be changed at any time; what waits stays
+        self.most = max(limit_pages, most_pages)  #: up to this
         self.waiting_pages = 0
+        self._waiting_of = dict.fromkeys(Reclaimer, 0)
         # Each message has a page at least, so the stream is never full before the credits are gone.
-        self._mailbox: Mailbox[FolioBatch] = Mailbox(limit_pages)
+        self._mailbox: Mailbox[FolioBatch] = Mailbox(self.most)
         self.room_made = self._mailbox.taken
         self.takers = 0  #: workers who wait for a batch, or whose turn to take one has yet to come
 
-    def room(self, pages: int) -> bool:
+    def left(self, who: Reclaimer = Reclaimer.KSWAPD) -> int:
+        """Return how many pages more this class of reclaimers may put in; below 0 after a cut."""
+        own = int(self.limit * QUEUE_SHARE[who]) - self._waiting_of[who]
+        return min(own, self.limit - self.waiting_pages)
+
+    def room(self, pages: int, who: Reclaimer = Reclaimer.KSWAPD) -> bool:
         """Return whether a folio of so many pages may enter."""
-        return not self.waiting_pages or self.waiting_pages + pages <= self.limit
+        return not self.waiting_pages or pages <= self.left(who)
 
     def oldest_since(self) -> float | None:
         """Return when the oldest waiting batch was sent, None where none waits."""
@@ -161,7 +171,11 @@ class Fifo:
     def send_nowait(self, batch: FolioBatch) -> None:
         """Put a batch in; there must be room for it."""
         self._mailbox.send_nowait(batch)
-        self.waiting_pages += batch.nr_pages
+        self._count(batch, 1)
+
+    def _count(self, batch: FolioBatch, sign: int) -> None:
+        self.waiting_pages += sign * batch.nr_pages
+        self._waiting_of[batch.admitted_as] += sign * batch.nr_pages
 
     async def take(self, max_pages: int) -> list[FolioBatch]:
         """Wait for a batch, and return it with what else waits, up to about `max_pages`."""
@@ -172,7 +186,7 @@ class Fifo:
             self.takers -= 1
         batches: list[FolioBatch] = []
         while True:
-            self.waiting_pages -= batch.nr_pages
+            self._count(batch, -1)
             max_pages -= batch.nr_pages
             batches.append(batch)
             if max_pages <= 0:
@@ -188,12 +202,13 @@ class Fifo:
             batch = self._mailbox.receive_nowait()
         except anyio.WouldBlock:
             return None
-        self.waiting_pages -= batch.nr_pages
+        self._count(batch, -1)
         return batch
 
     def drain(self) -> list[FolioBatch]:
         """Return all that waits, for somebody to hand back: no worker is left to take it."""
         self.waiting_pages = 0
+        self._waiting_of = dict.fromkeys(Reclaimer, 0)
         return self._mailbox.drain()
 
     def close(self) -> None:

@@ -15,9 +15,10 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.base import BREATH_S
 from reclaimactors.actors.heap import Heap
+from reclaimactors.actors.sched import enqueue, gate_of
 from reclaimactors.log import log
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
-from reclaimactors.mm.page_io import Gate, gate
+from reclaimactors.mm.page_io import Gate
 from reclaimactors.mm.vmscan import Step
 from reclaimactors.offload import WorkerDied
 
@@ -87,7 +88,7 @@ class KswapdActor:
             machine.node.policy.age(anyio.current_time())
         if step is Step.ISOLATE:
             who = Reclaimer.PROACTIVE if core.requested else Reclaimer.KSWAPD
-            batch = machine.swapout.isolate(core.nr, core.max_bytes, who)
+            batch = machine.swapout.isolate(core.nr, core.max_bytes, who, machine.kswapd_stream)
             core.isolated(batch)
             self._batch = batch if batch is not None and batch.pfns else None
         return step
@@ -96,9 +97,9 @@ class KswapdActor:
         """Send the isolated batch to whoever compresses."""
         batch = self._batch
         while batch is not None:
-            verdict = self._gate(batch)
+            verdict = gate_of(self._m, batch)
             if verdict is Gate.QUEUED:
-                self._batch = self._enqueue(batch)
+                self._batch = enqueue(self._m, batch)
             elif verdict is Gate.FIFO_FULL:
                 await self._full(batch)
                 await self._breathe()
@@ -106,42 +107,6 @@ class KswapdActor:
                 self._batch = None
                 await self._compress_offloaded(batch)
             batch = self._batch
-
-    def _gate(self, batch: FolioBatch) -> Gate:
-        """The seed's gates for the first folio of the batch; the first five hold for all of it."""
-        machine = self._m
-        node = machine.node
-        first = max(1, -(-node.mm.size[batch.pfns[0]] // node.page_size))
-        return gate(
-            kcompressd=machine.mode != "inline",
-            is_kswapd=True,
-            anon=True,
-            zswap_writeback=True,
-            zswap_enabled=node.zswap.enabled,
-            synchronous=any(swapd.synchronous for swapd in machine.swapds.values()),
-            fifo_room=machine.fifo.room(first),
-        )
-
-    def _enqueue(self, batch: FolioBatch) -> FolioBatch | None:
-        """Put in what there is room for, folio by folio; return the rest."""
-        machine = self._m
-        node, fifo = machine.node, machine.fifo
-        limit = min(machine.pipeline.batch_pages, fifo.limit - fifo.waiting_pages)
-        rest = None
-        if batch.nr_pages > limit:
-            pages, nr = 0, 0
-            for pfn in batch.pfns:
-                pages += max(1, -(-node.mm.size[pfn] // node.page_size))
-                if pages > limit and nr:
-                    break
-                nr += 1
-            if nr < len(batch.pfns):
-                rest = machine.swapout.split(batch, nr)
-        machine.in_turn(batch)
-        batch.since = anyio.current_time()
-        node.vmstat["kcompressd_queued"] += batch.nr_pages
-        fifo.send_nowait(batch)
-        return rest
 
     async def _full(self, batch: FolioBatch) -> None:
         """The declared rule for a full FIFO.

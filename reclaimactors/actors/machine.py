@@ -15,7 +15,7 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.base import Fifo, Signal, supervise
 from reclaimactors.log import log
-from reclaimactors.mm.batch import SWAP_CLUSTER_MAX
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
 from reclaimactors.mm.folio import ZSWAP
 from reclaimactors.mm.padata import Reorder
 from reclaimactors.mm.page_io import Squeezed, squeeze
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.abc import Compressor
     from reclaimactors.actors.swapd import Swapd
-    from reclaimactors.mm.batch import FolioBatch, Reclaimer, StoreBatch
+    from reclaimactors.mm.batch import FolioBatch, StoreBatch
     from reclaimactors.mm.node import Node
     from reclaimactors.offload import Offload
 
@@ -63,6 +63,7 @@ class Pipeline:
                 fifo = max(1, limit - batch)
                 break
         self.fifo_pages = fifo
+        self.most_fifo_pages = max(fifo, limit - batch * in_flight)  #: what the budget allows
         self.batch_pages = batch
         self.in_flight = in_flight
 
@@ -91,14 +92,14 @@ class Machine:
         self.pipeline = pipeline
         self.mode = mode
         self.on_full = on_full
-        self.fifo = Fifo(pipeline.fifo_pages)
+        self.kcompressd = mode != "inline"  #: whether it takes more; what it has it does anyway
+        self.fifo = Fifo(pipeline.fifo_pages, pipeline.most_fifo_pages)
         self.swapds: dict[int, Swapd] = {}  #: by the index of the device
         self.psi = Psi()
         self.verdicts = Signal()  #: a batch or a write has ended, or kswapd has changed its state
         self.wakeups, self._wakeup_rx = anyio.create_memory_object_stream[None](1)
-        self._reorder: Reorder[tuple[FolioBatch, Squeezed | None]] | None = (
-            Reorder() if ordered else None
-        )
+        self._ordered = ordered
+        self.kswapd_stream = self.producer(Reclaimer.KSWAPD)
         self._compressor = compressor
         self._rate = 200e6  #: bytes a second of the compressor in the loop, measured as it goes
         self._expand_rate = 500e6  #: the same of faults
@@ -158,6 +159,15 @@ class Machine:
             swapd.close()
         self.verdicts.notify()
 
+    def tune(self, *, kcompressd: bool | None, fifo: int | None) -> None:
+        """Change what the FIFO takes from now on; what is in it goes its way."""
+        if kcompressd is not None:
+            self.kcompressd = kcompressd
+        if fifo is not None:
+            self.fifo.limit = fifo
+        log.debug("kcompressd.tuned", on=self.kcompressd, fifo=self.fifo.limit)
+        self.fifo.room_made.notify()  # a kswapd that waits for room looks again
+
     # -- wake-ups ---------------------------------------------------------------------------------
 
     def wake_kswapd(self) -> None:
@@ -197,10 +207,17 @@ class Machine:
 
     # -- how a batch ends -------------------------------------------------------------------------
 
-    def in_turn(self, batch: FolioBatch) -> None:
+    def producer(self, who: Reclaimer) -> Producer:
+        """Return a producer of batches, with an order of its own where the topology has one."""
+        return Producer(who, Reorder() if self._ordered else None)
+
+    def in_turn(self, batch: FolioBatch) -> Producer:
         """Give a batch its turn in the ordered stream of its producer, where there is one."""
-        if self._reorder is not None and batch.seq is None:
-            batch.seq = self._reorder.next_seq()
+        if batch.producer is None:
+            batch.producer = self.kswapd_stream
+        if batch.producer.order is not None and batch.seq is None:
+            batch.seq = batch.producer.order.next_seq()
+        return batch.producer
 
     def begin(self, batch: FolioBatch) -> list[bytes]:
         """Return the bytes of a batch for the offload, whose list they are from then on."""
@@ -219,8 +236,14 @@ class Machine:
 
     def _emit(self, batch: FolioBatch, out: Squeezed | None) -> None:
         turns = [(batch, out)]
-        if self._reorder is not None and batch.seq is not None:
-            turns = self._reorder.push(batch.seq, (batch, out))
+        if (
+            batch.producer is not None
+            and batch.producer.order is not None
+            and batch.seq is not None
+        ):
+            turns = batch.producer.order.push(batch.seq, (batch, out))
+        for ready, _ in turns:
+            _left_the_queue(ready)
         try:
             while turns:
                 ready, result = turns[0]
@@ -285,7 +308,13 @@ class Machine:
             self._rate += (nr_bytes / seconds - self._rate) * 0.2
 
     def reclaim_inline(
-        self, nr: int, who: Reclaimer, *, max_bytes: int | None = None, ram_only: bool = False
+        self,
+        nr: int,
+        who: Reclaimer,
+        *,
+        max_bytes: int | None = None,
+        ram_only: bool = False,
+        producer: Producer | None = None,
     ) -> int:
         """Reclaim up to `nr` folios, about a slice's worth, in the calling task.
 
@@ -299,11 +328,12 @@ class Machine:
         """
         before = self.ledger.freed_total
         limit = min(self.slice_bytes(), max_bytes or self.pipeline.max_bytes)
-        batch = self.swapout.isolate(nr, limit, who)
+        batch = self.swapout.isolate(nr, limit, who, producer)
         if batch is None:
             if not ram_only:
                 self.node.want_writeback()
             return 0
+        self.node.vmstat["kcompressd_bypassed"] += batch.nr_pages if self.kcompressd else 0
         self.compress_inline(batch, ram_only=ram_only)
         return self.ledger.freed_total - before
 
@@ -376,3 +406,11 @@ class Machine:
     def idle(self) -> bool:
         """Whether nothing is in flight."""
         return self.node.idle
+
+
+def _left_the_queue(batch: FolioBatch) -> None:
+    """A batch ends now: its producer may send another."""
+    if batch.producer is not None and batch.queued:
+        batch.producer.in_flight -= batch.queued
+        batch.producer.ended += 1
+        batch.queued = 0

@@ -15,7 +15,10 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["SWAP_CLUSTER_MAX", "FolioBatch", "Reclaimer", "StoreBatch"]
+    from reclaimactors.mm.padata import Reorder
+    from reclaimactors.mm.page_io import Squeezed
+
+__all__ = ["SWAP_CLUSTER_MAX", "FolioBatch", "Producer", "Reclaimer", "StoreBatch"]
 
 SWAP_CLUSTER_MAX = 32  #: folios isolated at a time
 
@@ -29,6 +32,19 @@ class Reclaimer(enum.Enum):
 
 
 @attrs.define(eq=False)
+class Producer:
+    """Who sends batches to be compressed: a node's kswapd, or one call of `Memory.reclaim`."""
+
+    who: Reclaimer  #: whose share of the FIFO it uses
+    order: Reorder[tuple[FolioBatch, Squeezed | None]] | None = (
+        None  #: padata's, where it keeps one
+    )
+    in_flight: int = 0  #: bytes of its batches that were queued and have not ended
+    ended: int = 0  #: batches that were queued and have ended
+    freed: int = 0  #: bytes that its batches have really freed
+
+
+@attrs.define(eq=False)
 class FolioBatch:
     """Folios isolated together, at most SWAP_CLUSTER_MAX of them (a worker merges several)."""
 
@@ -37,11 +53,18 @@ class FolioBatch:
     nr_bytes: int
     nr_pages: int
     who: Reclaimer
+    producer: Producer | None = None  #: None: nobody asks what comes of it (direct reclaim)
     seq: int | None = None  #: turn in an ordered padata stream
     held: list[int] = attrs.Factory(list[int])  #: pfns whose bytes a worker looks at right now
     since: float = 0.0  #: when it was queued, in the clock of the actors
+    queued: int = 0  #: what it adds to `Producer.in_flight`
     nr_clean: int = 0  #: folios that were isolated with these and dropped at once: the swap cache
     clean_bytes: int = 0  #: their bytes
+
+    @property
+    def admitted_as(self) -> Reclaimer:
+        """Whose share of the FIFO it takes: PAGEOUT is counted as proactive, but kswapd sends it."""
+        return self.who if self.producer is None else self.producer.who
 
 
 @attrs.define(eq=False)
@@ -52,6 +75,7 @@ class StoreBatch:
     device: int
     who: Reclaimer
     blobs: bool  #: True where they come from the zswap pool, False where they are resident
+    producer: Producer | None = None  #: of the batch that they come from
     pfns: list[int] = attrs.Factory(list[int])
     slots: list[Sequence[int]] = attrs.Factory(list["Sequence[int]"])  #: of each folio
     lengths: list[int] = attrs.Factory(list[int])

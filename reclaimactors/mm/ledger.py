@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from reclaimactors.abc import Verdict
 from reclaimactors.errors import PluginError
-from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.folio import RESIDENT, SAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from reclaimactors.mm.batch import FolioBatch, StoreBatch
     from reclaimactors.mm.node import Node
 
 __all__ = ["Ledger"]
@@ -31,7 +31,6 @@ class Ledger:
         self.gain = 0.5  #: share of a stolen byte that was really freed, recently
         self.freed_total = 0  #: bytes that reclaim has really freed since the start
         self.returned_total = 0  #: folios that reclaim had to give back since the start
-        self.freed_by = dict.fromkeys(Reclaimer, 0)  #: the same by who asked
 
     def pages(self, pfns: Iterable[int]) -> int:
         """Return the base pages of these folios."""
@@ -57,7 +56,7 @@ class Ledger:
         pages: int,
         source: int,
         kept: int,
-        who: Reclaimer,
+        batch: FolioBatch | StoreBatch,
         *,
         compressed: bool = True,
     ) -> None:
@@ -70,15 +69,16 @@ class Ledger:
         node.memcg.in_flight -= source
         node.nr_resident -= nr
         self.freed_total += max(0, source - kept)
-        self.freed_by[who] += max(0, source - kept)
+        if batch.producer is not None:
+            batch.producer.freed += max(0, source - kept)
         node.memcg.adjust(resident=-source, compressed=kept)
-        node.vmstat["pgsteal_" + who.value] += pages
+        node.vmstat["pgsteal_" + batch.who.value] += pages
         node.vmstat["pgsteal_anon"] += pages
         if source and compressed:
             weight = min(1.0, nr / 256)
             self.gain += (max(0.0, 1.0 - kept / source) - self.gain) * weight
 
-    def drop_same(self, same: Sequence[tuple[int, int]], who: Reclaimer) -> None:
+    def drop_same(self, same: Sequence[tuple[int, int]], batch: FolioBatch) -> None:
         """Verdict ZERO: keep the word, drop the bytes."""
         node = self._node
         mm, vm = node.mm, node.vmstat
@@ -95,7 +95,7 @@ class Ledger:
             pages += nr
             vm["swpout_zero" if word == 0 else "same_filled"] += nr
         vm["reclaim_zero"] += len(same)
-        self.stolen(len(same), pages, source, 0, who)
+        self.stolen(len(same), pages, source, 0, batch)
 
     def give_back(self, pfns: Sequence[int], verdict: Verdict) -> None:
         """Verdicts that leave a folio resident."""

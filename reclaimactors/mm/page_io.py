@@ -1,6 +1,7 @@
 """The front end of swap-out: who compresses a folio, and what comes of it. Mirrors mm/page_io.c.
 
-`gate` is the seed patch's list of conditions, in its order; `squeeze` is what a worker does with a
+`gate` is the seed patch's list of conditions, in its order, with a share of the FIFO by class of
+reclaimers where the seed lets in nobody but kswapd; `squeeze` is what a worker does with a
 batch; `outcome` is the table of what becomes of a folio then. All three are plain functions: the
 same ones run in kswapd, in the caller of a direct reclaim, in a thread and in a worker process, so
 that a machine without workers gives the same bytes.
@@ -9,19 +10,22 @@ that a machine without workers gives the same bytes.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 import attrs
 
 from reclaimactors.abc import Verdict
+from reclaimactors.mm.batch import Reclaimer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reclaimactors.abc import Compressor
 
-__all__ = ["BLOB", "FAIL", "NOMEM", "POOR", "SAME_FILLED", "Gate", "Squeezed", "expand", "gate",
+__all__ = ["BLOB", "FAIL", "NOMEM", "POOR", "SAME_FILLED", "Gate", "Squeezed", "QUEUE_SHARE", "expand", "gate",
            "outcome", "same_filled", "squeeze"]  # fmt: skip
 
 
@@ -30,17 +34,28 @@ class Gate(enum.Enum):
 
     QUEUED = "queued"
     NO_KCOMPRESSD = "no kcompressd on this node"
-    NOT_KSWAPD = "the caller is not kswapd"
+    NOT_ADMITTED = "this class of reclaimers has no share of the FIFO"
     NOT_ANON = "not an anonymous folio"
     NO_WRITEBACK = "the group forbids zswap writeback: the verdict is needed at once"
     NO_COMPRESSION = "zswap is off and the swap device is not synchronous"
     FIFO_FULL = "the FIFO has no room"
 
 
+QUEUE_SHARE: Final[Mapping[Reclaimer, float]] = MappingProxyType(
+    {Reclaimer.KSWAPD: 1.0, Reclaimer.PROACTIVE: 0.5, Reclaimer.DIRECT: 0.0}
+)
+"""Whom kcompressd serves: the share of the FIFO that a class of reclaimers may fill.
+
+kswapd may fill it. Proactive reclaim waits for its verdicts anyway, and leaves kswapd half, so that
+it never crowds it out. Direct reclaim has none: its caller waits for memory *now*, and compresses
+for himself rather than queue behind what kswapd sent. (The seed asks "is it kswapd?".)
+"""
+
+
 def gate(
     *,
     kcompressd: bool,
-    is_kswapd: bool,
+    who: Reclaimer,
     anon: bool,
     zswap_writeback: bool,
     zswap_enabled: bool,
@@ -50,8 +65,8 @@ def gate(
     """Return QUEUED, or the first gate of the seed's swap_sched_async_compress() that is shut."""
     if not kcompressd:
         return Gate.NO_KCOMPRESSD
-    if not is_kswapd:
-        return Gate.NOT_KSWAPD
+    if not QUEUE_SHARE[who]:
+        return Gate.NOT_ADMITTED
     if not anon:
         return Gate.NOT_ANON
     if not zswap_writeback:

@@ -68,7 +68,7 @@ class Pageout:
                     length = self._node.mm.size[pfn]
                     write = _with_room(out, device, length)
                     if write is None:
-                        write = self._new_write(device, batch.who, blobs=False, failed=failed)
+                        write = self._new_write(device, batch, failed)
                         out.append(write)
                     self._assign(write, pfn, slots, length)
         try:
@@ -126,15 +126,16 @@ class Pageout:
         self._ledger.give_back(pfns, otherwise)
 
     def _new_write(
-        self,
-        device: SwapDevice,
-        who: Reclaimer,
-        *,
-        blobs: bool,
-        failed: frozenset[int] = frozenset(),
+        self, device: SwapDevice, batch: FolioBatch | StoreBatch | None, failed: frozenset[int]
     ) -> StoreBatch:
-        self._node.nr_writes += 1
-        return StoreBatch(self._node.new_id(), device.index, who, blobs, failed=failed)
+        """Return an empty write for folios of a batch, or for blobs of the pool (None)."""
+        node = self._node
+        node.nr_writes += 1
+        if batch is None:
+            return StoreBatch(node.new_id(), device.index, Reclaimer.KSWAPD, blobs=True)
+        return StoreBatch(
+            node.new_id(), device.index, batch.who, False, batch.producer, failed=failed
+        )
 
     def _assign(self, write: StoreBatch, pfn: int, slots: Sequence[int], length: int) -> None:
         write.pfns.append(pfn)
@@ -217,7 +218,7 @@ class Pageout:
             node.memcg.adjust(compressed=kept - source)
         elif done:
             vm["reclaim_device"] += done
-            self._ledger.stolen(done, pages, source, kept, write.who)
+            self._ledger.stolen(done, pages, source, kept, write)
 
     def store_failed(
         self, write: StoreBatch, otherwise: Verdict = Verdict.ERROR, *, retire: bool = False
@@ -305,7 +306,7 @@ class Pageout:
                 node.swapcache.shed(device, nr_slots)
                 break
             if write is None:
-                write = self._new_write(device, Reclaimer.KSWAPD, blobs=True)
+                write = self._new_write(device, None, frozenset())
             self._assign(write, pfn, slots, len(data))
             excess -= len(data)
             if len(write.pfns) >= nr or write.nr_bytes >= MAX_WRITE_BYTES:

@@ -103,4 +103,4 @@ def drop_clean(node: Node, ledger: Ledger, batch: FolioBatch) -> None:
     batch.nr_pages -= pages
     batch.nr_clean, batch.clean_bytes = len(clean), source
     node.vmstat[f"reclaim_{Verdict.DEVICE.value}"] += len(clean)
-    ledger.stolen(len(clean), pages, source, 0, batch.who, compressed=False)
+    ledger.stolen(len(clean), pages, source, 0, batch, compressed=False)

@@ -22,7 +22,7 @@ from reclaimactors.mm.swap_state import drop_clean
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reclaimactors.mm.batch import Reclaimer, StoreBatch
+    from reclaimactors.mm.batch import Producer, Reclaimer, StoreBatch
     from reclaimactors.mm.node import Node
     from reclaimactors.mm.page_io import Squeezed
 
@@ -41,8 +41,16 @@ class Swapout:
 
     # -- isolate ----------------------------------------------------------------------------------
 
-    def isolate(self, nr: int, max_bytes: int, who: Reclaimer) -> FolioBatch | None:
+    def isolate(
+        self, nr: int, max_bytes: int, who: Reclaimer, producer: Producer | None = None
+    ) -> FolioBatch | None:
         """Take up to `nr` cold folios of `max_bytes` in all, at least one, off the lists.
+
+        Args:
+            nr: folios.
+            max_bytes: of all but the first of them.
+            who: whose counters they are.
+            producer: whose account they are, and whose order they keep.
 
         Returns:
             A batch that owns them, or None where there is nothing to isolate. Clean ones of the
@@ -50,7 +58,7 @@ class Swapout:
         """
         node = self._node
         vm = node.vmstat
-        batch = FolioBatch(node.new_id(), [], 0, 0, who)
+        batch = FolioBatch(node.new_id(), [], 0, 0, who, producer)
         for _ in range(MAX_PINNED_BATCHES):
             candidates = node.policy.isolate(nr)
             if not candidates:
@@ -134,7 +142,7 @@ class Swapout:
         """Move all but the first `nr` folios to a new batch, which owns them from then on."""
         node = self._node
         mm = node.mm
-        rest = FolioBatch(node.new_id(), batch.pfns[nr:], 0, 0, batch.who)
+        rest = FolioBatch(node.new_id(), batch.pfns[nr:], 0, 0, batch.who, batch.producer)
         del batch.pfns[nr:]
         for pfn in rest.pfns:
             if mm.owner[pfn] == batch.id:
@@ -184,7 +192,7 @@ class Swapout:
             else:
                 same.append((pfn, word))
         if same:
-            self.ledger.drop_same(same, batch.who)
+            self.ledger.drop_same(same, batch)
         if node.zswap.enabled:
             node.vmstat["pool_limit_hit"] += len(to_device)
             node.on_pool_full()
@@ -219,9 +227,9 @@ class Swapout:
                 crc[pfn] = value
                 rejected[kind].append(pfn)
         if stored:
-            rejected[BLOB] = self._store(stored, blobs, batch.who)
+            rejected[BLOB] = self._store(stored, blobs, batch)
         if same:
-            self.ledger.drop_same(same, batch.who)
+            self.ledger.drop_same(same, batch)
         return self._end(batch, rejected)
 
     def _complete_all(self, batch: FolioBatch, out: Squeezed) -> list[StoreBatch]:
@@ -230,7 +238,7 @@ class Swapout:
         for pfn, value in zip(batch.pfns, out.values, strict=True):
             crc[pfn] = value
         blobs = cast("list[bytes]", out.blobs)
-        return self._end(batch, {BLOB: self._store(batch.pfns, blobs, batch.who)})
+        return self._end(batch, {BLOB: self._store(batch.pfns, blobs, batch)})
 
     def _end(self, batch: FolioBatch, rejected: dict[int, list[int]]) -> list[StoreBatch]:
         """Find a place for what the pool did not take; nobody looks at the bytes any more."""
@@ -240,7 +248,7 @@ class Swapout:
             self._node.on_pool_full()
         return writes
 
-    def _store(self, pfns: list[int], blobs: list[bytes], who: Reclaimer) -> list[int]:
+    def _store(self, pfns: list[int], blobs: list[bytes], batch: FolioBatch) -> list[int]:
         """Verdict STORED: swap source for blob; return the folios that the pool does not take."""
         node = self._node
         mm, pool = node.mm, node.zswap
@@ -265,7 +273,7 @@ class Swapout:
         kept = sum(lengths)
         pool.extend(pfns, kept, pages)
         node.vmstat["reclaim_stored"] += len(pfns)
-        self.ledger.stolen(len(pfns), pages, sum(sizes), kept, who)
+        self.ledger.stolen(len(pfns), pages, sum(sizes), kept, batch)
         return refused
 
     def _count_zswpout(self, sizes: list[int]) -> int:

@@ -61,6 +61,7 @@ OURS = (
     "kcompressd_queued",  # pages sent to the FIFO
     "kcompressd_inline",  # pages that found it full: compressed by kswapd
     "kcompressd_stolen",  # pages taken from its head to make room: compressed by kswapd
+    "kcompressd_bypassed",  # pages that direct or proactive reclaim compressed beside it
     "kcompressd_handed_back",  # folios that a crash or the close took back
     "zswap_second_chance",  # blobs that the shrinker passed over once
     "zswap_shrink_gave_up",  # shrink workers that failed 16 times in a row

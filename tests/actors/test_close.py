@@ -176,7 +176,7 @@ async def test_a_get_that_waits_for_a_store_is_told(kit, callers):
 
 async def test_gets_behind_a_full_mailbox_of_loads_are_told(kit, callers):
     store = kit.store()
-    async with ra.open_memory(**kit.spec() | {"swap": [{"backend": store}]}) as memory:
+    async with ra.open_memory(**kit.spec(fifo=64) | {"swap": [{"backend": store}]}) as memory:
         for i in range(400):
             await memory.put(i, kit.noise(i))
         await memory.reclaim(1 << 30)

@@ -171,7 +171,7 @@ async def test_a_kswapd_that_crashes_with_a_batch_in_its_hands_hands_it_back(
     machine = await machine_of()
     kit.fill(machine)
 
-    def room(pages):
+    def room(pages, who):
         raise ValueError("as told")
 
     monkeypatch.setattr(machine.fifo, "room", room)

@@ -241,7 +241,7 @@ async def test_one_success_forgives_the_failures_before(kit, open_over):
 
 async def test_what_the_first_store_refuses_goes_to_the_second(kit, open_over):
     first, second = kit.store(error=EIO), kit.store()
-    async with open_over(first, second) as memory:
+    async with open_over(first, second, fifo=64) as memory:
         values = await swap_out(kit, memory, 10)
         assert states(memory) == {DEVICE}
         assert (first.nr_stores, second.nr_stores) == (1, 1)

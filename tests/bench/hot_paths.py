@@ -159,6 +159,7 @@ async def fault(nr: int) -> AsyncGenerator[Row]:
     async with open_for(nr) as memory:
         for i, page in enumerate(pages):
             await memory.put(i, page)
+        memory.tune(kcompressd=False)  # so that `setup` compresses here, and waits for nobody
         yield Row(nr, lambda: drive(faults()), bare, setup)
         assert [memory.get_nowait(i) for i in range(nr)] == bare() == pages
 

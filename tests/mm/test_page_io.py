@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from reclaimactors import Verdict
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.compressors.null import Null
+from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.page_io import (
     BLOB,
     FAIL,
     NOMEM,
     POOR,
+    QUEUE_SHARE,
     SAME_FILLED,
     Gate,
     Squeezed,
@@ -30,7 +32,7 @@ TEXT = b"a page that compresses well, " * 140
 NOISE = b"".join(zlib.crc32(b"%d" % i).to_bytes(4, "big") for i in range(1024))
 OPEN = {
     "kcompressd": True,
-    "is_kswapd": True,
+    "who": Reclaimer.KSWAPD,
     "anon": True,
     "zswap_writeback": True,
     "zswap_enabled": True,
@@ -39,7 +41,7 @@ OPEN = {
 }
 IN_ORDER = [
     ("kcompressd", Gate.NO_KCOMPRESSD),
-    ("is_kswapd", Gate.NOT_KSWAPD),
+    ("who", Gate.NOT_ADMITTED),
     ("anon", Gate.NOT_ANON),
     ("zswap_writeback", Gate.NO_WRITEBACK),
     ("zswap_enabled", Gate.NO_COMPRESSION),
@@ -48,6 +50,12 @@ IN_ORDER = [
 
 OPENERS = {"zswap_enabled", "synchronous"}
 
+
+def shut(name):
+    """Return what shuts the gate of this name."""
+    return {name: Reclaimer.DIRECT if name == "who" else False}
+
+
 # the gates of the seed
 
 
@@ -55,25 +63,36 @@ def test_a_folio_that_passes_every_gate_is_queued():
     assert gate(**OPEN) is Gate.QUEUED
 
 
-@pytest.mark.parametrize(("shut", "reason"), IN_ORDER)
-def test_each_gate_alone_keeps_a_folio_out(shut, reason):
-    assert gate(**OPEN | {shut: False}) is reason
+@pytest.mark.parametrize(("name", "reason"), IN_ORDER)
+def test_each_gate_alone_keeps_a_folio_out(name, reason):
+    assert gate(**OPEN | shut(name)) is reason
 
 
 @pytest.mark.parametrize(("first", "second"), [*itertools.combinations(IN_ORDER, 2)])
 def test_the_first_shut_gate_is_the_reason(first, second):
-    assert gate(**OPEN | {first[0]: False, second[0]: False}) is first[1]
+    assert gate(**OPEN | shut(first[0]) | shut(second[0])) is first[1]
 
 
 def test_a_synchronous_device_replaces_zswap():
     assert gate(**OPEN | {"zswap_enabled": False, "synchronous": True}) is Gate.QUEUED
 
 
-@given(st.fixed_dictionaries({name: st.booleans() for name in OPEN}))
-def test_a_folio_is_queued_exactly_where_all_gates_are_open(gates):
+@given(
+    st.fixed_dictionaries({name: st.booleans() for name in OPEN if name != "who"}),
+    st.sampled_from(Reclaimer),
+)
+def test_a_folio_is_queued_exactly_where_all_gates_are_open(gates, who):
     compresses = gates["zswap_enabled"] or gates["synchronous"]
     others = all(value for name, value in gates.items() if name not in OPENERS)
-    assert (gate(**gates) is Gate.QUEUED) == (compresses and others)
+    admitted = who is not Reclaimer.DIRECT
+    assert (gate(**gates, who=who) is Gate.QUEUED) == (compresses and others and admitted)
+
+
+def test_each_class_of_reclaimers_has_its_share_of_the_fifo():
+    assert set(QUEUE_SHARE) == set(Reclaimer)
+    assert QUEUE_SHARE[Reclaimer.KSWAPD] == 1
+    assert 0 < QUEUE_SHARE[Reclaimer.PROACTIVE] < 1
+    assert QUEUE_SHARE[Reclaimer.DIRECT] == 0
 
 
 # same-filled folios

@@ -44,6 +44,8 @@ async def embed() -> None:
         assert_type(await memory.drain(), None)
         assert_type(memory.advise(7, ra.Advice.PAGEOUT), None)
 
+        assert_type(memory.tune(kcompressd=False, fifo=64), None)
+
         assert_type(memory.vmstat, Mapping[str, int])
         assert_type(memory.vmstat["pgsteal_anon"], int)
         assert_type(memory.pressure().some.avg10, float)
@@ -52,6 +54,7 @@ async def embed() -> None:
         assert_type(usage, ra.Usage)
         assert_type(usage.budget - usage.resident - usage.free, int)
         assert_type(usage.swapped + usage.staging, int)
+        assert_type(usage.oldest_queued_s, float)
 
 
 async def openings(topology: ra.Topology) -> None:

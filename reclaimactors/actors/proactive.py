@@ -1,0 +1,96 @@
+"""Proactive reclaim: the caller queues what his share of the FIFO takes, and waits for the verdicts.
+
+Each call is a producer of its own, with its own account and, in ordered padata, its own order.
+Where kcompressd is off, or the FIFO is full with nothing of this call in it, the caller compresses
+a slice for himself, as direct reclaim does: so a call ends whatever becomes of the worker.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anyio.lowlevel import checkpoint
+
+from reclaimactors.actors.sched import enqueue, gate_of
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
+from reclaimactors.mm.page_io import Gate
+from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
+
+if TYPE_CHECKING:
+    from reclaimactors.actors.machine import Machine
+
+__all__ = ["Proactive"]
+
+
+class Proactive:
+    """One call of `Memory.reclaim`."""
+
+    def __init__(self, machine: Machine, nbytes: int) -> None:
+        self._m = machine
+        self._nbytes = nbytes
+        self._mine = machine.producer(Reclaimer.PROACTIVE)
+        self._fruitless = 0  # batches in a row that freed nothing, with nothing on its way
+        self._careful = False  # the last batch freed nothing: one at a time
+        self._seen_freed = 0
+        self._seen_ended = 0
+
+    async def run(self) -> int:
+        """Reclaim; return the bytes that were really freed for this call.
+
+        Raises:
+            ClosedResourceError: if the memory closes.
+        """
+        machine, mine = self._m, self._mine
+        while mine.freed < self._nbytes and self._fruitless < MAX_RECLAIM_RETRIES:
+            if mine.ended != self._seen_ended:
+                await self._judge()
+            elif self._queue():
+                pass  # and another, as long as there is room
+            elif mine.in_flight:
+                full = not self._careful and machine.fifo.left(mine.who) <= 0
+                await (machine.fifo.room_made if full else machine.verdicts).wait()
+            else:
+                missing = self._missing()
+                machine.reclaim_inline(SWAP_CLUSTER_MAX, mine.who, max_bytes=missing, producer=mine)
+                await self._judge()
+            await checkpoint()
+            machine.check_open()
+        while mine.in_flight:
+            await machine.verdicts.wait()
+            machine.check_open()
+        return mine.freed
+
+    def _missing(self) -> int:
+        """Return the bytes to isolate, at the recent gain, beside those that are on their way."""
+        expected = (self._nbytes - self._mine.freed) / max(self._m.ledger.gain, 0.05)
+        return max(1, int(expected)) - self._mine.in_flight
+
+    def _queue(self) -> bool:
+        """Isolate a batch and queue it; return whether that could be done."""
+        machine, mine = self._m, self._mine
+        room = min(self._missing(), self._m.pipeline.max_bytes - machine.node.memcg.in_flight)
+        pages = machine.fifo.left(mine.who)
+        if room <= 0 or pages <= 0 or not machine.kcompressd or (self._careful and mine.in_flight):
+            return False
+        batch = machine.swapout.isolate(min(SWAP_CLUSTER_MAX, pages), room, mine.who, mine)
+        if batch is None:
+            return False
+        if not batch.pfns:
+            return True  # clean, all of them: they are gone
+        if gate_of(machine, batch) is not Gate.QUEUED:
+            machine.swapout.hand_back(batch)
+            return False
+        rest = enqueue(machine, batch)
+        if rest is not None:
+            machine.swapout.hand_back(rest)
+        return True
+
+    async def _judge(self) -> None:
+        """Look at what the batches that have ended meanwhile came to."""
+        machine, mine = self._m, self._mine
+        self._seen_ended = mine.ended
+        self._careful = mine.freed == self._seen_freed
+        if not self._careful:
+            self._seen_freed, self._fruitless = mine.freed, 0
+        elif not mine.in_flight and (machine.idle or not await machine.progress()):
+            self._fruitless += 1

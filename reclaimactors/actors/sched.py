@@ -1,0 +1,64 @@
+"""Who may queue, and how a batch gets into the FIFO. Mirrors swap_sched_async_compress() of the seed.
+
+The gates and the shares are those of `reclaimactors.mm.page_io`. Both producers come through here:
+kswapd, and each call of `Memory.reclaim`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from reclaimactors.mm.page_io import gate
+
+if TYPE_CHECKING:
+    from reclaimactors.actors.machine import Machine
+    from reclaimactors.mm.batch import FolioBatch
+    from reclaimactors.mm.page_io import Gate
+
+__all__ = ["enqueue", "gate_of"]
+
+
+def gate_of(machine: Machine, batch: FolioBatch) -> Gate:
+    """Return the seed's gates for the first folio of a batch; all but the last hold for all."""
+    node = machine.node
+    who = batch.admitted_as
+    first = max(1, -(-node.mm.size[batch.pfns[0]] // node.page_size))
+    return gate(
+        kcompressd=machine.kcompressd,
+        who=who,
+        anon=True,
+        zswap_writeback=True,
+        zswap_enabled=node.zswap.enabled,
+        synchronous=any(swapd.synchronous for swapd in machine.swapds.values()),
+        fifo_room=machine.fifo.room(first, who),
+    )
+
+
+def enqueue(machine: Machine, batch: FolioBatch) -> FolioBatch | None:
+    """Put a batch whose gate said QUEUED into the FIFO, as much of it as there is room for.
+
+    Returns:
+        The rest, which is still the caller's.
+    """
+    node, fifo = machine.node, machine.fifo
+    producer = machine.in_turn(batch)
+    limit = min(machine.pipeline.batch_pages, fifo.left(batch.admitted_as))
+    rest = None
+    if batch.nr_pages > limit:
+        pages, nr = 0, 0
+        for pfn in batch.pfns:
+            pages += max(1, -(-node.mm.size[pfn] // node.page_size))
+            if pages > limit and nr:
+                break
+            nr += 1
+        if nr < len(batch.pfns):
+            rest = machine.swapout.split(batch, nr)
+    batch.since = anyio.current_time()
+    batch.queued = max(1, batch.nr_bytes)
+    producer.in_flight += batch.queued
+    node.vmstat["kcompressd_queued"] += batch.nr_pages
+    machine.start()
+    fifo.send_nowait(batch)
+    return rest

@@ -1,0 +1,263 @@
+"""Proactive reclaim and the FIFO: its share, its account, its order, and that it always ends."""
+
+import anyio
+import pytest
+
+import reclaimactors as ra
+from reclaimactors.actors.kcompressd import KcompressdActor
+from reclaimactors.actors.proactive import Proactive
+from reclaimactors.actors.sched import enqueue, gate_of
+from reclaimactors.compressors.lz4 import Lz4
+from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.mm.folio import ZSWAP
+from reclaimactors.mm.page_io import Gate
+from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
+from reclaimactors.offload import WorkerDied
+from reclaimactors.testing import Gate as StoreGate
+from reclaimactors.testing import GatedCompressor, ThreadGate
+
+virtual = pytest.mark.asyncio(loop_factories=["virtual"])
+EVERYTHING = 1 << 30
+
+
+def put_many(kit, memory, nr, make=None, size=None):
+    for i in range(nr):
+        memory.put_nowait(i, (make or kit.text)(i, size or kit.page))
+
+
+class Answer:
+    """What a call beside the test came to."""
+
+    value = None
+
+    async def of(self, call, *args):
+        self.value = await call(*args)
+
+
+# the worker compresses
+
+
+async def test_reclaim_is_compressed_by_the_worker_and_returns_what_was_freed(kit):
+    async with ra.open_memory(**kit.spec(fifo=64)) as memory:
+        put_many(kit, memory, 400)
+        before = memory.usage().free
+        freed = await memory.reclaim(50 * kit.page)
+        vm = memory.vmstat
+        assert 50 * kit.page <= freed == memory.usage().free - before
+        assert freed < 120 * kit.page, "far more than was asked for"
+        assert vm["kcompressd_queued"] == vm["pgscan_proactive"] == vm["pgsteal_proactive"] > 0
+        assert vm["kcompressd_bypassed"] == 0
+        assert memory.usage().in_flight == 0
+
+
+@pytest.mark.parametrize("topology", ["kswapd_only", "kcompressd", "padata", "padata_ordered"])
+async def test_with_workers_or_without_the_pool_holds_the_same_bytes(kit, topology):
+    async def blobs(name):
+        async with ra.open_memory(name, **kit.spec(fifo=64, offload="inline")) as memory:
+            for i in range(200):
+                memory.put_nowait(i, [kit.text, kit.noise][i % 2](i, 100 + 37 * i % 2000))
+            freed = await memory.reclaim(EVERYTHING)
+            mm = memory._node.mm
+            return freed, {i: (mm.state[pfn], mm.data.get(pfn)) for i, pfn in memory._small.items()}
+
+    assert await blobs(topology) == await blobs("kswapd_only_inline")
+
+
+async def test_two_calls_at_once_each_return_their_own(kit):
+    async with ra.open_memory(**kit.spec(fifo=64)) as memory:
+        put_many(kit, memory, 800)
+        before = memory.usage().free
+        one, two = Answer(), Answer()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one.of, memory.reclaim, 40 * kit.page)
+            tasks.start_soon(two.of, memory.reclaim, 80 * kit.page)
+        assert one.value >= 40 * kit.page
+        assert two.value >= 80 * kit.page
+        assert one.value + two.value == memory.usage().free - before
+
+
+async def test_clean_folios_count_for_the_call_that_drops_them(kit):
+    swap = [{"backend": "file", "size": "4MiB"}]
+    async with ra.open_memory(**kit.spec(fifo=64) | {"swap": swap}) as memory:
+        put_many(kit, memory, 40, kit.noise)
+        assert await memory.reclaim(EVERYTHING) == 40 * kit.page
+        for i in range(40):
+            await memory.get(i)
+        assert memory.vmstat["nr_swapcached"] == 40
+        assert await memory.reclaim(EVERYTHING) == 40 * kit.page
+        assert memory.vmstat["kcompressd_queued"] == 40, "only the first time"
+
+
+# its share
+
+
+async def test_it_fills_its_share_of_the_fifo_and_leaves_the_rest_to_kswapd(
+    kit, machine_of, running
+):
+    machine = await machine_of(fifo=64)
+    machine._started = True
+    kit.fill(machine)
+    async with running() as tasks:
+        tasks.start_soon(Proactive(machine, EVERYTHING).run)
+        await kit.settle()
+        assert machine.fifo.waiting_pages == machine.fifo.left(Reclaimer.KSWAPD) == 32
+        assert machine.fifo.left(Reclaimer.PROACTIVE) == 0
+        kswapds = machine.swapout.isolate(32, EVERYTHING, Reclaimer.KSWAPD, machine.kswapd_stream)
+        assert gate_of(machine, kswapds) is Gate.QUEUED
+        assert enqueue(machine, kswapds) is None
+        assert machine.fifo.waiting_pages == 64
+    for batch in machine.fifo.drain():
+        machine.hand_back(batch)
+    assert machine.node.check()
+
+
+async def test_what_is_taken_from_the_fifo_gives_the_share_back(kit, machine_of, running):
+    machine = await machine_of(fifo=64)
+    machine._started = True
+    kit.fill(machine)
+    async with running() as tasks:
+        tasks.start_soon(Proactive(machine, EVERYTHING).run)
+        await kit.settle()
+        (batch,) = await machine.fifo.take(1)
+        assert machine.fifo.left(Reclaimer.PROACTIVE) == 32
+        machine.hand_back(batch)
+        await kit.settle()
+        assert machine.fifo.left(Reclaimer.PROACTIVE) == 0
+
+
+async def test_where_kswapd_has_filled_the_fifo_the_caller_compresses(kit, machine_of):
+    machine = await machine_of(fifo=32)
+    machine._started = True
+    kit.fill(machine)
+    kswapds = machine.swapout.isolate(32, EVERYTHING, Reclaimer.KSWAPD, machine.kswapd_stream)
+    enqueue(machine, kswapds)
+    assert await Proactive(machine, 10 * kit.page).run() >= 10 * kit.page
+    vm = machine.node.vmstat
+    assert vm["kcompressd_bypassed"] == vm["pgsteal_proactive"] > 0
+    assert vm["kcompressd_queued"] == 32
+    assert machine.node.check()
+
+
+async def test_a_folio_larger_than_the_share_still_goes(kit):
+    async with ra.open_memory(**kit.spec(fifo=16)) as memory:
+        put_many(kit, memory, 6, size=60 * kit.page)
+        assert await memory.reclaim(EVERYTHING) > 0
+        assert {memory._node.mm.state[pfn] for pfn in memory._small.values()} == {ZSWAP}
+
+
+async def test_what_kswapd_does_for_pageout_takes_kswapds_share(kit, machine_of):
+    machine = await machine_of(fifo=64)
+    batch = None
+    kit.fill(machine)
+    batch = machine.swapout.isolate(4, EVERYTHING, Reclaimer.PROACTIVE, machine.kswapd_stream)
+    assert batch.admitted_as is Reclaimer.KSWAPD
+    machine.hand_back(batch)
+
+
+# order
+
+
+async def test_each_call_has_an_order_of_its_own(kit, machine_of, running):
+    """kswapd's slow head of the line holds its own verdicts up, not those of the caller."""
+    machine = await machine_of(topology="padata", ordered=True, workers=2, on_full="wait", fifo=64)
+    machine._started = True
+    machine.pipeline.batch_pages = 4
+    kit.fill(machine)
+    steered = kit.steer(machine)
+    steered.gates[1] = anyio.Event()
+    kswapds = []
+    for _ in range(2):
+        batch = machine.swapout.isolate(4, EVERYTHING, Reclaimer.KSWAPD, machine.kswapd_stream)
+        kswapds += batch.pfns
+        enqueue(machine, batch)
+    mine = Answer()
+    state = machine.node.mm.state
+    async with running() as tasks:
+        tasks.start_soon(KcompressdActor(machine).run)
+        tasks.start_soon(mine.of, Proactive(machine, 8 * kit.page).run)
+        await kit.settle(300)
+        assert mine.value >= 8 * kit.page
+        assert ZSWAP not in {state[pfn] for pfn in kswapds}, "the second is done, not in turn"
+        steered.gates[1].set()
+        await kit.settle()
+        assert {state[pfn] for pfn in kswapds} == {ZSWAP}
+    assert machine.node.check()
+
+
+# it ends
+
+
+async def test_a_worker_that_always_dies_ends_a_call_with_what_was_freed(kit):
+    async with ra.open_memory(**kit.spec(fifo=64)) as memory:
+        put_many(kit, memory, 200)
+        kit.steer(memory._machine).error = WorkerDied("as told")
+        with anyio.fail_after(20):
+            assert await memory.reclaim(EVERYTHING) == 0
+        vm = memory.vmstat
+        assert vm["reclaim_keep"] == vm["reclaim_isolated"] > 0
+        assert vm["reclaim_isolated"] <= (MAX_RECLAIM_RETRIES + 4) * 32
+        assert memory._node.check()
+
+
+async def test_values_that_nothing_can_free_end_a_call(kit):
+    async with ra.open_memory(**kit.spec(fifo=64)) as memory:
+        put_many(kit, memory, 300, kit.noise)
+        with anyio.fail_after(20):
+            assert await memory.reclaim(EVERYTHING) == 0
+        assert memory.vmstat["reclaim_isolated"] <= (MAX_RECLAIM_RETRIES + 4) * 32
+
+
+@virtual
+async def test_a_store_that_hangs_ends_a_call_after_its_timeout(kit):
+    store = kit.store(store_gate=StoreGate())
+    swap = [{"backend": store, "size": "4MiB", "timeout": 5.0}]
+    async with ra.open_memory(**kit.spec(fifo=64) | {"swap": swap}) as memory:
+        put_many(kit, memory, 20, kit.noise)
+        started = anyio.current_time()
+        assert await memory.reclaim(EVERYTHING) == 0
+        assert 5 <= anyio.current_time() - started <= 5 * 20
+        assert memory._node.check()
+
+
+async def test_a_memory_that_closes_ends_a_call_whose_batches_wait(kit):
+    gate = ThreadGate(timeout=60)
+    ends = []
+
+    async def reclaim(memory):
+        try:
+            await memory.reclaim(EVERYTHING)
+        except anyio.ClosedResourceError:
+            ends.append("closed")
+
+    spec = kit.spec(fifo=64, offload="thread", compressor=GatedCompressor(Lz4(), gate))
+    try:
+        async with anyio.create_task_group() as tasks, ra.open_memory(**spec) as memory:
+            put_many(kit, memory, 400)
+            tasks.start_soon(reclaim, memory)
+            await gate.wait_entered()
+            await kit.settle()
+            assert memory._machine.fifo.waiting_pages > 0
+        assert ends == ["closed"]
+        assert memory._node.nr_in_flight == 0
+        assert memory._node.check()
+    finally:
+        gate.open()
+
+
+async def test_a_cancelled_call_leaves_its_batches_to_the_worker(kit):
+    gate = ThreadGate(timeout=60)
+    spec = kit.spec(fifo=64, offload="thread", compressor=GatedCompressor(Lz4(), gate))
+    async with ra.open_memory(**spec) as memory:
+        try:
+            put_many(kit, memory, 400)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(memory.reclaim, EVERYTHING)
+                await gate.wait_entered()
+                tasks.cancel_scope.cancel()
+            assert memory.usage().in_flight > 0
+        finally:
+            gate.open()
+        await memory.drain()
+        vm = memory.vmstat
+        assert vm["reclaim_isolated"] == vm["reclaim_stored"] > 0
+        assert memory._node.check()
