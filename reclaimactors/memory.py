@@ -474,9 +474,10 @@ class Memory:
     async def reclaim(self, nbytes: int) -> int:
         """Reclaim proactively, as writing to a cgroup's memory.reclaim; return the bytes freed.
 
-        kcompressd compresses, where there is one: up to half of its FIFO is proactive reclaim's, the
-        rest is kswapd's alone. What counts is really freed for this call: folio sizes less the
-        blobs that are kept. It ends once that is `nbytes`, or when nothing more can be freed.
+        kcompressd compresses, where there is one: up to half of its FIFO is proactive reclaim's,
+        the rest is kswapd's alone. Less than a cluster is compressed in the caller. What counts is
+        really freed for this call: folio sizes less the blobs that are kept. It ends once that is
+        `nbytes`, or when nothing more can be freed.
         """
         self._check()
         return await Proactive(self._machine, nbytes).run()

@@ -1,8 +1,9 @@
-"""Proactive reclaim: the caller queues what his share of the FIFO takes, and waits for the verdicts.
+"""Proactive reclaim: callers queue what their share of the FIFO takes, and wait for the verdicts.
 
 Each call is a producer of its own, with its own account and, in ordered padata, its own order.
-Where kcompressd is off, or the FIFO is full with nothing of this call in it, the caller compresses
-a slice for himself, as direct reclaim does: so a call ends whatever becomes of the worker.
+Where it is less than a cluster, kcompressd is off, or the FIFO is full with nothing of this call in
+it, the caller compresses a slice for himself, as direct reclaim does: so a small call is no slower
+than without workers, and a call ends whatever becomes of them.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ class Proactive:
     def _queue(self) -> bool:
         """Isolate a batch and queue it; return whether that could be done."""
         machine, mine = self._m, self._mine
-        room = min(self._missing(), self._m.pipeline.max_bytes - machine.node.memcg.in_flight)
+        missing = self._missing()
+        if not mine.in_flight and missing < SWAP_CLUSTER_MAX * machine.node.page_size:
+            return False  # not worth a hop
+        room = min(missing, self._m.pipeline.max_bytes - machine.node.memcg.in_flight)
         pages = machine.fifo.left(mine.who)
         if room <= 0 or pages <= 0 or not machine.kcompressd or (self._careful and mine.in_flight):
             return False

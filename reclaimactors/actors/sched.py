@@ -1,4 +1,4 @@
-"""Who may queue, and how a batch gets into the FIFO. Mirrors swap_sched_async_compress() of the seed.
+"""Who may queue, and how a batch gets into the FIFO. Mirrors swap_sched_async_compress().
 
 The gates and the shares are those of `reclaimactors.mm.page_io`. Both producers come through here:
 kswapd, and each call of `Memory.reclaim`.

@@ -63,7 +63,7 @@ class FolioBatch:
 
     @property
     def admitted_as(self) -> Reclaimer:
-        """Whose share of the FIFO it takes: PAGEOUT is counted as proactive, but kswapd sends it."""
+        """Whose share of the FIFO it takes: PAGEOUT counts as proactive, but kswapd sends it."""
         return self.who if self.producer is None else self.producer.who
 
 

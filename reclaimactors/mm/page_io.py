@@ -10,7 +10,6 @@ that a machine without workers gives the same bytes.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
@@ -21,12 +20,25 @@ from reclaimactors.abc import Verdict
 from reclaimactors.mm.batch import Reclaimer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from reclaimactors.abc import Compressor
 
-__all__ = ["BLOB", "FAIL", "NOMEM", "POOR", "SAME_FILLED", "Gate", "Squeezed", "QUEUE_SHARE", "expand", "gate",
-           "outcome", "same_filled", "squeeze"]  # fmt: skip
+__all__ = [
+    "BLOB",
+    "FAIL",
+    "NOMEM",
+    "POOR",
+    "QUEUE_SHARE",
+    "SAME_FILLED",
+    "Gate",
+    "Squeezed",
+    "expand",
+    "gate",
+    "outcome",
+    "same_filled",
+    "squeeze",
+]  # fmt: skip
 
 
 class Gate(enum.Enum):

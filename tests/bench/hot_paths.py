@@ -180,7 +180,7 @@ async def reclaim_one(nr: int) -> AsyncGenerator[Row]:
         for memory in (ours, bare):
             for i, page in enumerate(pages):
                 await memory.put(i, page)
-            drive(memory.reclaim(1 << 40))
+            await memory.reclaim(1 << 40)
         yield Row(nr, lambda: drive(reclaims(ours)), lambda: drive(reclaims(bare)))
         for memory in (ours, bare):
             assert memory.vmstat["pgsteal_proactive"] >= nr
