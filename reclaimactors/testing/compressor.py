@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 from unittest import TestCase
 
@@ -23,6 +24,8 @@ from reclaimactors.errors import CorruptData
 from reclaimactors.units import KIB
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from reclaimactors.abc import BatchCompressor
 
 __all__ = ["CompressorTests"]
@@ -59,12 +62,22 @@ class CompressorTests:
         return blob
 
     def check_bad_blob(self, blob: bytes, size: int) -> None:
-        """Assert that decompressing raises CorruptData, or else returns `size` bytes."""
+        """Assert that decompressing raises CorruptData, or else returns `size` bytes.
+
+        Neither may take more memory than a few times what goes in and comes out.
+        """
+        compressor = self.make_compressor()
+        back = bytes(size)
+        tracemalloc.start()
         try:
-            back = self.make_compressor().decompress(blob, size)
-        except CorruptData:
-            return
+            with suppress(CorruptData):
+                back = compressor.decompress(blob, size)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
         assert len(back) == size, f"a bad blob gave {len(back)} bytes where {size} were asked for"
+        most = 4 * (len(blob) + size) + 128 * KIB
+        assert peak < most, f"asked for {size} bytes, decompress allocated {peak}"
 
     def test_says_what_it_is(self) -> None:
         """It has a name, `compress` and `decompress`."""
@@ -187,26 +200,50 @@ class CompressorTests:
         round_trip()
 
     def test_bad_blobs_raise_nothing_but_corrupt_data(self) -> None:
-        """Random blobs and flipped bits raise CorruptData or give `size` bytes, never else."""
+        """Random and damaged blobs raise CorruptData or give `size` bytes, whatever the size."""
         import pytest  # noqa: PLC0415 - the kit imports without the test tools
 
         pytest.importorskip("hypothesis")
         from hypothesis import given  # noqa: PLC0415 - the same
         from hypothesis import strategies as st  # noqa: PLC0415 - the same
 
-        blobs = [self.make_compressor().compress(_data(kind, 4096)) for kind in _KINDS]
-        flips = st.lists(st.tuples(st.integers(0, 8191), st.integers(0, 7)), min_size=1, max_size=4)
+        compressor = self.make_compressor()
+        blobs = [compressor.compress(_data(kind, size)) for kind in _KINDS for size in (100, 4096)]
+        places = st.integers(0, 8191)
+        pieces = st.binary(max_size=64) | st.sampled_from(blobs)
+        damages = st.lists(
+            st.one_of(
+                st.tuples(st.just("flip"), places, st.integers(0, 7)),
+                st.tuples(st.just("cut"), places, places),
+                st.tuples(st.just("insert"), places, pieces),
+                st.tuples(st.just("replace"), places, pieces),
+            ),
+            min_size=1,
+            max_size=4,
+        )
+        sizes = st.sampled_from([100, 4096]) | st.integers(1, 8192) | st.just(256 * KIB)
 
-        @given(st.sampled_from(blobs), flips)
-        def flipped(blob: bytes, flips: list[tuple[int, int]]) -> None:
-            bad = bytearray(blob)
-            for place, bit in flips:
-                bad[place % len(bad)] ^= 1 << bit
-            self.check_bad_blob(bytes(bad), 4096)
+        @given(st.sampled_from(blobs), damages, sizes)
+        def damaged(blob: bytes, damages: list[tuple[str, int, int | bytes]], size: int) -> None:
+            self.check_bad_blob(_damaged(blob, damages), size)
 
-        @given(st.binary(max_size=2000), st.integers(1, 8192))
+        @given(st.binary(max_size=2000), sizes)
         def random_blob(blob: bytes, size: int) -> None:
             self.check_bad_blob(blob, size)
 
-        flipped()
+        damaged()
         random_blob()
+
+
+def _damaged(blob: bytes, damages: Sequence[tuple[str, int, int | bytes]]) -> bytes:
+    """Return a blob with flipped bits, and with parts cut out, put in or put over."""
+    bad = bytearray(blob)
+    for how, place, what in damages:
+        at = place % (len(bad) + 1)
+        if isinstance(what, bytes):
+            bad[at : at + len(what) * (how == "replace")] = what
+        elif how == "cut":
+            del bad[at : at + what]
+        elif at < len(bad):
+            bad[at] ^= 1 << what
+    return bytes(bad)
