@@ -227,7 +227,7 @@ def _call(what: str, factory: Callable[..., Any], options: Mapping[str, Any]) ->
         raise
     except ImportError as exc:
         raise PluginError(f"{what} cannot be made: {_mend(exc, '')}") from exc
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:  # `sys:exit` is no plugin either
         given = ", ".join(f"{key}={value!r:.80}" for key, value in options.items())
         msg = f"{what} refused its options ({given}): {exc}{_takes(factory)}"
         raise PluginError(msg) from exc

@@ -49,8 +49,8 @@ class FileBackend(Backend):
             not a tmpfs; a tmpfs is used only when named here.
     """
 
-    def __init__(self, path: str | None = None) -> None:
-        self._path = path
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self._path = None if path is None else os.fspath(path)
         self._file: SwapFile | None = None
         self._stored = bytearray()  # 1 where the slot holds something
         self._strays: list[_Write] = []

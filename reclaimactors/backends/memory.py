@@ -18,12 +18,14 @@ class MemoryBackend(Backend):
     """Keeps the bytes it is given; what they weigh is charged to the budget by `footprint`.
 
     Args:
-        capacity: slots it may hold at once, None = no bound.
+        capacity: slots it may hold at once, 1 or more; None = no bound.
     """
 
     synchronous: ClassVar[bool] = True
 
     def __init__(self, capacity: int | None = None) -> None:
+        if capacity is not None and (type(capacity) is not int or capacity < 1):
+            raise ValueError(f"capacity is {capacity!r}; it is 1 or more slots")
         self.capacity = capacity
         self._slots: dict[int, bytes] = {}
 

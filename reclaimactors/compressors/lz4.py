@@ -26,7 +26,7 @@ class Lz4:
     name = "lz4"
 
     def __init__(self, acceleration: int = 1) -> None:
-        if acceleration not in range(1, 65538):
+        if type(acceleration) is not int or acceleration not in range(1, 65538):
             raise ValueError(f"acceleration is {acceleration!r}; it is 1 to 65537")
         self._acceleration = acceleration
 

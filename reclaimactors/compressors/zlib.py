@@ -23,7 +23,7 @@ class Zlib:
     name = "zlib"
 
     def __init__(self, level: int = 1) -> None:
-        if level not in range(10):
+        if type(level) is not int or level not in range(10):
             raise ValueError(f"level is {level!r}; it is 0 to 9")
         self._level = level
 

@@ -55,13 +55,13 @@ def test_a_higher_level_compresses_more():
     assert len(Zlib(level=9).compress(PAGE)) < len(Zlib(level=0).compress(PAGE))
 
 
-@pytest.mark.parametrize("acceleration", [0, -1, 65538, 1.5, "fast"])
+@pytest.mark.parametrize("acceleration", [0, -1, 65538, 1.5, 3.0, True, "fast"])
 def test_lz4_says_which_acceleration_is_allowed(acceleration):
     with pytest.raises(ValueError, match="1 to 65537"):
         Lz4(acceleration=acceleration)
 
 
-@pytest.mark.parametrize("level", [-1, 10, 1.5, "best"])
+@pytest.mark.parametrize("level", [-1, 10, 1.5, 3.0, True, "best"])
 def test_zlib_says_which_level_is_allowed(level):
     with pytest.raises(ValueError, match="0 to 9"):
         Zlib(level=level)

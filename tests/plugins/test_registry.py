@@ -229,6 +229,7 @@ def test_a_plugin_that_does_not_import_says_why(install):
         (PluginRef("lz4", {"acceleration": "x"}), ["'lz4'", "acceleration='x'"]),
         (PluginRef("rot_plugin:refuses", {"by": 1}), ["by=1", "no such rotation"]),
         (PluginRef("null", {"a": 1}), ["'null'", "a=1", "it takes"]),
+        (PluginRef("sys:exit"), ["'sys:exit' refused its options"]),
     ],
 )
 def test_refused_options_are_named(install, ref, says):
