@@ -1,6 +1,8 @@
 """kswapd as a state machine: how much, how hard, and when it gives up."""
 
 import zlib
+from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 
@@ -47,6 +49,7 @@ class Machine:
         self.kswapd = Kswapd(self.node, self.out.ledger, max_in_flight=max_in_flight)
         self.batches = []  # in flight
         self.calls = 0
+        self.calls_to_check = 50
 
     def fill(self, make=text, nr=700, size=PAGE):
         """Put values until free memory is below *low*; return self."""
@@ -71,7 +74,7 @@ class Machine:
     def check(self):
         """Look at every row of the node, now and then in a long run."""
         self.calls += 1
-        if self.calls < 50 or self.calls % 50 == 0:
+        if self.calls < 50 or self.calls % self.calls_to_check == 0:
             assert self.node.check()
 
     def land(self):
@@ -198,6 +201,149 @@ def test_kswapd_waits_rather_than_escalate_while_a_store_writes():
     steps = [machine.step() for _ in range(300)]
     assert steps[-1] is Step.WAIT
     assert (machine.kswapd.priority, machine.kswapd.failures) == (DEF_PRIORITY, 0)
+
+
+# -- the trace of a slow worker
+
+
+class Row(NamedTuple):
+    """What a step of kswapd found and left; `failures` and what precedes it as it left them."""
+
+    step: Step
+    passes: int
+    priority: int
+    failures: int
+    freed: int  #: bytes so far
+    returned: int  #: verdicts so far
+    pending: int  #: folios in flight before the step
+    quota: int  #: folios that a pass of the priority before the step may isolate
+
+
+def slow_trace(machine, *, every, newest_first=False, held=(), steps=200_000) -> list[Row]:
+    """Step kswapd until it sleeps, while a worker takes what is there every so many steps.
+
+    It takes a cluster, and never a batch that has a folio that is `held`. All steps are returned.
+    """
+    machine.calls_to_check = 2000
+    kswapd, node, ledger = machine.kswapd, machine.node, machine.out.ledger
+    rows: list[Row] = []
+    while len(rows) < steps:
+        pending = node.nr_in_flight
+        quota = max(SWAP_CLUSTER_MAX, node.nr_resident - pending >> kswapd.priority)
+        step = machine.step()
+        rows.append(
+            Row(step, kswapd.passes, kswapd.priority, kswapd.failures, ledger.freed_total,
+                ledger.returned_total, pending, quota)
+        )  # fmt: skip
+        if step is Step.SLEEP:
+            return rows
+        if len(rows) % every == 0:
+            land_cluster(machine, newest_first=newest_first, held=set(held))
+    raise AssertionError("kswapd does not come to rest")
+
+
+def land_cluster(machine, *, newest_first, held) -> None:
+    """Compress up to SWAP_CLUSTER_MAX folios of the batches in flight, at least one batch."""
+    ready = [batch for batch in machine.batches if not held.intersection(batch.pfns)]
+    nr = 0
+    for batch in ready[::-1] if newest_first else ready:
+        nr += len(batch.pfns)
+        if nr > SWAP_CLUSTER_MAX and nr > len(batch.pfns):
+            return
+        machine.batches.remove(batch)
+        machine.batches.insert(0, batch)
+        machine.land()
+
+
+def assert_justified(rows: list[Row]) -> None:
+    """Each fall of the priority, and each failure, has the verdicts that say so."""
+    run, start = rows[0], rows[0]
+    for before, row in pairwise(rows):
+        known = row.returned - start.returned >= row.quota or not row.pending
+        if row.step is Step.SLEEP:
+            assert row.failures == before.failures + 1 == MAX_RECLAIM_RETRIES
+            assert known
+            assert before.priority == 1
+            return
+        if row.passes == before.passes:
+            assert row.priority == before.priority
+            assert row.failures == (before.failures if row.freed == before.freed else 0)
+            continue
+        if row.freed != start.freed:
+            assert row.priority == before.priority, "a pass that freed something made it harder"
+        elif before.priority > 1:
+            assert row.priority == before.priority - 1
+            assert known, "the priority fell while progress was pending"
+        else:
+            assert row.priority == DEF_PRIORITY
+            assert known, "a run was given up while progress was pending"
+            assert row.failures == (before.failures + 1 if row.freed == run.freed else 0)
+            run = row
+        start = row
+
+
+def one_in(nr):
+    """Values of which one in so many can be compressed."""
+    return lambda seed, size: noise(seed, size) if seed % nr else text(seed, size)
+
+
+SLOW = pytest.mark.parametrize(
+    ("every", "newest_first"), [(1, False), (7, False), (7, True), (30, False), (30, True)]
+)
+
+
+@SLOW
+def test_a_slow_worker_that_gets_on_never_makes_it_harder(every, newest_first):
+    machine = Machine().fill()
+    rows = slow_trace(machine, every=every, newest_first=newest_first)
+    assert {row.priority for row in rows} == {DEF_PRIORITY}
+    assert {row.failures for row in rows} == {0}
+    assert machine.node.memcg.free >= HIGH
+
+
+@SLOW
+def test_a_slow_worker_that_frees_nothing_is_judged_by_its_verdicts_alone(every, newest_first):
+    machine = Machine().fill(noise)
+    rows = slow_trace(machine, every=every, newest_first=newest_first)
+    assert_justified(rows)
+    falls = [row.priority for before, row in pairwise(rows) if row.priority != before.priority]
+    assert [DEF_PRIORITY, *falls] == [*range(DEF_PRIORITY, 0, -1)] * MAX_RECLAIM_RETRIES + (
+        [DEF_PRIORITY]
+    )
+    assert machine.kswapd.hopeless
+
+
+@SLOW
+def test_hopeless_is_reached_sixteen_runs_after_the_last_that_freed_something(every, newest_first):
+    machine = Machine().fill(one_in(60))
+    rows = slow_trace(machine, every=every, newest_first=newest_first)
+    assert_justified(rows)
+    assert machine.kswapd.hopeless
+    last = max(i for i, (before, row) in enumerate(pairwise(rows)) if row.freed != before.freed)
+    assert rows[-1].freed > 0
+    assert rows[last + 1].failures == 0
+    assert [row.failures for row in rows[last + 1 :]] == sorted(
+        row.failures for row in rows[last + 1 :]
+    )
+
+
+def test_a_worker_that_is_stuck_is_waited_for_and_nothing_else_happens():
+    machine = Machine().fill(noise)
+    steps = [machine.step() for _ in range(1000)]
+    assert set(steps[100:]) == {Step.WAIT}
+    assert (machine.kswapd.priority, machine.kswapd.failures) == (DEF_PRIORITY, 0)
+
+
+def test_a_late_verdict_that_frees_something_ends_hopelessness():
+    machine = Machine().fill(one_in(700))  # the first value alone can be compressed, and is held
+    pfn = machine.node.small["fill", 0]
+    slow_trace(machine, every=3, held={pfn})
+    assert machine.kswapd.hopeless
+    assert not machine.kswapd.wants_to_run()
+    machine.batches = [batch for batch in machine.batches if pfn in batch.pfns]
+    machine.land()
+    assert machine.kswapd.wants_to_run()
+    assert not machine.kswapd.hopeless
 
 
 # -- hopeless, and the way back
