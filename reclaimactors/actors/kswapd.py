@@ -15,7 +15,7 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.base import BREATH_S
 from reclaimactors.actors.heap import Heap
-from reclaimactors.actors.sched import enqueue, gate_of
+from reclaimactors.actors.sched import enqueue, first_pages, gate_of
 from reclaimactors.log import log
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.page_io import Gate
@@ -97,7 +97,7 @@ class KswapdActor:
         """Send the isolated batch to whoever compresses."""
         batch = self._batch
         while batch is not None:
-            verdict = gate_of(self._m, batch)
+            verdict = gate_of(self._m, batch.admitted_as, first_pages(self._m, batch))
             if verdict is Gate.QUEUED:
                 self._batch = enqueue(self._m, batch)
             elif verdict is Gate.FIFO_FULL:

@@ -236,12 +236,9 @@ class Machine:
 
     def _emit(self, batch: FolioBatch, out: Squeezed | None) -> None:
         turns = [(batch, out)]
-        if (
-            batch.producer is not None
-            and batch.producer.order is not None
-            and batch.seq is not None
-        ):
-            turns = batch.producer.order.push(batch.seq, (batch, out))
+        order = batch.producer.order if batch.producer is not None else None
+        if order is not None and batch.seq is not None:
+            turns = order.push(batch.seq, (batch, out))
         for ready, _ in turns:
             _left_the_queue(ready)
         try:
@@ -333,7 +330,8 @@ class Machine:
             if not ram_only:
                 self.node.want_writeback()
             return 0
-        self.node.vmstat["kcompressd_bypassed"] += batch.nr_pages if self.kcompressd else 0
+        if self.kcompressd and self.node.zswap.enabled:
+            self.node.vmstat["kcompressd_bypassed"] += batch.nr_pages
         self.compress_inline(batch, ram_only=ram_only)
         return self.ledger.freed_total - before
 

@@ -1,4 +1,4 @@
-"""Proactive reclaim: callers queue what their share of the FIFO takes, and wait for the verdicts.
+"""Proactive reclaim: the caller queues what his share of the FIFO takes, and waits for verdicts.
 
 Each call is a producer of its own, with its own account and, in ordered padata, its own order.
 Where it is less than a cluster, kcompressd is off, or the FIFO is full with nothing of this call in
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from anyio.lowlevel import checkpoint
 
-from reclaimactors.actors.sched import enqueue, gate_of
+from reclaimactors.actors.sched import enqueue, first_pages, gate_of
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.page_io import Gate
 from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
@@ -48,9 +48,9 @@ class Proactive:
             elif self._queue():
                 pass  # and another, as long as there is room
             elif mine.in_flight:
-                full = not self._careful and machine.fifo.left(mine.who) <= 0
+                full = not self._careful and not machine.fifo.room(1, mine.who)
                 await (machine.fifo.room_made if full else machine.verdicts).wait()
-            else:
+            elif not machine.fifo.takers or machine.fifo.room(1, mine.who):
                 missing = self._missing()
                 machine.reclaim_inline(SWAP_CLUSTER_MAX, mine.who, max_bytes=missing, producer=mine)
                 await self._judge()
@@ -73,15 +73,18 @@ class Proactive:
         if not mine.in_flight and missing < SWAP_CLUSTER_MAX * machine.node.page_size:
             return False  # not worth a hop
         room = min(missing, self._m.pipeline.max_bytes - machine.node.memcg.in_flight)
-        pages = machine.fifo.left(mine.who)
-        if room <= 0 or pages <= 0 or not machine.kcompressd or (self._careful and mine.in_flight):
+        fifo = machine.fifo
+        if room <= 0 or gate_of(machine, mine.who, 1) is not Gate.QUEUED:
             return False
-        batch = machine.swapout.isolate(min(SWAP_CLUSTER_MAX, pages), room, mine.who, mine)
+        if self._careful and mine.in_flight:
+            return False
+        nr = min(SWAP_CLUSTER_MAX, max(1, fifo.left(mine.who)))
+        batch = machine.swapout.isolate(nr, room, mine.who, mine)
         if batch is None:
             return False
         if not batch.pfns:
             return True  # clean, all of them: they are gone
-        if gate_of(machine, batch) is not Gate.QUEUED:
+        if not fifo.room(first_pages(machine, batch), mine.who):
             machine.swapout.hand_back(batch)
             return False
         rest = enqueue(machine, batch)

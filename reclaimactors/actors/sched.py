@@ -1,4 +1,4 @@
-"""Who may queue, and how a batch gets into the FIFO. Mirrors swap_sched_async_compress().
+"""Who may queue, and how a batch gets into the FIFO: the seed's swap_sched_async_compress().
 
 The gates and the shares are those of `reclaimactors.mm.page_io`. Both producers come through here:
 kswapd, and each call of `Memory.reclaim`.
@@ -11,29 +11,32 @@ from typing import TYPE_CHECKING
 import anyio
 
 from reclaimactors.mm.page_io import gate
+from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
-    from reclaimactors.mm.batch import FolioBatch
+    from reclaimactors.mm.batch import FolioBatch, Reclaimer
     from reclaimactors.mm.page_io import Gate
 
-__all__ = ["enqueue", "gate_of"]
+__all__ = ["enqueue", "first_pages", "gate_of"]
 
 
-def gate_of(machine: Machine, batch: FolioBatch) -> Gate:
-    """Return the seed's gates for the first folio of a batch; all but the last hold for all."""
-    node = machine.node
-    who = batch.admitted_as
-    first = max(1, -(-node.mm.size[batch.pfns[0]] // node.page_size))
+def gate_of(machine: Machine, who: Reclaimer, pages: int) -> Gate:
+    """Return what the seed's gates say to a folio of so many pages from this class."""
     return gate(
         kcompressd=machine.kcompressd,
         who=who,
         anon=True,
         zswap_writeback=True,
-        zswap_enabled=node.zswap.enabled,
+        zswap_enabled=machine.node.zswap.enabled,
         synchronous=any(swapd.synchronous for swapd in machine.swapds.values()),
-        fifo_room=machine.fifo.room(first, who),
+        fifo_room=machine.fifo.room(pages, who),
     )
+
+
+def first_pages(machine: Machine, batch: FolioBatch) -> int:
+    """Return the pages of a batch's first folio: where it may enter, some of the batch may."""
+    return nr_pages(machine.node.mm.size[batch.pfns[0]], machine.node.page_size)
 
 
 def enqueue(machine: Machine, batch: FolioBatch) -> FolioBatch | None:
@@ -49,7 +52,7 @@ def enqueue(machine: Machine, batch: FolioBatch) -> FolioBatch | None:
     if batch.nr_pages > limit:
         pages, nr = 0, 0
         for pfn in batch.pfns:
-            pages += max(1, -(-node.mm.size[pfn] // node.page_size))
+            pages += nr_pages(node.mm.size[pfn], node.page_size)
             if pages > limit and nr:
                 break
             nr += 1

@@ -36,9 +36,7 @@ class Producer:
     """Who sends batches to be compressed: a node's kswapd, or one call of `Memory.reclaim`."""
 
     who: Reclaimer  #: whose share of the FIFO it uses
-    order: Reorder[tuple[FolioBatch, Squeezed | None]] | None = (
-        None  #: padata's, where it keeps one
-    )
+    order: Reorder[tuple[FolioBatch, Squeezed | None]] | None = None  #: where padata keeps one
     in_flight: int = 0  #: bytes of its batches that were queued and have not ended
     ended: int = 0  #: batches that were queued and have ended
     freed: int = 0  #: bytes that its batches have really freed

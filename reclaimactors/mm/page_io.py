@@ -38,7 +38,7 @@ __all__ = [
     "outcome",
     "same_filled",
     "squeeze",
-]  # fmt: skip
+]
 
 
 class Gate(enum.Enum):

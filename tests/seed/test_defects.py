@@ -1,7 +1,7 @@
 """One test for each defect of the seed and its relatives that must not come back here.
 
 The numbers are those of the table in README.md beside this file, which also says what the kernel
-does and where D12, D14 and D19 will be.
+does and where D19 will be.
 """
 
 import random
@@ -13,6 +13,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
+from reclaimactors.actors.admission import Admission
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
 from reclaimactors.compressors.lz4 import Lz4
@@ -170,13 +171,17 @@ async def test_d05_a_full_queue_follows_its_declared_rule(rule, oldest, newest):
         assert states(machine, pfns[16:]) == {newest}
 
 
+@virtual
 async def test_d05_the_age_of_the_oldest_is_known():
-    async with driven() as machine:
+    async with open_memory() as memory:
+        machine = memory._machine
+        machine._started = True  # nobody takes from the FIFO
         fill(machine)
         actor = KswapdActor(machine)
         actor.step()
         await actor.route()
-        assert machine.fifo.oldest_since() <= anyio.current_time()
+        await anyio.sleep(5)
+        assert memory.usage().oldest_queued_s == 5
 
 
 async def test_d06_a_fault_on_a_queued_folio_never_waits_for_the_queue():
@@ -245,6 +250,53 @@ async def test_d11_a_worker_needs_no_room_and_never_reclaims():
         assert machine.node.check()
 
 
+async def test_d11_staging_is_fixed_from_the_start_and_no_worker_asks_for_more():
+    async with open_memory(offload="process") as memory:
+        machine = memory._machine
+        machine.start()
+        with anyio.fail_after(30):
+            while not memory.usage().staging:
+                await anyio.sleep(0.01)
+        reserve = memory.usage().staging
+        fill(machine, free=PAGE + 400)  # far below min
+        free = memory.usage().free
+        await memory.reclaim(100 * PAGE)
+        machine.wake_kswapd()
+        await memory.drain()
+        assert memory.usage().staging == reserve
+        assert memory.usage().free > free
+        assert memory.vmstat["allocstall_normal"] == memory.vmstat["pgscan_direct"] == 0
+
+
+@pytest.mark.parametrize("swap", [(), ({"backend": "memory"},)])
+async def test_d12_the_pools_limit_is_looked_at_again_at_execution(swap):
+    async with open_memory(swap=swap) as memory:
+        machine = memory._machine
+        machine._started = True  # the test takes from the FIFO
+        nr = fill(machine)
+        actor = KswapdActor(machine)
+        actor.step()
+        await actor.route()
+        assert machine.fifo.waiting_pages == 16  # the pool took all when they were queued
+        pool = machine.node.zswap
+        pool.limit = pool.accept_below = pool.total - 1
+        (batch,) = await machine.fifo.take(1)
+        queued = list(batch.pfns)
+        stored = memory.vmstat["reclaim_stored"]
+        await KcompressdActor(machine).compress([batch])
+        vm = memory.vmstat
+        assert (vm["reclaim_stored"], vm["pool_limit_hit"]) == (stored, 16)
+        if swap:
+            assert machine.node.nr_writes > 0
+        else:
+            assert vm["reclaim_activate"] == vm["pgactivate"] == 16
+            assert states(machine, queued) == {RESIDENT}
+        machine._started = False
+        machine.start()
+        await memory.drain()
+        assert [await memory.get(i) for i in range(nr)] == [text(i) for i in range(nr)]
+
+
 async def test_d13_a_verdict_of_the_worker_reaches_the_lists():
     async with driven() as machine:
         nr = fill(machine, noise)
@@ -256,6 +308,36 @@ async def test_d13_a_verdict_of_the_worker_reaches_the_lists():
             await KcompressdActor(machine).compress([batch])
         vm = machine.node.vmstat
         assert vm["reclaim_activate"] == vm["pgactivate"] == len(seen)
+
+
+async def test_d14_each_class_of_producers_has_a_declared_share_of_the_queue():
+    async with slow(fifo=64, on_full="wait") as (memory, gate):
+        machine = memory._machine
+        for i in range(600):
+            memory.put_nowait(i, text(i))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(memory.reclaim, 1 << 30)
+            await gate.wait_entered()
+            await settle()
+            assert machine.fifo.waiting_pages == 32  # proactive reclaim: half, and waits
+            assert memory.vmstat["kcompressd_bypassed"] == 0
+            fill(machine)
+            machine.wake_kswapd()
+            await settle()
+            assert machine.fifo.waiting_pages == 64  # kswapd: all that is left
+            gate.open()
+            tasks.cancel_scope.cancel()
+
+
+async def test_d14_direct_reclaim_never_queues():
+    async with driven() as machine:
+        admission = Admission(machine)
+        fill(machine, free=machine.node.marks.min)
+        reserved = await admission.reserve(lambda: 10 * PAGE)
+        machine.node.memcg.unreserve(reserved)
+        vm = machine.node.vmstat
+        assert vm["kcompressd_bypassed"] == vm["pgscan_direct"] == vm["pgsteal_direct"] > 0
+        assert vm["kcompressd_queued"] == machine.fifo.waiting_pages == 0
 
 
 async def test_d15_nothing_runs_before_the_first_pressure():
@@ -273,6 +355,20 @@ async def test_d15_the_queue_can_be_switched_off():
         await memory.drain()
         assert memory.vmstat["pgsteal_kswapd"] > 0
         assert memory.vmstat["kcompressd_queued"] == 0
+
+
+async def test_d15_the_queue_can_be_switched_off_and_on_and_resized_at_run_time():
+    async with open_memory() as memory:
+        for on, depth in ((False, 8), (True, 8), (True, 40)):
+            memory.tune(kcompressd=on, fifo=depth)
+            before = memory.vmstat["kcompressd_queued"]
+            fill(memory._machine)
+            memory._machine.wake_kswapd()
+            await memory.drain()
+            assert (memory.vmstat["kcompressd_queued"] > before) == on
+            assert memory._machine.fifo.limit == depth
+            for key in memory.keys():
+                await memory.delete(key)
 
 
 async def test_d16_several_workers_compress_at_the_same_time():
