@@ -11,11 +11,15 @@ import enum
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["Backend", "BatchCompressor", "Buffer", "Compressor", "Policy", "Verdict"]
 
 Buffer = bytes | memoryview
+
+
+def _ignore(_slot: int) -> None:
+    """Nobody wants to know."""
 
 
 class Verdict(enum.Enum):
@@ -86,6 +90,14 @@ class Backend:
     """True where seeking is dear, so that neighbours of a slot are better read with it: a disk that
     turns, a store across a network. Read after `open`; slots are then read ahead."""
 
+    compressor: object = None
+    """What a store that compresses its slots does it with, a `PluginRef`; None where it does not.
+    Where it is the topology's own, the topology's workers do it, and `store_squeezed` follows."""
+
+    on_shrunk: Callable[[int], None] = staticmethod(_ignore)
+    """Call it with a slot whose `footprint` has become less than it was when the slot was stored.
+    The core puts itself there."""
+
     async def open(self, page_size: int) -> None:
         """Get ready for slots of `page_size` bytes. Called once, before anything else."""
 
@@ -130,6 +142,22 @@ class Backend:
     async def invalidate(self, slot: int) -> None:
         """Forget one slot."""
         await self.invalidate_many([slot])
+
+    def store_squeezed(
+        self, slots: Sequence[int], sizes: Sequence[int], kept: Sequence[bytes | int]
+    ) -> int:
+        """Store at once what was compressed with `compressor`. Only for stores that name one.
+
+        Args:
+            slots: where.
+            sizes: bytes of each source, which is what a load returns.
+            kept: a blob, if it is shorter than the source; the source itself; or the 64-bit word
+                that the source repeats (little-endian).
+
+        Returns:
+            How many rows were stored, from the first on: fewer than all where there is no room.
+        """
+        raise NotImplementedError(f"{type(self).__name__} names a compressor: it must define this")
 
     def footprint(self, slots: Sequence[int]) -> int:  # noqa: ARG002 - a store elsewhere holds nothing here
         """Return the bytes of *this process* that these stored slots hold: 0 for a file.

@@ -42,6 +42,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "backends": {
         "file": "reclaimactors.backends.file:FileBackend",
         "memory": "reclaimactors.backends.memory:MemoryBackend",
+        "zram": "reclaimactors.backends.zram:ZramBackend",
     },
     "policies": {
         "active_inactive": "reclaimactors.mm.lru:ActiveInactive",

@@ -19,6 +19,7 @@ from reclaimactors.backends import file as file_module
 from reclaimactors.backends import swapfile
 from reclaimactors.backends.file import FileBackend
 from reclaimactors.backends.memory import MemoryBackend
+from reclaimactors.backends.zram import ZramBackend
 from reclaimactors.testing import BackendTests
 
 PAGE = 4096
@@ -32,6 +33,16 @@ class TestMemory(BackendTests):
 class TestSmallMemory(BackendTests):
     def make_backend(self):
         return MemoryBackend(capacity=256)
+
+
+class TestZram(BackendTests):
+    def make_backend(self):
+        return ZramBackend()
+
+
+class TestZramOfZlib(BackendTests):
+    def make_backend(self):
+        return ZramBackend({"name": "zlib", "level": 1}, mem_limit="64MiB", backing="memory")
 
 
 class TestFile(BackendTests):
