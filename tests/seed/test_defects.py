@@ -367,7 +367,8 @@ async def test_d15_the_queue_can_be_switched_off_and_on_and_resized_at_run_time(
             await memory.drain()
             assert (memory.vmstat["kcompressd_queued"] > before) == on
             assert memory._machine.fifo.limit == depth
-            for key in memory.keys():
+            left = memory.keys()
+            for key in left:
                 await memory.delete(key)
 
 
