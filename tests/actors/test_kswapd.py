@@ -1,11 +1,14 @@
 """kswapd as an actor: who compresses what it isolates, and the three rules for a full FIFO."""
 
+from itertools import groupby
+
 import anyio
 import pytest
 
+from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
 from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
-from reclaimactors.mm.vmscan import Step
+from reclaimactors.mm.vmscan import DEF_PRIORITY, MAX_RECLAIM_RETRIES, Step
 from reclaimactors.offload import WorkerDied
 
 
@@ -212,3 +215,87 @@ async def test_wake_ups_coalesce(kit, machine_of):
         machine.wake_kswapd()
     await machine.woken()
     assert machine.wakeups.statistics().current_buffer_used == 0
+
+
+# a slow worker
+
+
+class SlowWorker:
+    """kswapd and kcompressd at work; each batch waits until the test lets it through."""
+
+    def __init__(self, kit, machine, tasks):
+        self._kit = kit
+        self._steered = kit.steer(machine)
+        self._steered.gates = {number: anyio.Event() for number in range(1, 5000)}
+        self._let_through = 0
+        self.trace = []  # kswapd's priority at each step
+        core, ask = machine.kswapd, machine.kswapd.next
+
+        def traced():
+            step = ask()
+            self.trace.append(core.priority)
+            return step
+
+        core.next = traced
+        tasks.start_soon(KcompressdActor(machine).run)
+        tasks.start_soon(KswapdActor(machine).run)
+
+    async def work(self):
+        """Let one batch through and everybody do what they can then; return whether there was."""
+        await self._kit.settle(10)
+        if self._let_through == self._steered.started:
+            return False
+        self._let_through += 1
+        self._steered.gates[self._let_through].set()
+        await self._kit.settle(10)
+        return True
+
+
+async def test_the_priority_stays_while_a_slow_worker_gets_on(kit, machine_of, running):
+    machine = await machine_of(fifo=64, on_full="wait")
+    kit.fill(machine)
+    async with running() as tasks:
+        worker = SlowWorker(kit, machine, tasks)
+        nr = 0
+        while await worker.work():
+            nr += 1
+        assert nr > 2
+        assert set(worker.trace) == {DEF_PRIORITY}
+        assert machine.kswapd.failures == 0
+        assert machine.node.memcg.free >= machine.node.marks.high
+        assert not machine.awake
+
+
+async def test_hopeless_comes_with_the_last_verdict_of_a_slow_worker_and_goes_with_room(
+    kit, machine_of, running
+):
+    machine = await machine_of(fifo=128, batch=128, on_full="wait")
+    core = machine.kswapd
+    nr = kit.fill(machine, kit.noise, size=4 * kit.page)
+    async with running() as tasks:
+        worker = SlowWorker(kit, machine, tasks)
+        await kit.settle()
+        assert set(worker.trace) == {DEF_PRIORITY}  # nothing is known yet
+        while not core.hopeless:
+            assert machine.awake
+            assert await worker.work()
+        assert not machine.awake
+        falls = [priority for priority, _ in groupby(worker.trace)]
+        assert falls == [*range(DEF_PRIORITY, 0, -1)] * MAX_RECLAIM_RETRIES + [DEF_PRIORITY]
+        while await worker.work():
+            pass
+        machine.wake_kswapd()
+        await kit.settle()
+        assert not machine.awake
+        for key in range(nr):
+            if machine.node.memcg.free < machine.node.marks.high:
+                assert core.hopeless
+                machine.node.delete(("fill", key))
+        assert not core.hopeless
+        worker.trace.clear()
+        kit.fill(machine)
+        machine.wake_kswapd()
+        while await worker.work():
+            pass
+        assert worker.trace
+        assert machine.node.check()
