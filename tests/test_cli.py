@@ -68,7 +68,7 @@ def test_version():
 def test_plugins_lists_the_built_in_names():
     ended = run("plugins")
     assert ended.returncode == 0
-    for name in ("lz4", "zlib", "null", "memory", "file", "active_inactive", "mglru"):
+    for name in ("lz4", "zlib", "null", "memory", "file", "zram", "active_inactive", "mglru"):
         assert name in ended.stdout
 
 

@@ -58,14 +58,15 @@ class KcompressdActor:
             pages: list[bytes] = []
             for batch in batches:
                 pages += machine.begin(batch)
-            out = await machine.offload.squeeze(pages)
+            of_sources = all(batch.rows is not None for batch in batches)
+            out = await machine.offload.squeeze(pages, of_sources=of_sources)
             start = 0
             breathe = perf_counter() + BREATH_S
             for batch in batches:
                 if perf_counter() > breathe:
                     await checkpoint()
                     breathe = perf_counter() + BREATH_S
-                stop = start + len(batch.pfns)
+                stop = start + batch.nr_rows
                 ended += 1
                 machine.finish(batch, out.rows(start, stop))
                 start = stop

@@ -151,7 +151,8 @@ class KswapdActor:
         machine = self._m
         machine.in_turn(batch)
         try:
-            out = await machine.offload.squeeze(machine.begin(batch))
+            pages = machine.begin(batch)
+            out = await machine.offload.squeeze(pages, of_sources=batch.rows is not None)
         except WorkerDied:
             machine.hand_back(batch)  # kswapd will find them again
         except BaseException:  # cancelled too: the batch is ours alone

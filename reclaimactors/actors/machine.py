@@ -256,14 +256,33 @@ class Machine:
         finally:
             self.verdicts.notify()
 
-    def offer(self, writes: Iterable[StoreBatch]) -> None:
-        """Offer writes to their stores. Mailbox full: folios stay, dirty, and kswapd throttles."""
-        for write in writes:
-            self.start()
-            if self.closing or not self.swapds[write.device].offer(write):
+    def offer(self, writes: Iterable[StoreBatch], *, ram_only: bool = False) -> None:
+        """Offer writes to their stores: a device that compresses takes its pages here and now.
+
+        Mailbox full: folios stay, dirty, and kswapd throttles.
+        """
+        left = list(writes)[::-1]
+        try:
+            while left:
+                write = left.pop()
+                swapd = self.swapds[write.device]
+                if write.kept is not None and not self.closing:
+                    self.start()
+                    left += swapd.store_now(write)
+                elif ram_only:
+                    self.pageout.refuse(write)
+                else:
+                    self._mail(write, swapd)
+        finally:
+            for write in left:  # a policy broke its contract in the middle
                 self.pageout.refuse(write)
-                self.kswapd.throttled = True
-                self.node.vmstat["nr_throttled_written"] += len(write.pfns)
+
+    def _mail(self, write: StoreBatch, swapd: Swapd) -> None:
+        self.start()
+        if self.closing or not swapd.offer(write):
+            self.pageout.refuse(write)
+            self.kswapd.throttled = True
+            self.node.vmstat["nr_throttled_written"] += len(write.pfns)
 
     # -- compressing in the loop ------------------------------------------------------------------
 
@@ -280,7 +299,8 @@ class Machine:
 
         Args:
             batch: isolated folios.
-            ram_only: whether a folio that needs a device is kept instead (`put_nowait`).
+            ram_only: whether a folio that needs a device, other than one that compresses, is kept
+                instead (`put_nowait`).
         """
         pages, writes = self.swapout.begin(batch, hold=False)
         started = perf_counter()
@@ -293,8 +313,7 @@ class Machine:
         self._measure(sum(map(len, pages)), ended - started)
         self.psi.stall_full(started, ended)
         if ram_only:
-            for write in writes + self.swapout.complete(batch, out):
-                self.pageout.refuse(write)
+            self.offer(writes + self.swapout.complete(batch, out), ram_only=True)
             self.verdicts.notify()
         else:
             self.offer(writes)

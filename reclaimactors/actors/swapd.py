@@ -21,7 +21,9 @@ from reclaimactors.abc import Backend, Verdict
 from reclaimactors.actors.base import Mailbox
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.log import log
+from reclaimactors.mm.folio import DEAD, DEVICE
 from reclaimactors.mm.readahead import MAX_PAGES
+from reclaimactors.mm.rmap import Rmap
 from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
 
 if TYPE_CHECKING:
@@ -81,6 +83,10 @@ class Swapd:
         footprint = getattr(backend, "footprint", None)
         elsewhere = getattr(footprint, "__func__", None) is Backend.footprint
         self._footprint = None if elsewhere else footprint
+        self._rmap: Rmap | None = None
+        if self._footprint is not None and getattr(backend, "compressor", None) is not None:
+            self._rmap = Rmap()
+            backend.on_shrunk = self._shrunk
         self._load_now: Callable[[Sequence[int]], Sequence[bytes] | None] | None
         self._load_now = getattr(backend, "load_now", None)
         self._retry_s = RETRY_S
@@ -102,6 +108,40 @@ class Swapd:
         except (anyio.WouldBlock, anyio.ClosedResourceError):
             return False
         return True
+
+    def store_now(self, write: StoreBatch) -> list[StoreBatch]:
+        """Store at once what was compressed for this store, as much of it as has room.
+
+        Returns:
+            Writes to other devices, of what has not.
+        """
+        left = [write]
+        try:
+            slots, sizes, kept = self._m.pageout.squeezed_items(write)
+            error: BackendError = BackendFull()
+            done = 0
+            try:
+                done = self.backend.store_squeezed(slots, sizes, kept)
+            except BackendFull as exc:
+                error = exc
+            except Exception as exc:  # noqa: BLE001 - translated, as those of `_call`
+                error = self._error("store", exc)
+            if done < len(slots):
+                left.append(self._m.pageout.split(write, done))
+            self._stored(write)
+            del left[0]
+            if left:
+                return self._failed(left.pop(), error)
+            self._is_well()
+            return []
+        finally:
+            for part in left:  # a policy broke its contract in the middle
+                self._m.pageout.refuse(part)
+
+    def _is_well(self) -> None:
+        self.device.failures = 0
+        self.last_error = ""
+        self._retry_s = RETRY_S
 
     def wake(self) -> None:
         """Have a look at the slots to forget. A busy lane looks anyway."""
@@ -368,15 +408,13 @@ class Swapd:
             for write in writes:
                 self._stored(write)
                 left.remove(write)
-            self.device.failures = 0
-            self.last_error = ""
-            self._retry_s = RETRY_S
+            self._is_well()
             taken = True
         except BackendError as exc:
             single, left = left, []
             if len(single) == 1 or isinstance(exc, _TooSlow):
                 for write in single:
-                    self._failed(write, exc)
+                    machine.offer(self._failed(write, exc))
             else:
                 left = single
                 while left:
@@ -391,6 +429,8 @@ class Swapd:
         return taken
 
     def _stored(self, write: StoreBatch) -> None:
+        if self._rmap is not None:
+            self._rmap.note(write.pfns, write.slots)
         self._m.pageout.stored(write, self._charges(write))
         if self.readahead is not None:
             for pfn, slots in zip(write.pfns, write.slots, strict=True):
@@ -410,8 +450,24 @@ class Swapd:
             for pfn, slots, length in zip(write.pfns, write.slots, write.lengths, strict=True)
         ]
 
-    def _failed(self, write: StoreBatch, exc: BackendError) -> None:
-        """A store raised: full is tried again later, anything else counts against the device."""
+    def _shrunk(self, slot: int) -> None:
+        """The store has made a slot lighter: give back what is charged too much for its folio."""
+        node = self._m.node
+        pfn = self._rmap.folio(slot) if self._rmap is not None else None
+        if pfn is None or self._footprint is None or node.mm.device[pfn] != self.device.index:
+            return
+        state = node.mm.state[pfn]
+        if state == DEVICE or (state == DEAD and node.mm.data.get(pfn) is None):
+            slots = node.slots_of(pfn)
+            if slot in slots:
+                self._m.ledger.freed_total += node.recharge(pfn, self._footprint(slots))
+
+    def _failed(self, write: StoreBatch, exc: BackendError) -> list[StoreBatch]:
+        """A store raised: full is tried again later, anything else counts against the device.
+
+        Returns:
+            Writes to other devices.
+        """
         device = self.device
         full = isinstance(exc, BackendFull)
         self.last_error = f"swap {device.name!r} is full: {exc}" if full else str(exc)
@@ -432,7 +488,7 @@ class Swapd:
         machine = self._m
         verdict = Verdict.ACTIVATE if full else Verdict.ERROR
         late = isinstance(exc, _TooSlow)
-        machine.offer(machine.pageout.store_failed(write, verdict, retire=late))
+        return machine.pageout.store_failed(write, verdict, retire=late)
 
     async def _forget(self) -> None:
         node = self._m.node
@@ -451,6 +507,8 @@ class Swapd:
         finally:
             if forgotten:
                 node.forgotten(self.device.index, runs)
+                if self.device.takes_squeezed:
+                    self.device.full = False  # memory that was freed is there at once
             else:
                 node.never_forgotten(self.device.index, runs)
             self._m.verdicts.notify()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from reclaimactors.mm.padata import Reorder
     from reclaimactors.mm.page_io import Squeezed
@@ -56,8 +56,14 @@ class FolioBatch:
     held: list[int] = attrs.Factory(list[int])  #: pfns whose bytes a worker looks at right now
     since: float = 0.0  #: when it was queued, in the clock of the actors
     queued: int = 0  #: what it adds to `Producer.in_flight`
+    rows: list[int] | None = None  #: pages of each folio, where these are compressed one by one
     nr_clean: int = 0  #: folios that were isolated with these and dropped at once: the swap cache
     clean_bytes: int = 0  #: their bytes
+
+    @property
+    def nr_rows(self) -> int:
+        """What its folios are compressed as: one row each, or one for each page of them."""
+        return len(self.pfns) if self.rows is None else sum(self.rows)
 
     @property
     def admitted_as(self) -> Reclaimer:
@@ -78,4 +84,7 @@ class StoreBatch:
     slots: list[Sequence[int]] = attrs.Factory(list["Sequence[int]"])  #: of each folio
     lengths: list[int] = attrs.Factory(list[int])
     nr_bytes: int = 0
+    kept: Mapping[int, Sequence[bytes | int]] | None = None
+    """What a device that compresses is to keep of each page, by pfn (see `Backend.store_squeezed`);
+    None: it compresses for itself."""
     failed: frozenset[int] = frozenset()  #: devices that did not take these folios

@@ -331,6 +331,14 @@ class Node:
         self.forget_slots(mm.device[pfn], self.slots_of(pfn))
         self.scattered.pop(pfn, None)
 
+    def recharge(self, pfn: int, nr_bytes: int) -> int:
+        """A device has come to hold only so many bytes for a folio; return what that gave back."""
+        less = max(0, self.mm.charge[pfn] - nr_bytes)
+        if less:
+            self.mm.charge[pfn] -= less
+            self.memcg.adjust(compressed=-less)
+        return less
+
     def forget_slots(self, device: int, slots: Sequence[int]) -> None:
         """Queue slots for their store to forget."""
         self.stale.setdefault(device, []).extend(runs(slots))

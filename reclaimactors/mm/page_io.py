@@ -102,10 +102,12 @@ class Squeezed:
     kinds: bytearray  #: one of the five above
     blobs: list[bytes | None]  #: the blob where the kind is BLOB
     values: list[int]  #: the word of a SAME_FILLED folio; else a crc32 of what a store gets, or 0
+    of_sources: bool = False  #: whether those are of the sources, also where there is a blob
 
     def rows(self, start: int, stop: int) -> Squeezed:
         """Return rows `start` to `stop` as columns of their own."""
-        return Squeezed(self.kinds[start:stop], self.blobs[start:stop], self.values[start:stop])
+        rows = slice(start, stop)
+        return Squeezed(self.kinds[rows], self.blobs[rows], self.values[rows], self.of_sources)
 
 
 def same_filled(data: bytes) -> int | None:
@@ -129,16 +131,23 @@ def expand(word: int, size: int) -> bytes:
     return (word.to_bytes(8, "little") * (size // 8 + 1))[:size]
 
 
-def squeeze(compressor: Compressor, pages: Sequence[bytes], *, checksum: bool = False) -> Squeezed:
+def squeeze(
+    compressor: Compressor,
+    pages: Sequence[bytes],
+    *,
+    checksum: bool = False,
+    of_sources: bool = False,
+) -> Squeezed:
     """Compress a batch. Never raises: what a compressor throws is a FAIL in that folio's row.
 
     Args:
         compressor: used for the whole batch at once if it can.
         pages: source bytes of each folio.
         checksum: whether to give the crc32 of what a store would get, as a worker process does.
+        of_sources: that is the source of each, whatever becomes of it: the store compresses.
     """
     rows = len(pages)
-    out = Squeezed(bytearray(rows), [None] * rows, [0] * rows)
+    out = Squeezed(bytearray(rows), [None] * rows, [0] * rows, of_sources)
     todo: list[int] = []
     for i, page in enumerate(pages):
         word = same_filled(page)
@@ -159,7 +168,7 @@ def squeeze(compressor: Compressor, pages: Sequence[bytes], *, checksum: bool = 
         else:
             out.blobs[i] = blob
             if checksum:
-                out.values[i] = crc32(blob)
+                out.values[i] = crc32(pages[i] if of_sources else blob)
     return out
 
 

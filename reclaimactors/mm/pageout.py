@@ -11,6 +11,8 @@ from array import array
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+import attrs
+
 from reclaimactors.abc import Verdict
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer, StoreBatch
 from reclaimactors.mm.folio import DEVICE
@@ -18,7 +20,7 @@ from reclaimactors.mm.swap import runs
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from reclaimactors.mm.batch import FolioBatch
     from reclaimactors.mm.ledger import Ledger
@@ -48,11 +50,13 @@ class Pageout:
         otherwise: Verdict,
         *,
         failed: frozenset[int] = frozenset(),
+        kept: Mapping[int, Sequence[bytes | int]] | None = None,
     ) -> list[StoreBatch]:
         """Give folios slots on the best device that has room; `otherwise` where none has.
 
         What fits one write gets one run of slots if there is one (the kernel's clusters), so that
-        it is written in one go; else each folio has a run of its own, or scattered slots.
+        it is written in one go; else each folio has a run of its own, or scattered slots. `kept` is
+        what workers made of the pages, for devices that take that.
         """
         out: list[StoreBatch] = []
         homeless: list[int] = []
@@ -69,6 +73,7 @@ class Pageout:
                     write = _with_room(out, device, length)
                     if write is None:
                         write = self._new_write(device, batch, failed)
+                        write.kept = kept if device.takes_squeezed else None
                         out.append(write)
                     self._assign(write, pfn, slots, length)
         try:
@@ -166,6 +171,46 @@ class Pageout:
                 ]
         return out
 
+    def squeezed_items(self, write: StoreBatch) -> tuple[list[int], list[int], list[bytes | int]]:
+        """Return slots, sizes and what is kept of each page, for a store that takes it compressed.
+
+        The checksums are those of the sources, which is what the store will give back.
+        """
+        mm, page = self._node.mm, self._node.page_size
+        assert write.kept is not None
+        slots: list[int] = []
+        sizes: list[int] = []
+        kept: list[bytes | int] = []
+        for pfn, own, length in zip(write.pfns, write.slots, write.lengths, strict=True):
+            if not mm.crc[pfn]:
+                mm.crc[pfn] = crc32(mm.data[pfn])
+            slots += own
+            kept += write.kept[pfn]
+            if length <= page:
+                sizes.append(length)
+            else:
+                sizes += [min(page, length - at) for at in range(0, length, page)]
+        return slots, sizes, kept
+
+    def split(self, write: StoreBatch, nr_slots: int) -> StoreBatch:
+        """Move all but the folios in the first `nr_slots` to a new write, and return that."""
+        node = self._node
+        nr = 0
+        for slots in write.slots:
+            nr_slots -= len(slots)
+            if nr_slots < 0:
+                break
+            nr += 1
+        rest = attrs.evolve(write, id=node.new_id(), pfns=write.pfns[nr:], slots=write.slots[nr:],
+                            lengths=write.lengths[nr:])  # fmt: skip
+        node.nr_writes += 1
+        del write.pfns[nr:], write.slots[nr:], write.lengths[nr:]
+        for pfn in rest.pfns:
+            node.mm.owner[pfn] = rest.id
+        for part in (write, rest):
+            part.nr_bytes = sum(part.lengths)
+        return rest
+
     def stored(self, write: StoreBatch, charges: Sequence[int] | None = None) -> None:
         """The store has acknowledged: verdict DEVICE for what the write still owns.
 
@@ -249,7 +294,8 @@ class Pageout:
                 else:
                     left.append(pfn)
             node.release(pfn)
-        return self.to_devices(left, write, otherwise, failed=write.failed | {write.device})
+        failed = write.failed | {write.device}
+        return self.to_devices(left, write, otherwise, failed=failed, kept=write.kept)
 
     def refuse(self, write: StoreBatch, *, retire: bool = False) -> None:
         """End a write without its store's answer: mailbox full, closing, or a crash (`retire`)."""

@@ -18,6 +18,7 @@ from reclaimactors.mm.ledger import Ledger
 from reclaimactors.mm.page_io import BLOB, FAIL, NOMEM, POOR, SAME_FILLED, outcome, same_filled
 from reclaimactors.mm.pageout import Pageout
 from reclaimactors.mm.swap_state import drop_clean
+from reclaimactors.mm.zram_out import ZramOut
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,7 @@ class Swapout:
         self._node = node
         self.ledger = Ledger(node)
         self.pageout = Pageout(node, self.ledger)
+        self.zram = ZramOut(node, self.ledger, self.pageout)
 
     # -- isolate ----------------------------------------------------------------------------------
 
@@ -155,11 +157,12 @@ class Swapout:
     # -- compress ---------------------------------------------------------------------------------
 
     def begin(self, batch: FolioBatch, *, hold: bool) -> tuple[list[bytes], list[StoreBatch]]:
-        """Return the bytes of the folios that are to be compressed now, and writes to route.
+        """Return the bytes of what is to be compressed now, and writes to route.
 
         The policy is looked at again here, at execution: a pool that takes nothing is not
-        compressed for (each folio goes to a device as it is, or is activated). Afterwards
-        `batch.pfns` are those whose bytes were returned.
+        compressed for. Each folio goes to a device as it is then, or is activated; or where that
+        device compresses, its pages are compressed for it. Afterwards `batch.pfns` are the folios
+        whose bytes were returned, in `batch.nr_rows` rows.
 
         Args:
             batch: isolated folios; those cancelled meanwhile are dropped.
@@ -170,13 +173,17 @@ class Swapout:
         data = node.mm.data
         batch.pfns = self.owned(batch)
         writes: list[StoreBatch] = []
+        pages: list[bytes] | None = None
         if not node.zswap.accepts():
-            writes = self._divert(batch)
+            if self.zram.next_in_line:
+                pages = self.zram.rows_of(batch)
+            else:
+                writes = self._divert(batch)
         if hold:
             for pfn in batch.pfns:
                 node.mm.refs[pfn] += 1
             batch.held = list(batch.pfns)
-        return [data[pfn] for pfn in batch.pfns], writes
+        return [data[pfn] for pfn in batch.pfns] if pages is None else pages, writes
 
     def _divert(self, batch: FolioBatch) -> list[StoreBatch]:
         """The pool takes nothing: settle the whole batch without compressing it."""
@@ -202,11 +209,15 @@ class Swapout:
     def complete(self, batch: FolioBatch, out: Squeezed) -> list[StoreBatch]:
         """Give each folio of a batch its verdict; return the device writes to route.
 
-        Row i of `out` is `batch.pfns[i]`. A folio that the batch no longer owns is skipped: its
-        verdict was CANCELLED.
+        Row i of `out` is `batch.pfns[i]`, or as `begin` has cut them into pages. A folio that the
+        batch no longer owns is skipped: its verdict was CANCELLED.
         """
         owner, crc = self._node.mm.owner, self._node.mm.crc
         bid = batch.id
+        if batch.rows is not None:
+            writes = self.zram.complete(batch, out)
+            self._let_go(batch)
+            return writes
         if None not in out.blobs and {owner[pfn] for pfn in batch.pfns} == {bid}:
             return self._complete_all(batch, out)
         stored: list[int] = []

@@ -42,6 +42,9 @@ class Offload(Protocol):
         """Bytes of shared buffers, outside the budget."""
         ...
 
-    async def squeeze(self, pages: list[bytes]) -> Squeezed:
-        """Compress a batch. Cancelling is safe at any time; a fault of the compressor is a row."""
+    async def squeeze(self, pages: list[bytes], *, of_sources: bool = False) -> Squeezed:
+        """Compress a batch; `of_sources` asks for the crc32 of each source as well.
+
+        Cancelling is safe at any time; a fault of the compressor is a row.
+        """
         ...

@@ -28,12 +28,12 @@ class InlineOffload:
     def __init__(self, compressor: Compressor) -> None:
         self._compressor = compressor
 
-    async def squeeze(self, pages: list[bytes]) -> Squeezed:
+    async def squeeze(self, pages: list[bytes], *, of_sources: bool = False) -> Squeezed:
         """Compress a batch in slices of about a millisecond (one folio at least in each)."""
-        out = Squeezed(bytearray(), [], [])
+        out = Squeezed(bytearray(), [], [], of_sources)
         started = perf_counter()
         for page in pages:
-            row = squeeze(self._compressor, (page,))
+            row = squeeze(self._compressor, (page,), checksum=of_sources, of_sources=of_sources)
             out.kinds += row.kinds
             out.blobs += row.blobs
             out.values += row.values

@@ -124,7 +124,7 @@ class ProcessOffload:
 
     # -- a batch ----------------------------------------------------------------------------------
 
-    async def squeeze(self, pages: list[bytes]) -> Squeezed:
+    async def squeeze(self, pages: list[bytes], *, of_sources: bool = False) -> Squeezed:
         """Compress a batch, in pieces that fit a slot.
 
         Raises:
@@ -133,7 +133,7 @@ class ProcessOffload:
         out: Squeezed | None = None
         while out is None or pages:
             piece = self._cut(pages)
-            rows = await self._squeeze(piece)
+            rows = await self._squeeze(piece, of_sources=of_sources)
             if out is None:
                 out = rows
             else:
@@ -154,14 +154,14 @@ class ProcessOffload:
         del pages[:nr]
         return piece
 
-    async def _squeeze(self, pages: list[bytes]) -> Squeezed:
+    async def _squeeze(self, pages: list[bytes], *, of_sources: bool) -> Squeezed:
         worker = min((w for w in self._pool if w.up), key=_load, default=None)
         slots = self._slots
         fits = sum(map(len, pages)) <= self._shape["area"]
         if worker is None or worker.link is None or slots is None or not self._free or not fits:
-            return await self._instead.squeeze(pages)
+            return await self._instead.squeeze(pages, of_sources=of_sources)
         slot = self._free.pop()
-        slots.put(slot, pages)
+        slots.put(slot, pages, of_sources=of_sources)
         pages.clear()  # the copy is what is compressed: a deleted folio is freed at once
         ticket = worker.tickets[slot] = _Ticket()
         try:

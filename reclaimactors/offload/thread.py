@@ -34,20 +34,20 @@ class ThreadOffload:
         self._limiter = CapacityLimiter(workers)
         self._instead = InlineOffload(compressor)
 
-    async def squeeze(self, pages: list[bytes]) -> Squeezed:
+    async def squeeze(self, pages: list[bytes], *, of_sources: bool = False) -> Squeezed:
         """Compress a batch in a thread.
 
         On cancellation the thread goes on with its own references and its result is dropped.
         """
         try:
             out, packed, lengths = await to_thread.run_sync(
-                self._work, pages, abandon_on_cancel=True, limiter=self._limiter
+                self._work, pages, of_sources, abandon_on_cancel=True, limiter=self._limiter
             )
         except RuntimeError as exc:  # this process may not start another thread
             if not self.inline:
                 self.inline = True
                 log.warning("offload.refused", reason=str(exc), instead="inline")
-            return await self._instead.squeeze(pages)
+            return await self._instead.squeeze(pages, of_sources=of_sources)
         view = memoryview(packed)
         start = 0
         for i, length in enumerate(lengths):
@@ -56,8 +56,8 @@ class ThreadOffload:
                 start += length
         return out
 
-    def _work(self, pages: list[bytes]) -> tuple[Squeezed, bytes, list[int]]:
-        out = squeeze(self._compressor, pages)
+    def _work(self, pages: list[bytes], of_sources: bool) -> tuple[Squeezed, bytes, list[int]]:
+        out = squeeze(self._compressor, pages, checksum=of_sources, of_sources=of_sources)
         lengths = [-1 if blob is None else len(blob) for blob in out.blobs]
         packed = b"".join([blob for blob in out.blobs if blob is not None])
         out.blobs = [None] * len(pages)

@@ -29,14 +29,16 @@ __all__ = ["NUMBER", "READY", "REFUSED", "Slots", "main"]
 
 NUMBER = struct.Struct("<I")  #: every message on the socket: a slot's number, or one of these
 READY = 0xFFFF_FFFF  #: the worker is up
+OF_SOURCES = 1 << 32  #: above any number of folios
 REFUSED = 0xFFFF_FFFE  #: it cannot build the compressor; the reason follows up to the end
 
 
 class Slots:
     """Staging memory: `nr` slots, each for one batch of `area` bytes in at most `rows` folios.
 
-    A slot begins with its table: the number of folios and their sizes from the parent, then a
-    length and a value of each from the worker. Bytes follow; a blob lies where its folio lay, for
+    A slot begins with its table: the number of folios (with OF_SOURCES added, where the checksums
+    are to be of these) and their sizes from the parent, then a length and a value of each from the
+    worker. Bytes follow; a blob lies where its folio lay, for
     it is smaller.
     """
 
@@ -50,9 +52,9 @@ class Slots:
             os.ftruncate(fd, self.nr_bytes)
         self._map = mmap.mmap(fd, self.nr_bytes)
 
-    def put(self, slot: int, pages: Sequence[bytes]) -> None:
+    def put(self, slot: int, pages: Sequence[bytes], *, of_sources: bool = False) -> None:
         """Copy a batch in."""
-        sizes = array("q", [len(pages), *map(len, pages)])
+        sizes = array("q", [len(pages) + OF_SOURCES * of_sources, *map(len, pages)])
         base = slot * self._stride
         self._map[base : base + 8 * len(sizes)] = sizes.tobytes()
         at = base + self._table
@@ -107,11 +109,19 @@ class Slots:
                 kinds[i] = max(0, -length)
                 if kinds[i] == SAME_FILLED:
                     values[i] &= 0xFFFF_FFFF_FFFF_FFFF
-        return Squeezed(kinds, blobs, values)
+        return Squeezed(kinds, blobs, values, self.of_sources(slot))
+
+    def of_sources(self, slot: int) -> bool:
+        """Whether the checksums are to be of the sources."""
+        return self._head(slot) >= OF_SOURCES
+
+    def _head(self, slot: int) -> int:
+        base = slot * self._stride
+        return int.from_bytes(self._map[base : base + 8], sys.byteorder)
 
     def _sizes(self, slot: int) -> array[int]:
         base = slot * self._stride
-        nr = int.from_bytes(self._map[base : base + 8], sys.byteorder)
+        nr = self._head(slot) % OF_SOURCES
         return array("q", self._map[base + 8 : base + 8 * (1 + nr)])
 
     def close(self) -> None:
@@ -144,7 +154,15 @@ def main(arguments: Sequence[str]) -> int:
             link.sendall(NUMBER.pack(READY))
             while len(message := stream.read(NUMBER.size)) == NUMBER.size:
                 (slot,) = NUMBER.unpack(message)
-                slots.answer(slot, squeeze(compressor, slots.pages(slot), checksum=True))
+                slots.answer(
+                    slot,
+                    squeeze(
+                        compressor,
+                        slots.pages(slot),
+                        checksum=True,
+                        of_sources=slots.of_sources(slot),
+                    ),
+                )
                 link.sendall(message)
     return 0
 

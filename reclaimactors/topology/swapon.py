@@ -47,6 +47,7 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
     slots = topology.swap_bytes(spec) // node.page_size
     own = getattr(backend, "capacity", None)
     device.capacity = slots if own is None else min(slots, own)
+    device.takes_squeezed = getattr(backend, "compressor", None) == topology.compress.compressor
     if getattr(backend, "rotational", False):
         swapd.readahead = Readahead(node, index)
     machine.swapds[index] = swapd

@@ -34,7 +34,7 @@ class Steered:
         self.error = None  # what every one raises
         self.started = 0
 
-    async def squeeze(self, pages):
+    async def squeeze(self, pages, *, of_sources=False):
         self.started += 1
         number = self.started
         if number in self.gates:
@@ -44,7 +44,7 @@ class Steered:
         error = self.errors.get(number, self.error)
         if error is not None:
             raise error
-        return squeeze(self.compressor, pages)
+        return squeeze(self.compressor, pages, checksum=of_sources, of_sources=of_sources)
 
 
 class Kit:

@@ -341,7 +341,7 @@ class MemoryMachine(RuleBasedStateMachine):
         offload = self.memory._machine.offload
         squeeze = offload.squeeze
 
-        async def crash(pages):
+        async def crash(pages, **_):
             offload.squeeze = squeeze
             await asyncio.sleep(0)
             msg = "a worker died"

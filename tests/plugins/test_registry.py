@@ -105,7 +105,7 @@ def test_build_gives_options_and_defaults_to_the_factory():
     ("kind", "names"),
     [
         ("compressors", {"lz4", "zlib", "null"}),
-        ("backends", {"memory", "file"}),
+        ("backends", {"memory", "file", "zram"}),
         ("policies", {"mglru", "active_inactive"}),
     ],
 )
@@ -171,7 +171,7 @@ def test_nothing_is_imported_that_is_not_named():
     ("kind", "name", "says"),
     [
         ("compressors", "zlb", "no compressor plugin 'zlb'; known: .*(did you mean 'zlib'?)"),
-        ("backends", "fil", "no backend plugin 'fil'; known: file, memory (did you mean 'file'?)"),
+        ("backends", "fil", "known: file, memory, zram (did you mean 'file'?)"),
         ("policies", "lru", "no policy plugin 'lru'; known: active_inactive, mglru"),
         ("compressors", "no_such_pkg.mod:X", "there is no module 'no_such_pkg'; check the name"),
         ("compressors", "os:no_such_codec", "module 'os' has no attribute 'no_such_codec'"),

@@ -122,7 +122,7 @@ async def test_d03_stop_in_the_middle_of_a_batch_drops_nothing_of_it():
         batch = machine.swapout.isolate(8, 1 << 30, Reclaimer.KSWAPD)
         taken = list(batch.pfns)
 
-        async def never(pages):
+        async def never(pages, **_):
             await anyio.sleep_forever()
 
         machine.offload.squeeze = never
