@@ -22,7 +22,7 @@ from reclaimactors.actors.base import Mailbox
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.log import log
 from reclaimactors.mm.folio import DEAD, DEVICE
-from reclaimactors.mm.readahead import MAX_PAGES
+from reclaimactors.mm.readahead import MAX_PAGES, Readahead
 from reclaimactors.mm.rmap import Rmap
 from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from reclaimactors.actors.machine import Machine
     from reclaimactors.mm.batch import StoreBatch
-    from reclaimactors.mm.readahead import Readahead
     from reclaimactors.mm.swap import SwapDevice
     from reclaimactors.mm.swapin import Load
 
@@ -92,7 +91,7 @@ class Swapd:
         self._retry_s = RETRY_S
         self._retry_at = 0.0
         self._warned = False
-        self.readahead: Readahead | None = None  #: where seeking is dear
+        self.readahead: Readahead | None = None
         self._shrink_asked = False
         self._scope = anyio.CancelScope()  # of `run`: it ends alone at swapoff
         self._running = anyio.Lock(fast_acquire=True)
@@ -222,6 +221,11 @@ class Swapd:
         """Try a store again that was full a while ago."""
         if self.device.full and now >= self._retry_at:
             self.device.full = False
+
+    def read_ahead(self) -> None:
+        """Have neighbours read with what is asked for: seeking is dear here."""
+        self._rmap = self._rmap or Rmap()
+        self.readahead = Readahead(self._m.node, self.device.index, self._rmap)
 
     def drop_readahead(self) -> None:
         """Let go of what was read ahead: room is short."""
@@ -432,9 +436,6 @@ class Swapd:
         if self._rmap is not None:
             self._rmap.note(write.pfns, write.slots)
         self._m.pageout.stored(write, self._charges(write))
-        if self.readahead is not None:
-            for pfn, slots in zip(write.pfns, write.slots, strict=True):
-                self.readahead.note(pfn, slots)
 
     def _charges(self, write: StoreBatch) -> list[int] | None:
         """Return what this process holds for each folio, at most as much as it has freed.

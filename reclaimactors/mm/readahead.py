@@ -9,7 +9,6 @@ above *high*, and at most `MAX_PAGES` of two windows.
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
 from reclaimactors.mm.folio import DEVICE
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reclaimactors.mm.node import Node
+    from reclaimactors.mm.rmap import Rmap
 
 __all__ = ["MAX_PAGES", "Readahead"]
 
@@ -34,21 +34,14 @@ class _Ahead(NamedTuple):
 class Readahead:
     """What was read ahead from one device."""
 
-    def __init__(self, node: Node, device: int) -> None:
+    def __init__(self, node: Node, device: int, rmap: Rmap) -> None:
         self._node = node
         self._device = device
-        self._pfns = array("I")  # by first slot: the pfn that was stored there last, plus one
+        self._rmap = rmap
         self._ahead: dict[int, _Ahead] = {}  # pfn -> what was read, oldest first
         self._hits = 0
         self._last_pages = 0
         self._last_slot = -1
-
-    def note(self, pfn: int, slots: Sequence[int]) -> None:
-        """A folio was stored in these slots."""
-        missing = slots[0] + 1 - len(self._pfns)
-        if missing > 0:
-            self._pfns.frombytes(bytes(self._pfns.itemsize * (missing + len(self._pfns) // 2)))
-        self._pfns[slots[0]] = pfn + 1
 
     def neighbours(self, slot: int, wanted: Sequence[int]) -> list[int]:
         """Return the folios to read along with the one at `slot`, those wanted anyway left out."""
@@ -57,9 +50,9 @@ class Readahead:
         start = slot - slot % pages
         room = self._node.memcg.free - self._node.marks.high
         found: list[int] = []
-        for near, owner in enumerate(self._pfns[start : start + pages], start):
-            pfn = owner - 1
-            if pfn < 0 or pfn in wanted or pfn in self._ahead or not self._at(pfn, near):
+        for near in range(start, start + pages):
+            pfn = self._rmap.folio(near)
+            if pfn is None or pfn in wanted or pfn in self._ahead or not self._at(pfn, near):
                 continue
             room -= mm.length[pfn]
             if room < 0:

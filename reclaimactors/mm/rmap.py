@@ -1,7 +1,8 @@
 """From a slot of one device to the folio that was stored there last. Mirrors the reverse map.
 
-Only for stores that may make a slot lighter afterwards: they know slots, what is charged is a
-folio. A slot may have been freed since; whoever asks looks whether the folio still lies there.
+Only for stores that need it: one that may make a slot lighter afterwards knows slots, while what is
+charged is a folio; and readahead looks for what lies beside a slot. A slot may have been freed
+since; whoever asks looks whether the folio still lies there.
 """
 
 from __future__ import annotations

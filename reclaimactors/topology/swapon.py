@@ -11,7 +11,6 @@ from reclaimactors.actors.swapd import Swapd
 from reclaimactors.actors.swapoff import bring_back
 from reclaimactors.errors import BackendError
 from reclaimactors.log import log
-from reclaimactors.mm.readahead import Readahead
 from reclaimactors.mm.swap import SwapDevice
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
     device.capacity = slots if own is None else min(slots, own)
     device.takes_squeezed = getattr(backend, "compressor", None) == topology.compress.compressor
     if getattr(backend, "rotational", False):
-        swapd.readahead = Readahead(node, index)
+        swapd.read_ahead()
     machine.swapds[index] = swapd
     node.swap.add(device)
     machine.add_actor(_actor(swapd), swapd.run)
