@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from reclaimactors import registry
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
-    from reclaimactors.topology.spec import Topology
+    from reclaimactors.topology.spec import SwapSpec, Topology
 
 __all__ = ["explain"]
 
@@ -17,7 +18,7 @@ _CPU = {
     "process": "in worker processes",
 }
 
-_IN_THIS_PROCESS = ("memory",)  # stores whose bytes count within the budget
+_IN_THIS_PROCESS = ("memory", "zram")  # stores whose bytes count within the budget
 
 
 def explain(topology: Topology) -> list[str]:
@@ -35,7 +36,7 @@ def explain(topology: Topology) -> list[str]:
         ),
         _who(topology),
     ]
-    if topology.compress.mode != "inline" and topology.zswap.enabled:
+    if topology.compress.mode != "inline" and _workers_compress(topology):
         lines.append(_when_full(topology))
     lines += _tiers(topology)
     lines += [_capacity(topology, ratio) for ratio in (1, 2, 3)]
@@ -46,8 +47,8 @@ def _who(topology: Topology) -> str:
     compress = topology.compress
     where = _CPU[compress.offload]
     name = compress.compressor.name
-    if not topology.zswap.enabled:
-        return "nobody compresses: folios go to swap as they are"
+    if not _workers_compress(topology):
+        return "kswapd compresses nothing: folios go to swap as they are"
     if compress.mode == "inline":
         return f"kswapd compresses with {name} itself, {where}, and waits for each batch"
     if compress.mode == "kcompressd":
@@ -78,29 +79,72 @@ def _tiers(topology: Topology) -> list[str]:
             f"{zswap.accept_threshold_percent:g}% of that"
         )
     else:
-        lines.append("zswap is off: folios go to a store as they are")
-    for spec in sorted(topology.swap, key=lambda spec: -spec.priority):
+        lines.append("zswap is off: folios go to a store at once")
+    for spec in _by_priority(topology):
         size = format_size(topology.swap_bytes(spec))
         within = ", within the budget" if spec.backend.name in _IN_THIS_PROCESS else ""
-        lines.append(f"swap {spec.backend.name}: {size}{within}, priority {spec.priority}")
+        how = _how_it_compresses(topology, spec)
+        lines.append(f"swap {spec.backend.name}: {size}{within}, priority {spec.priority}{how}")
     if not topology.swap:
         lines.append("no swap: what the pool does not take stays in memory")
     return lines
 
 
+def _by_priority(topology: Topology) -> list[SwapSpec]:
+    return sorted(topology.swap, key=lambda spec: -spec.priority)
+
+
+def _zram(spec: SwapSpec) -> Any:
+    """Return the store if it is one that compresses its slots, else None; it is not opened."""
+    return registry.build("backends", spec.backend) if spec.backend.name == "zram" else None
+
+
+def _workers_compress(topology: Topology) -> bool:
+    """Whether the topology's compressor has anything to do: for the pool, or for a zram in front."""
+    if topology.zswap.enabled:
+        return True
+    first = _zram(_by_priority(topology)[0]) if topology.swap else None
+    return first is not None and first.compressor == topology.compress.compressor
+
+
+def _how_it_compresses(topology: Topology, spec: SwapSpec) -> str:
+    """Return who compresses for a store, "" for one that does not."""
+    zram = _zram(spec)
+    if zram is None:
+        return ""
+    limit = f", at most {format_size(zram.mem_limit)} of blobs" if zram.mem_limit else ""
+    if zram.compressor == topology.compress.compressor:
+        return f"{limit}; its pages are compressed with the folios of kswapd"
+    return f"{limit}; it compresses with {zram.compressor.name} itself, in the event loop"
+
+
+def _in_zram(topology: Topology, room: int, ratio: int) -> int:
+    """Return the bytes of `room` that zram would fill with blobs of this ratio."""
+    nr_bytes = 0
+    for spec in _by_priority(topology):
+        zram = _zram(spec)
+        if zram is not None and ratio > 1:
+            most = min(zram.mem_limit or room, topology.swap_bytes(spec) // ratio)
+            nr_bytes += min(most, room - nr_bytes)
+    return nr_bytes
+
+
 def _capacity(topology: Topology, ratio: int) -> str:
-    """Values that fit, less what keys cost: RAM that is not pool, the pool, the stores."""
+    """Values that fit, less what keys cost: RAM that is neither pool nor zram, these, the stores."""
     _, _, high = topology.watermarks.resolve(topology.budget)
     percent = topology.zswap.max_pool_percent if topology.zswap.enabled and ratio > 1 else 0
     pool = int(topology.budget * percent / 100)
-    resident = max(0, topology.budget - high - pool)
+    room = max(0, topology.budget - high - pool)
+    zram = _in_zram(topology, room, ratio)
+    resident = room - zram
     swap = sum(
         topology.swap_bytes(spec)
         for spec in topology.swap
         if spec.backend.name not in _IN_THIS_PROCESS
     )
-    total = resident + pool * ratio + swap
+    total = resident + (pool + zram) * ratio + swap
+    in_zram = f"{format_size(zram * ratio)} in zram, " if zram else ""
     return (
         f"at {ratio}:1 it holds about {format_size(total)}: {format_size(resident)} as they are, "
-        f"{format_size(pool * ratio)} in the pool, {format_size(swap)} on swap"
+        f"{format_size(pool * ratio)} in the pool, {in_zram}{format_size(swap)} on swap"
     )
