@@ -180,8 +180,8 @@ class ZswapSpec:
     shrinker: bool = attrs.field(
         default=True, converter=lambda value: checks.flag("shrinker", value)
     )
-    """Whether the coldest blobs are written back under pressure, before the pool is full. Default
-    true."""
+    """Whether the coldest blobs are written back: from a full pool down to its threshold, and under
+    pressure before it is full. Default true."""
 
 
 @attrs.frozen(kw_only=True)

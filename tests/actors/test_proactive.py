@@ -63,6 +63,15 @@ async def test_with_workers_or_without_the_pool_holds_the_same_bytes(kit, topolo
     assert await blobs(topology) == await blobs("kswapd_only_inline")
 
 
+async def test_what_is_not_worth_a_hop_is_compressed_in_the_caller(kit):
+    async with ra.open_memory("padata", **kit.spec(fifo=64)) as memory:
+        put_many(kit, memory, 40)
+        assert await memory.reclaim(kit.page // 8) >= kit.page // 8
+        vm = memory.vmstat
+        assert (vm["kcompressd_queued"], vm["kcompressd_bypassed"]) == (0, vm["pgscan_proactive"])
+        assert not memory._machine.awake
+
+
 async def test_two_calls_at_once_each_return_their_own(kit):
     async with ra.open_memory(**kit.spec(fifo=64)) as memory:
         put_many(kit, memory, 800)

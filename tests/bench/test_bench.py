@@ -6,6 +6,7 @@ The figures come from the scripts themselves: ``python tests/bench/gc_pause.py``
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -51,6 +52,29 @@ async def test_rates_are_of_pages_that_really_left(name, monkeypatch):
     monkeypatch.setattr(rates, "BUDGET", 2 << 20)
     measured = await rates.measure(name, rates.real_pages(400), 0.2)
     assert min(measured) > 0
+
+
+@pytest.mark.parametrize("rule", ["inline", "steal_oldest", "wait"])
+async def test_each_rule_for_a_full_queue_is_measured(rule, monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    bench = load("full_queue")
+    monkeypatch.setattr(bench, "BUDGET", 2 << 20)
+    measured = await bench.measure(rule, "zlib", bench.real_pages(400), 0.3)
+    assert min(measured.rate, measured.put_p99_ms, measured.oldest_ms, measured.lag_p99_ms) > 0
+    assert 0 <= measured.by_kswapd <= 1
+    assert rule == "inline" or measured.by_kswapd < 1
+
+
+async def test_a_pool_over_its_limit_is_measured_where_it_has_reached_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    bench = load("pool_limit")
+    said: list[str] = []
+    monkeypatch.setattr(bench, "measure", functools.partial(bench.measure, budget=2 << 20))
+    rows = await bench.main(4000, said.append)
+    assert len(said) == 2 + bench.ROWS == 2 + len(rows)
+    assert sum(row.rejected for row in rows) > 0
+    assert sum(row.written_back for row in rows) > 0
+    assert all(0 < row.least <= row.most < (2 << 20) * 0.2 + bench.PAGE for row in rows)
 
 
 @pytest.mark.parametrize("name", ["reclaimactors", "zict file"])
