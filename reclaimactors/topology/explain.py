@@ -100,7 +100,7 @@ def _zram(spec: SwapSpec) -> Any:
 
 
 def _workers_compress(topology: Topology) -> bool:
-    """Whether the topology's compressor has anything to do: for the pool, or for a zram in front."""
+    """Whether the topology's compressor has anything to do: for the pool, or for a zram."""
     if topology.zswap.enabled:
         return True
     first = _zram(_by_priority(topology)[0]) if topology.swap else None
@@ -130,7 +130,7 @@ def _in_zram(topology: Topology, room: int, ratio: int) -> int:
 
 
 def _capacity(topology: Topology, ratio: int) -> str:
-    """Values that fit, less what keys cost: RAM that is neither pool nor zram, these, the stores."""
+    """Values that fit, less what keys cost: as they are, in the pool, in zram, on stores."""
     _, _, high = topology.watermarks.resolve(topology.budget)
     percent = topology.zswap.max_pool_percent if topology.zswap.enabled and ratio > 1 else 0
     pool = int(topology.budget * percent / 100)

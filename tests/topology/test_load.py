@@ -136,7 +136,7 @@ def test_a_bad_file_is_one_clear_error(toml, text, says):
     [
         ("kcompresd", "did you mean 'kcompressd'?"),
         ("absent.toml", "there is no such file"),
-        (Path("absent"), "padata_ordered, or the path of a TOML file; there is no such file"),
+        (Path("absent"), "zram, or the path of a TOML file; there is no such file"),
         (".", "Is a directory"),
         ("", "Is a directory"),
         ("a\0.toml", "null byte"),
