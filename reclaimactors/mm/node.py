@@ -458,6 +458,7 @@ class Node:
         assert self.zswap.pages == pool_pages, "pool pages drifted"
         self.swap.check()
         self.swapcache.check()
+        self._check_slots()
         vm.check()
         assert memcg.in_flight == in_flight, "in-flight bytes drifted"
         assert self.nr_in_flight == nr_in_flight, "in-flight folios drifted"
@@ -479,3 +480,27 @@ class Node:
         )
         assert vm["reclaim_isolated"] == verdicts + nr_in_flight, "a folio without one verdict"
         return True
+
+    def _check_slots(self) -> None:
+        """Assert that each used slot has one owner: a folio, or a run that is to be forgotten.
+
+        The others are in the hands of a write or of a store that forgets, if there is any.
+        """
+        mm = self.mm
+        owned: dict[int, list[int]] = {device.index: [] for device in self.swap}
+        for device, stale in self.stale.items():
+            for slot, nr in stale:
+                owned[device] += range(slot, slot + nr)
+        for pfn, state in enumerate(mm.state):
+            if state == DEVICE or mm.cached[pfn] or (state == DEAD and mm.data.get(pfn) is None):
+                owned[mm.device[pfn]] += self.slots_of(pfn)
+            else:
+                assert pfn not in self.scattered, f"pfn {pfn}: slots without a copy in them"
+        for device in self.swap:
+            slots = set(owned[device.index])
+            assert len(slots) == len(owned[device.index]), f"{device.name}: a slot of two owners"
+            assert slots <= device.used_slots(), f"{device.name}: a copy in a slot that is not used"
+            in_hand = device.used - len(slots)
+            assert not in_hand or self.nr_writes or self.nr_forgetting, (
+                f"{device.name}: {in_hand} slots of nobody"
+            )

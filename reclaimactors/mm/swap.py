@@ -155,6 +155,10 @@ class SwapDevice:
         self._leave(slot, nr, _BAD)
         self.bad += nr
 
+    def used_slots(self) -> set[int]:
+        """Return all slots in use. O(slots): for checks."""
+        return {slot for slot, state in enumerate(self._map) if state == _USED}
+
     def check(self) -> None:
         """Assert that the counters and the bound agree with the map."""
         size = len(self._map)
