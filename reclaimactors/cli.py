@@ -29,7 +29,7 @@ from reclaimactors.errors import ReclaimError
 from reclaimactors.lab.compare import Comparison
 from reclaimactors.lab.data import load as load_input
 from reclaimactors.lab.run import Load, RunFailed, machine, usable_cpus
-from reclaimactors.lab.workload import WORKLOADS
+from reclaimactors.lab.workload import WORKLOADS, set_budgets
 from reclaimactors.registry import known
 from reclaimactors.topology import builtin_names, explain, resolve
 from reclaimactors.topology.build import try_plugins
@@ -86,7 +86,8 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="SIZE",
-        help="Memory budget, as 32MiB; clients use 4 x as much.  \\[default: the topology's]",
+        help="Memory budget, as 32MiB; clients use 4 x as much, or 1.25 x where all is in RAM.  "
+        "\\[default: the topology's]",
         show_default=False,
     ),
 ]
@@ -167,7 +168,9 @@ def run(
 ) -> None:
     """Run one topology, verify every value, and show what it did."""
     load = _load(inputs, workload, seconds, seed)
-    _measure(Comparison(_resolve([topology], budget), load, seconds), as_json=as_json)
+    named = _resolve([topology], budget)
+    load = attrs.evolve(load, budgets=set_budgets(named.values()))
+    _measure(Comparison(named, load, seconds), as_json=as_json)
 
 
 @app.command(epilog=_COLUMNS_HELP)
@@ -193,6 +196,7 @@ def compare(
     """
     load = _load(inputs, workload, seconds, seed)
     named = _resolve(topologies or DEFAULT_COMPARED, budget)
+    load = attrs.evolve(load, budgets=set_budgets(named.values()))
     _measure(Comparison(named, load, seconds), as_json=as_json)
 
 
@@ -393,7 +397,8 @@ def _heading(comparison: Comparison) -> str:
     return (
         f"{load.workload} on {len(load.input):,} pages of input"
         f" ({load.input.same_filled_share():.1%} same-filled),"
-        f" budget {' or '.join(sorted(budgets))}, {nr} round{'s' * (nr > 1)},"
+        f" {load.budgets:g} x the budget of {' or '.join(sorted(budgets))},"
+        f" {nr} round{'s' * (nr > 1)},"
         f" {usable_cpus()} CPUs; {comparison.verified:,} values verified"
     )
 

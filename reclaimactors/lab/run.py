@@ -19,7 +19,7 @@ import attrs
 from reclaimactors import __version__, registry
 from reclaimactors.errors import OutOfMemory, ReclaimError
 from reclaimactors.lab.measure import Histogram, Measurement, rss_bytes
-from reclaimactors.lab.workload import WORKLOADS, Keys
+from reclaimactors.lab.workload import SET_BUDGETS, WORKLOADS, Keys
 from reclaimactors.log import log
 from reclaimactors.opening import open_memory
 from reclaimactors.units import MIB, PAGE_SIZE
@@ -49,11 +49,13 @@ class Load:
         input: what the values are made of.
         workload: a name of `WORKLOADS`.
         seed: decides what clients do.
+        budgets: the size of the set of keys, in budgets.
     """
 
     input: Input
     workload: str = attrs.field(default="eater", validator=attrs.validators.in_(WORKLOADS))
     seed: int = 0
+    budgets: float = SET_BUDGETS
 
 
 @attrs.frozen
@@ -181,7 +183,7 @@ async def measure_round(
         cause = _first(exc)
         if not opened:
             raise cause from exc
-        raise RunFailed(_why(cause)) from exc
+        raise RunFailed(_why(cause, load)) from exc
     _measure_bare(topology, load.input, measured)
 
 
@@ -191,7 +193,13 @@ async def _drive(memory: Memory, load: Load, seconds: float, measured: Measureme
     with measured.measuring(memory.vmstat), anyio.fail_after(seconds + GRACE_S):
         ends = time.perf_counter() + seconds
         keys = Keys(
-            memory, load.input, budget, load.seed, measured, lambda: time.perf_counter() >= ends
+            memory,
+            load.input,
+            budget,
+            load.seed,
+            measured,
+            lambda: time.perf_counter() >= ends,
+            load.budgets,
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(measured.tick)
@@ -220,10 +228,10 @@ def _first(exc: Exception) -> Exception:
     return exc
 
 
-def _why(cause: Exception) -> str:
+def _why(cause: Exception, load: Load) -> str:
     match cause:
         case OutOfMemory():
-            return f"out of memory (clients put 4 x the budget): {cause}"
+            return f"out of memory (clients put {load.budgets:g} x the budget): {cause}"
         case TimeoutError():
             return f"the clients did not end within {GRACE_S:.0f} s of their time"
         case ReclaimError():

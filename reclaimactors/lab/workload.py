@@ -17,19 +17,35 @@ import anyio
 import attrs
 
 from reclaimactors.errors import ReclaimError
+from reclaimactors.topology.explain import IN_THIS_PROCESS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 
     from reclaimactors.lab.data import Input
     from reclaimactors.lab.measure import Measurement
     from reclaimactors.memory import Memory
+    from reclaimactors.topology import Topology
 
-__all__ = ["CLIENTS", "WORKLOADS", "Keys", "ValueDiffers", "eater", "phases", "scan"]
+__all__ = ["CLIENTS", "WORKLOADS", "Keys", "ValueDiffers", "eater", "phases", "scan", "set_budgets"]
 
 CLIENTS = 8
 VERIFIERS = 64  # so that loads from a store come in batches
-SET_BUDGETS = 4  # the set of all keys, in budgets
+SET_BUDGETS = 4.0  # the set of all keys, in budgets
+RAM_SET_BUDGETS = 1.25  # the same where there is nothing but RAM to hold it
+
+
+def set_budgets(topologies: Iterable[Topology]) -> float:
+    """Return how large a set of keys, in budgets, all of these topologies can hold.
+
+    One with a store outside this process holds `SET_BUDGETS`; without, what is compressed is all
+    that there is, in the pool or in zram.
+    """
+    in_ram = [
+        all(spec.backend.name in IN_THIS_PROCESS for spec in topology.swap)
+        for topology in topologies
+    ]
+    return RAM_SET_BUDGETS if any(in_ram) else SET_BUDGETS
 
 
 class ValueDiffers(ReclaimError):  # noqa: N818 - it says what happened
@@ -43,10 +59,11 @@ class Keys:
     Args:
         memory: the memory under test.
         input: what the values are made of.
-        budget: the memory's budget in bytes; the set of keys is 4 times as large.
+        budget: the memory's budget in bytes.
         seed: decides everything that clients do.
         measured: where waits and faults are counted.
         stop: says that clients shall end after the operation in hand.
+        budgets: the size of the set of keys, in budgets.
     """
 
     memory: Memory
@@ -55,10 +72,12 @@ class Keys:
     seed: int
     measured: Measurement
     stop: Callable[[], bool]
+    budgets: float = SET_BUDGETS
     versions: array[int] = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        nr_keys = max(CLIENTS, -(-SET_BUDGETS * self.budget // self.input.value_size))
+        set_bytes = int(self.budgets * self.budget)
+        nr_keys = max(CLIENTS, -(-set_bytes // self.input.value_size))
         self.versions = array("L", bytes(array("L").itemsize * nr_keys))  # 0 = not put yet
 
     async def put(self, key: int) -> None:
@@ -165,7 +184,7 @@ async def scan(keys: Keys) -> None:
 async def phases(keys: Keys) -> None:
     """Work in one app's keys, 3/4 of the budget, then switch to another, as a phone's user does."""
     nr_keys = len(keys.versions)
-    app_size = max(CLIENTS, nr_keys * 3 // (4 * SET_BUDGETS))
+    app_size = max(CLIENTS, int(nr_keys * 3 / (4 * keys.budgets)))
     rng = random.Random(f"{keys.seed} apps")  # noqa: S311 - no secret
 
     async def use(share: range, rng: random.Random) -> None:

@@ -488,9 +488,9 @@ class Node:
         """
         mm = self.mm
         owned: dict[int, list[int]] = {device.index: [] for device in self.swap}
-        for device, stale in self.stale.items():
+        for index, stale in self.stale.items():
             for slot, nr in stale:
-                owned[device] += range(slot, slot + nr)
+                owned[index] += range(slot, slot + nr)
         for pfn, state in enumerate(mm.state):
             if state == DEVICE or mm.cached[pfn] or (state == DEAD and mm.data.get(pfn) is None):
                 owned[mm.device[pfn]] += self.slots_of(pfn)

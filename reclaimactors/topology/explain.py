@@ -10,7 +10,7 @@ from reclaimactors.units import format_size
 if TYPE_CHECKING:
     from reclaimactors.topology.spec import SwapSpec, Topology
 
-__all__ = ["explain"]
+__all__ = ["IN_THIS_PROCESS", "explain"]
 
 _CPU = {
     "inline": "in the event loop, in slices of about 1 ms",
@@ -18,7 +18,7 @@ _CPU = {
     "process": "in worker processes",
 }
 
-_IN_THIS_PROCESS = ("memory", "zram")  # stores whose bytes count within the budget
+IN_THIS_PROCESS = ("memory", "zram")  # stores whose bytes count within the budget
 
 
 def explain(topology: Topology) -> list[str]:
@@ -82,7 +82,7 @@ def _tiers(topology: Topology) -> list[str]:
         lines.append("zswap is off: folios go to a store at once")
     for spec in _by_priority(topology):
         size = format_size(topology.swap_bytes(spec))
-        within = ", within the budget" if spec.backend.name in _IN_THIS_PROCESS else ""
+        within = ", within the budget" if spec.backend.name in IN_THIS_PROCESS else ""
         how = _how_it_compresses(topology, spec)
         lines.append(f"swap {spec.backend.name}: {size}{within}, priority {spec.priority}{how}")
     if not topology.swap:
@@ -140,7 +140,7 @@ def _capacity(topology: Topology, ratio: int) -> str:
     swap = sum(
         topology.swap_bytes(spec)
         for spec in topology.swap
-        if spec.backend.name not in _IN_THIS_PROCESS
+        if spec.backend.name not in IN_THIS_PROCESS
     )
     total = resident + (pool + zram) * ratio + swap
     in_zram = f"{format_size(zram * ratio)} in zram, " if zram else ""
