@@ -567,7 +567,7 @@ class Memory:
 
         Room is made as for a put: other values are compressed, or go to other stores. Where that
         cannot be, or something cannot be read, the store stays on and nothing is lost; a cancelled
-        swapoff leaves it on as well.
+        swapoff leaves it on as well, or is done.
 
         Raises:
             TopologyError: if no store has that name.

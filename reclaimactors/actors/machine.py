@@ -123,7 +123,7 @@ class Machine:
             self._start(name)
 
     def remove_actor(self, name: str) -> None:
-        """Forget an actor that has ended, or was never started."""
+        """Forget an actor that ends by itself, has ended, or was never started."""
         del self._actors[name]
 
     def _start(self, name: str) -> None:

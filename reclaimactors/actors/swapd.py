@@ -261,7 +261,10 @@ class Swapd:
         """Have `run` return, and wait for it: nothing is stored here any more (swapoff)."""
         self._ended = True
         self._scope.cancel()
-        async with self._running:
+        try:
+            async with self._running:
+                pass
+        finally:
             self.close()
 
     def _clear(self) -> None:

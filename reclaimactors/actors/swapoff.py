@@ -45,17 +45,19 @@ async def bring_back(machine: Machine, admission: Admission, swapd: Swapd) -> No
     device.leaving = True  # from here on the swap cache takes nothing of it either
     machine.node.swapcache.shed(device, device.used)
     log.info("swapoff.started", device=device.name, slots=device.used)
+    empty = False
     try:
         while device.used:
             found = await _walk(machine, admission, swapd)
             if device.used and not found:  # writes, reads and slots to forget are on their way
                 await machine.verdicts.wait()
             machine.check_open()
+        empty = True
     except (OutOfMemory, BackendError, CorruptData) as exc:
         log.warning("swapoff.refused", device=device.name, slots=device.used, error=str(exc))
         raise
     finally:
-        device.leaving = device.used == 0
+        device.leaving = empty  # a cancelled one stays on, whatever it still holds
 
 
 async def _walk(machine: Machine, admission: Admission, swapd: Swapd) -> bool:

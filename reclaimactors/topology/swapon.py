@@ -77,11 +77,13 @@ async def swapoff(machine: Machine, topology: Topology, admission: Admission, sw
         CorruptData: the same.
     """
     await bring_back(machine, admission, swapd)
-    await swapd.end()
-    machine.node.swap.remove(swapd.device.index)
+    machine.node.swap.remove(swapd.device.index)  # no way back: even if cancelled, it is off
     del machine.swapds[swapd.device.index]
     machine.remove_actor(_actor(swapd))
-    await close_backends([swapd], topology.close_timeout)
+    try:
+        await swapd.end()
+    finally:
+        await close_backends([swapd], topology.close_timeout)
 
 
 def _actor(swapd: Swapd) -> str:

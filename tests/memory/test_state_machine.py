@@ -1,8 +1,9 @@
 """Random life of a Memory against a dict: no lost or wrong value, whatever goes wrong.
 
-One rule is one thing that an application or fate can do. After each of them the core's invariants
-hold. Values are compared whenever they can be read, and all of them once the faults are over. Short
-in an ordinary run; ``HYPOTHESIS_PROFILE=nightly`` makes it ten minutes.
+One rule is one thing that an application, an administrator or fate can do. After each of them the
+core's invariants hold: above all, each folio has exactly one authoritative copy. Values are
+compared whenever they can be read, and all of them once the faults are over. Short in an ordinary
+run; ``HYPOTHESIS_PROFILE=nightly`` makes it half an hour.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from hypothesis.stateful import (
 )
 
 import reclaimactors as ra
+from reclaimactors.backends.memory import MemoryBackend
+from reclaimactors.backends.zram import ZramBackend
 
 BUDGET = 1 << 20
 KEYS = st.integers(0, 40)
@@ -57,9 +60,14 @@ TOPOLOGIES = st.fixed_dictionaries(
         "on_full": st.sampled_from(["inline", "steal_oldest", "wait"]),
         "ordered": st.booleans(),
         "policy": st.sampled_from(["mglru", "active_inactive"]),
-        "pool": st.sampled_from([5, 20, 60]),
+        "pool": st.sampled_from([0, 5, 20, 60]),  # percent of the budget; 0 = zswap is off
     }
 )
+STORES = st.tuples(
+    st.sampled_from(["quick", "slow", "small", "inside", "zram", "zram with a store"]),
+    st.integers(0, 2),  # priority
+)
+MAX_STORES = 4
 
 
 class DictBackend(ra.Backend):
@@ -87,37 +95,91 @@ class DictBackend(ra.Backend):
 
 
 class Fault(DictBackend):
-    """What may go wrong with a store, switched by the test."""
+    """What may go wrong with a store, switched by the test.
 
-    def __init__(self) -> None:
+    Args:
+        turns: of the event loop that each call takes.
+        rotational: whether it is read ahead.
+    """
+
+    def __init__(self, turns: int = 1, *, rotational: bool = False) -> None:
         super().__init__()
+        self.turns = turns
+        self.rotational = rotational
         self.store_error: Exception | None = None
         self.load_error: Exception | None = None
+        self.damaged = False
         self.gate: anyio.Event | None = None
+
+    @property
+    def unreadable(self) -> bool:
+        return self.damaged or self.load_error is not None
 
     async def store_many(self, items):
         if self.gate is not None:
             await self.gate.wait()
         if self.store_error is not None:
             raise self.store_error
+        await self.take()
         await super().store_many(items)
 
     async def load_many(self, slots):
         if self.load_error is not None:
             raise self.load_error
-        return await super().load_many(slots)
+        await self.take()
+        stored = await super().load_many(slots)
+        return [bytes([data[0] ^ 1]) + data[1:] for data in stored] if self.damaged else stored
+
+    async def take(self) -> None:
+        for _ in range(self.turns):
+            await anyio.lowlevel.checkpoint()
+
+    def mend(self) -> None:
+        self.store_error = self.load_error = None
+        self.damaged = False
+
+
+def table_of(kind: str, priority: int) -> dict:
+    """A ``[[swap]]`` table of one of STORES."""
+    match kind:
+        case "quick":
+            spec = {"backend": Fault(), "size": "2MiB"}
+        case "slow":
+            spec = {"backend": Fault(30, rotational=True), "size": "2MiB"}
+        case "small":
+            spec = {"backend": Fault(3), "size": "64KiB"}
+        case "inside":
+            spec = {"backend": MemoryBackend(capacity=40), "size": "1MiB"}
+        case "zram":
+            spec = {"backend": ZramBackend(mem_limit="200KiB", recompressor="zlib")}
+        case _:
+            spec = {"backend": ZramBackend(recompressor="zlib", backing=Fault()), "size": "1MiB"}
+    return spec | {"priority": priority}
+
+
+def fault_of(backend) -> Fault | None:
+    """The store that may fail, itself or behind a zram."""
+    if isinstance(backend, ZramBackend):
+        return backend.backing and backend.backing.backend
+    return backend if isinstance(backend, Fault) else None
+
+
+OPS = ["put", "put", "get", "get", "delete", "advise", "pin", "reclaim", "tune"]
 
 
 class MemoryMachine(RuleBasedStateMachine):
-    """put, overwrite, delete, get, pin, reclaim, advise, cancel, crash, full, EIO, hang, close."""
+    """put, overwrite, delete, get, pin, reclaim, advise, cancel, swapon, swapoff, tune; crash,
+    full, EIO, slow, hang, close.
+    """
 
-    @initialize(shape=TOPOLOGIES)
-    def open(self, shape) -> None:
+    @initialize(shape=TOPOLOGIES, stores=st.lists(STORES, min_size=1, max_size=3))
+    def open(self, shape, stores) -> None:
         self.runner = asyncio.Runner()
         self.model: dict[int, bytes] = {}
         self.crashes = 0
-        self.store = Fault()
+        self.faults: list[Fault] = []
         self.pinned: list[tuple] = []
+        self.leaving: asyncio.Task | None = None
         mode = shape["mode"]
         self.spec = {
             "budget": BUDGET,
@@ -131,13 +193,20 @@ class MemoryMachine(RuleBasedStateMachine):
                 "fifo": 16,
             }
             | ({"workers": 2} if mode == "padata" else {}),
-            "zswap": {"max_pool_percent": shape["pool"]},
+            "zswap": {"max_pool_percent": shape["pool"]} if shape["pool"] else {"enabled": False},
             "close_timeout": 1.0,
         }
         self.opening = ra.open_memory(
-            "kcompressd", swap=[{"backend": self.store, "size": "2MiB"}], **self.spec
+            "kcompressd", swap=[self.table(*store) for store in stores], **self.spec
         )
         self.memory = self.run(self.enter())
+
+    def table(self, kind: str, priority: int) -> dict:
+        table = table_of(kind, priority)
+        fault = fault_of(table["backend"])
+        if fault is not None:
+            self.faults.append(fault)
+        return table
 
     def run(self, coroutine):
         async def bounded():
@@ -184,7 +253,7 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(key=KEYS, steps=st.integers(0, 8))
     def get_cancelled(self, key, steps) -> None:
-        with suppress(KeyError, ra.BackendError):
+        with suppress(KeyError, ra.BackendError, ra.CorruptData):
             self.run(self.cancel_after(self.memory.get(key), steps))
 
     async def cancel_after(self, coroutine, steps) -> bool:
@@ -233,8 +302,17 @@ class MemoryMachine(RuleBasedStateMachine):
             return
         try:
             assert await self.memory.get(key) == self.model[key]
-        except ra.BackendError:
-            assert self.store.load_error is not None
+        except (ra.BackendError, ra.CorruptData) as exc:
+            self.explain(exc)
+
+    def explain(self, exc: Exception) -> None:
+        """A value cannot be read: only while some store cannot, and the error says which."""
+        assert any(fault.unreadable for fault in self.faults), exc
+        assert any(name in str(exc) for name in self.names), exc
+
+    @property
+    def names(self) -> list[str]:
+        return [info.name for info in self.memory.swaps()]
 
     @rule(key=KEYS)
     def get_nowait(self, key) -> None:
@@ -268,7 +346,7 @@ class MemoryMachine(RuleBasedStateMachine):
             view = await pin.__aenter__()
             self.pinned.append((pin, view, self.model[key]))
 
-        with suppress(ra.OutOfMemory, ra.BackendError):
+        with suppress(ra.OutOfMemory, ra.BackendError, ra.CorruptData):
             self.run(call())
 
     @precondition(lambda self: self.pinned)
@@ -289,14 +367,14 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(nr_bytes=st.sampled_from([1, 10_000, 1_000_000]))
     def reclaim(self, nr_bytes) -> None:
-        self.open_gate()
+        self.open_gates()
         assert self.run(self.memory.reclaim(nr_bytes)) >= 0
 
     @rule()
     def drain(self) -> None:
-        self.open_gate()
+        self.open_gates()
         self.run(self.memory.drain())
-        assert self.memory.usage().in_flight == 0
+        assert self.memory._node.memcg.in_flight == 0 or self.leaving is not None
 
     @rule(steps=st.integers(1, 20))
     def let_actors_run(self, steps) -> None:
@@ -306,32 +384,177 @@ class MemoryMachine(RuleBasedStateMachine):
 
         self.run(call())
 
+    @rule(ops=st.dictionaries(KEYS, st.sampled_from(OPS), min_size=2, max_size=8), value=VALUES)
+    def everything_at_once(self, ops, value) -> None:
+        self.open_gates()
+
+        async def call():
+            await asyncio.gather(*[self.one(op, key, value) for key, op in ops.items()])
+
+        self.run(call())
+
+    async def one(self, op: str, key: int, value: bytes) -> None:
+        """One of OPS, on a key that no other one of them is about."""
+        memory = self.memory
+        try:
+            match op:
+                case "put":
+                    await memory.put(key, value)
+                    self.model[key] = value
+                case "get":
+                    await self.compare(key)
+                case "delete" if key in self.model:
+                    await memory.delete(key)
+                    del self.model[key]
+                case "advise" if key in self.model:
+                    memory.advise(key, ra.Advice.PAGEOUT)
+                case "pin" if key in self.model:
+                    async with memory.pin(key) as view:
+                        await asyncio.sleep(0)
+                        assert view == self.model[key]
+                case "reclaim":
+                    await memory.reclaim(50_000)
+                case "tune":
+                    self.switch(kcompressd=key % 2 == 0, fifo=None)
+        except ra.OutOfMemory:
+            pass
+        except (ra.BackendError, ra.CorruptData) as exc:
+            self.explain(exc)
+
+    # -- what an administrator does
+
+    @precondition(lambda self: len(self.names) < MAX_STORES and self.leaving is None)
+    @rule(store=STORES)
+    def swapon(self, store) -> None:
+        name = self.run(self.memory.swapon(self.table(*store)))
+        assert name in self.names
+
+    @precondition(lambda self: self.names and self.leaving is None)
+    @rule(nr=st.integers(0, MAX_STORES), steps=st.none() | st.integers(0, 40))
+    def swapoff(self, nr, steps) -> None:
+        """To its end, or to any await."""
+        self.open_gates()
+        name = self.names[nr % len(self.names)]
+        self.run(self.leave_store(name, steps))
+
+    async def leave_store(self, name: str, steps: int | None = None) -> None:
+        off = self.memory.swapoff(name)
+        try:
+            done = await (off if steps is None else self.cancel_after(off, steps))
+        except ra.OutOfMemory:
+            done = False
+        except (ra.BackendError, ra.CorruptData) as exc:
+            self.explain(exc)
+            done = False
+        if done is not False:  # a cancelled one may have come to its end
+            assert name not in self.names
+
+    @precondition(lambda self: self.names and self.leaving is None)
+    @rule(nr=st.integers(0, MAX_STORES))
+    def swapoff_begins(self, nr) -> None:
+        """It goes on while other rules have their turn."""
+        name = self.names[nr % len(self.names)]
+
+        async def call():
+            self.leaving = asyncio.ensure_future(self.leave_store(name))
+            await asyncio.sleep(0)
+
+        self.run(call())
+
+    @precondition(lambda self: self.leaving is not None)
+    @rule(cancelled=st.booleans())
+    def swapoff_ends(self, cancelled) -> None:
+        self.open_gates()
+        task, self.leaving = self.leaving, None
+
+        async def call():
+            if cancelled:
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+        self.run(call())
+
+    @rule(kcompressd=st.none() | st.booleans(), fifo=st.none() | st.integers(1, 40))
+    def tune(self, kcompressd, fifo) -> None:
+        async def call():
+            self.switch(kcompressd=kcompressd, fifo=fifo)
+
+        self.run(call())
+
+    def switch(self, *, kcompressd: bool | None, fifo: int | None) -> None:
+        try:
+            self.memory.tune(kcompressd=kcompressd, fifo=fifo)
+        except ra.TopologyError:
+            most = self.memory._machine.fifo.most
+            assert self.spec["compress"]["mode"] == "inline" or (fifo or 0) > most
+
+    @precondition(lambda self: self.zrams())
+    @rule(what=st.sampled_from(["mark", "recompress", "writeback", "huge"]))
+    def zram_pass(self, what) -> None:
+        self.open_gates()
+
+        async def call():
+            for zram in self.zrams():
+                with suppress(ra.BackendError, ra.CorruptData):  # no backing, or a faulty one
+                    match what:
+                        case "mark":
+                            zram.mark_idle()
+                        case "recompress":
+                            await zram.recompress("idle")
+                        case "writeback":
+                            await zram.writeback("idle")
+                        case "huge":
+                            await zram.writeback("huge")
+
+        self.run(call())
+
+    def zrams(self) -> list[ZramBackend]:
+        backends = [info.backend for info in self.memory.swaps()]
+        return [backend for backend in backends if isinstance(backend, ZramBackend)]
+
     # -- what fate does
 
-    @rule(kind=st.sampled_from(["full", "eio", "loads", "hang", "none", "none"]))
-    def fault(self, kind) -> None:
-        self.open_gate()
-        self.store.store_error = {
+    @precondition(lambda self: self.faults)
+    @rule(
+        nr=st.integers(0, MAX_STORES),
+        kind=st.sampled_from(["full", "eio", "loads", "damage", "hang", "none", "none"]),
+    )
+    def fault(self, nr, kind) -> None:
+        self.open_gates()
+        store = self.faults[nr % len(self.faults)]
+        store.mend()
+        store.damaged = kind == "damage"
+        store.store_error = {
             "full": ra.BackendFull(),
             "eio": OSError(errno.EIO, "I/O error"),
         }.get(kind)
-        self.store.load_error = OSError(errno.EIO, "I/O error") if kind == "loads" else None
+        store.load_error = OSError(errno.EIO, "I/O error") if kind == "loads" else None
         if kind == "hang":
-            self.store.gate = anyio.Event()
+            store.gate = anyio.Event()
 
-    def open_gate(self) -> None:
-        if self.store.gate is not None:
-            gate, self.store.gate = self.store.gate, None
+    @rule()
+    def all_is_mended(self) -> None:
+        self.open_gates()
+        for store in self.faults:
+            store.mend()
+
+    def open_gates(self) -> None:
+        gates = [store.gate for store in self.faults if store.gate is not None]
+        if gates:
+            for store in self.faults:
+                store.gate = None
 
             async def call():
-                gate.set()
+                for gate in gates:
+                    gate.set()
 
             self.run(call())
 
     def heal_hang_if_full(self) -> None:
         """A put may wait for a hanging store as long as its timeout: not in this test."""
-        if self.store.gate is not None and self.memory.usage().free < BUDGET // 3:
-            self.open_gate()
+        if self.memory._node.memcg.free < BUDGET // 3:
+            self.open_gates()
 
     @precondition(lambda self: self.crashes < 4)
     @rule()
@@ -353,6 +576,8 @@ class MemoryMachine(RuleBasedStateMachine):
     def check(self) -> None:
         if hasattr(self, "memory"):
             assert self.memory._node.check()
+            for zram in self.zrams():
+                zram.table.check()
             assert set(self.memory.keys()) == set(self.model)
             for _, view, value in self.pinned:
                 assert view == value
@@ -363,7 +588,9 @@ class MemoryMachine(RuleBasedStateMachine):
         try:
             while self.pinned:
                 self.unpin()
-            self.fault("none")
+            self.all_is_mended()
+            if self.leaving is not None:
+                self.swapoff_ends(cancelled=False)
             for key in list(self.model):
                 self.run(self.compare(key))
             self.check()
@@ -380,9 +607,8 @@ class MemoryMachine(RuleBasedStateMachine):
         with pytest.raises(anyio.ClosedResourceError):
             await self.memory.get(0)
         # A new memory over the same store sees none of the old slots.
-        async with ra.open_memory(
-            "kcompressd", swap=[{"backend": self.store, "size": "2MiB"}], **self.spec
-        ) as fresh:
+        swap = [{"backend": store, "size": "2MiB"} for store in self.faults[:1]]
+        async with ra.open_memory("kcompressd", swap=swap, **self.spec) as fresh:
             assert len(fresh) == 0
             await fresh.put("new", b"x" * 5000)
             await fresh.reclaim(1_000_000)
@@ -390,4 +616,4 @@ class MemoryMachine(RuleBasedStateMachine):
 
 
 TestMemory = MemoryMachine.TestCase
-TestMemory.pytestmark = [pytest.mark.timeout(3000)]  # the nightly profile takes ten minutes
+TestMemory.pytestmark = [pytest.mark.timeout(3000)]  # the nightly profile takes half an hour

@@ -1,5 +1,6 @@
 """swapon and swapoff at run time: everything comes back, or the store stays on; nothing is lost."""
 
+import asyncio
 import errno
 import random
 
@@ -167,6 +168,29 @@ async def test_a_cancelled_swapoff_leaves_the_store_on():
         (info,) = memory.swaps()
         assert info.takes_writes
         await same(memory, values)
+
+
+async def test_a_swapoff_cancelled_at_any_await_leaves_the_store_on_or_is_done():
+    for steps in range(200):
+        store = Elsewhere()
+        async with over(store) as memory:
+            values = await fill(memory, 20)
+            task = asyncio.ensure_future(memory.swapoff(memory.swaps()[0].name))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            done = task.done()
+            task.cancel()
+            await asyncio.wait([task])
+            if memory.swaps():
+                assert memory.swaps()[0].takes_writes
+                assert store.closed == 0
+                await same(memory, values)
+                await memory.swapoff(memory.swaps()[0].name)
+            assert store.closed == 1
+            await same(memory, values)
+        if done:
+            return
+    pytest.fail("swapoff has no end")
 
 
 async def test_values_are_read_written_and_deleted_during_a_swapoff():
