@@ -3,8 +3,10 @@
 Workers are subprocesses of this interpreter with the parent's ``sys.path``, so they need no
 ``__main__`` guard. Staging memory is anonymous from birth and passed as a descriptor: nothing is
 left behind, whatever dies. It is the workers' reserve: of one size from their start to their end,
-so that compressing asks nothing of a budget that has nothing to give, and never waits for reclaim. They start at the first pressure; until one is up, and whenever none
-is, a batch is compressed in a thread. A worker that dies loses nothing: its batches end in
+so that compressing asks nothing of a budget that has nothing to give, and never waits for reclaim.
+
+They start at the first pressure; until one is up, and whenever none is, a batch is compressed in a
+thread. A worker that dies loses nothing: its batches end in
 `WorkerDied`, whoever sent them hands them back, and it is started again after a back-off. After
 repeated deaths the event loop compresses, and a log line says so.
 """
