@@ -57,6 +57,12 @@ def test_what_the_built_in_ones_are(name, mode, offload, on_full, ordered):
     assert name in builtin_names()
 
 
+def test_zram_is_kcompressd_in_front_of_compressed_swap_in_ram():
+    topology = resolve("zram")
+    assert (topology.compress, topology.zswap.enabled) == (CompressSpec(), False)
+    assert [(swap.backend.name, swap.priority) for swap in topology.swap] == [("zram", 100)]
+
+
 def test_kswapd_only_and_kcompressd_differ_in_overlap_alone():
     kswapd_only = resolve("kswapd_only", name="x", compress={"mode": "kcompressd"})
     assert kswapd_only == resolve("kcompressd", name="x")
@@ -294,6 +300,21 @@ def test_effective_capacity_is_ram_that_is_not_pool_and_the_pool_and_the_swap():
     assert "at 1:1 it holds about 590MiB: 90MiB as they are, 0B in the pool" in text
     assert "at 2:1 it holds about 610MiB: 70MiB as they are, 40MiB in the pool" in text
     assert "at 3:1 it holds about 630MiB: 70MiB as they are, 60MiB in the pool" in text
+
+
+def test_explain_says_who_compresses_for_zram_and_what_fits():
+    keys = {"budget": "100MiB", "watermarks": {"high": "10%"}, "zswap": {"enabled": False}}
+    ours = "\n".join(explain(resolve(keys | {"swap": [{"backend": "zram"}]})))
+    assert "kcompressd compresses with lz4, in worker processes" in ours
+    assert "within the budget, priority 10; its pages are compressed with the folios" in ours
+    assert "at 1:1 it holds about 90MiB: 90MiB as they are" in ours
+    assert "at 3:1 it holds about 270MiB: 0B as they are, 0B in the pool, 270MiB in zram" in ours
+
+    other = {"name": "zram", "compressor": "zlib", "mem_limit": "20MiB"}
+    theirs = "\n".join(explain(resolve(keys | {"swap": [{"backend": other}]})))
+    assert "kswapd compresses nothing" in theirs
+    assert "at most 20MiB of blobs; it compresses with zlib itself, in the event loop" in theirs
+    assert "at 3:1 it holds about 130MiB: 70MiB as they are, 0B in the pool, 60MiB in" in theirs
 
 
 def test_explain_says_what_is_missing():
