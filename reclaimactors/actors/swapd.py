@@ -511,8 +511,6 @@ class Swapd:
         finally:
             if forgotten:
                 node.forgotten(self.device.index, runs)
-                if self.device.takes_squeezed:
-                    self.device.full = False  # memory that was freed is there at once
             else:
                 node.never_forgotten(self.device.index, runs)
             self._m.verdicts.notify()

@@ -97,6 +97,7 @@ class Measurement:
     bare_pages: int = 0
     bare_bytes: int = 0
     bare_s: float = 0.0
+    all_in_ram: bool = False  #: what was swapped is blobs in this process
 
     @contextlib.contextmanager
     def measuring(self, vmstat: Mapping[str, int]) -> Generator[None]:
@@ -132,6 +133,7 @@ class Measurement:
             self.rss_start, self.rss_peak = other.rss_start, other.rss_peak
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.all_in_ram = other.all_in_ram
         self.vmstat.update(other.vmstat)
         self.vmstat.update({name: other.vmstat[name] - self.vmstat[name] for name in _GAUGES})
         self.stalls.merge(other.stalls)

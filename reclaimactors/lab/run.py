@@ -19,7 +19,7 @@ import attrs
 from reclaimactors import __version__, registry
 from reclaimactors.errors import OutOfMemory, ReclaimError
 from reclaimactors.lab.measure import Histogram, Measurement, rss_bytes
-from reclaimactors.lab.workload import SET_BUDGETS, WORKLOADS, Keys
+from reclaimactors.lab.workload import SET_BUDGETS, WORKLOADS, Keys, all_in_ram
 from reclaimactors.log import log
 from reclaimactors.opening import open_memory
 from reclaimactors.units import MIB, PAGE_SIZE
@@ -125,7 +125,8 @@ class Result:
         bare_per_s = measured.bare_pages / measured.bare_s if measured.bare_s else 0.0
         blob_bytes = measured.bare_bytes / measured.bare_pages if measured.bare_pages else 0.0
         page_bytes = min(load.input.value_size, PAGE_SIZE)
-        freed = vmstat["pgsteal_anon"] * page_bytes - vmstat["zswpout"] * blob_bytes
+        compressed = vmstat["zswpout"] + (vmstat["pswpout"] if measured.all_in_ram else 0)
+        freed = vmstat["pgsteal_anon"] * page_bytes - compressed * blob_bytes
         return cls(
             topology=topology,
             workload=load.workload,
@@ -178,6 +179,7 @@ async def measure_round(
     try:
         async with open_memory(topology) as memory:
             opened = True
+            measured.all_in_ram = all_in_ram(topology)
             await _drive(memory, load, seconds, measured)
     except (ReclaimError, TimeoutError, ExceptionGroup) as exc:
         cause = _first(exc)

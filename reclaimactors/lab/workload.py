@@ -27,12 +27,18 @@ if TYPE_CHECKING:
     from reclaimactors.memory import Memory
     from reclaimactors.topology import Topology
 
-__all__ = ["CLIENTS", "WORKLOADS", "Keys", "ValueDiffers", "eater", "phases", "scan", "set_budgets"]
+__all__ = ["CLIENTS", "WORKLOADS", "Keys", "ValueDiffers", "all_in_ram", "eater", "phases", "scan",
+           "set_budgets"]  # fmt: skip
 
 CLIENTS = 8
 VERIFIERS = 64  # so that loads from a store come in batches
 SET_BUDGETS = 4.0  # the set of all keys, in budgets
 RAM_SET_BUDGETS = 1.25  # the same where there is nothing but RAM to hold it
+
+
+def all_in_ram(topology: Topology) -> bool:
+    """Whether it has no store outside this process."""
+    return all(spec.backend.name in IN_THIS_PROCESS for spec in topology.swap)
 
 
 def set_budgets(topologies: Iterable[Topology]) -> float:
@@ -41,11 +47,7 @@ def set_budgets(topologies: Iterable[Topology]) -> float:
     One with a store outside this process holds `SET_BUDGETS`; without, what is compressed is all
     that there is, in the pool or in zram.
     """
-    in_ram = [
-        all(spec.backend.name in IN_THIS_PROCESS for spec in topology.swap)
-        for topology in topologies
-    ]
-    return RAM_SET_BUDGETS if any(in_ram) else SET_BUDGETS
+    return RAM_SET_BUDGETS if any(map(all_in_ram, topologies)) else SET_BUDGETS
 
 
 class ValueDiffers(ReclaimError):  # noqa: N818 - it says what happened

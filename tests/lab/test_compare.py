@@ -12,6 +12,7 @@ from reclaimactors.lab import run
 from reclaimactors.lab.compare import Comparison
 from reclaimactors.lab.measure import Measurement
 from reclaimactors.lab.run import Load, RunFailed, machine, run_topology
+from reclaimactors.topology.spec import SwapSpec
 
 FIELDS = {
     "topology", "workload", "seconds", "input_pages", "vmstat", "pgsteal_anon_per_s",
@@ -23,7 +24,8 @@ FIELDS = {
 
 def fake(**options) -> SimpleNamespace:
     """A topology that the fixture `opened` builds a fake memory of."""
-    return SimpleNamespace(options=options, compress=SimpleNamespace(compressor="lz4"))
+    compress = SimpleNamespace(compressor="lz4")
+    return SimpleNamespace(options=options, compress=compress, swap=(SwapSpec(),))
 
 
 @pytest.fixture
