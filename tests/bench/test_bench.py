@@ -90,3 +90,12 @@ async def test_swapoff_reads_every_value_back(monkeypatch):
     measured = await load("swapoff").measure(600, budget=1 << 20, seconds=0.05)
     assert measured.slots >= 600
     assert measured.beside.count > 0
+
+
+@pytest.mark.parametrize("store", ["zswap over a file", "zram", "a file alone"])
+async def test_each_store_is_measured_and_what_is_read_compared(store, monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    bench = load("stores")
+    monkeypatch.setattr(bench, "BUDGET", 2 << 20)
+    measured = await bench.measure(store, bench.real_pages(400), 0.3)
+    assert min(measured) > 0

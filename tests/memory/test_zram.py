@@ -232,7 +232,9 @@ async def test_over_its_limit_some_folios_of_a_batch_fit_and_others_go_on():
 
 
 async def test_a_full_zram_alone_is_out_of_memory_that_says_why():
-    async with open_zram(zram=ZramBackend(mem_limit="2KiB"), budget="256KiB") as memory:
+    compress = {"mode": "inline", "offload": "inline"}
+    zram = ZramBackend(mem_limit="2KiB")
+    async with open_zram(zram=zram, budget="256KiB", compress=compress) as memory:
         with pytest.raises(anyio.WouldBlock):
             put_all_now(memory, text)
         with pytest.raises(ra.OutOfMemory, match="'ZramBackend0' is full"):
