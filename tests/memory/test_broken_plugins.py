@@ -138,12 +138,13 @@ class Faulty:
     ["unknown", "negative", "str", "twice", "shadow raises", "shadow too large", "insert raises",
      "remove raises", "access raises", "age raises"],
 )  # fmt: skip
-async def test_a_policy_that_breaks_its_contract_loses_nothing(how):
+@pytest.mark.parametrize(("topology", "budget"), [("kcompressd", "1MiB"), ("zram", "1280KiB")])
+async def test_a_policy_that_breaks_its_contract_loses_nothing(how, topology, budget):
     policy = Faulty(how)
     model: dict[int, bytes] = {}
     rng = random.Random(1)
     async with ra.open_memory(
-        budget="1MiB", policy=policy, compress={"offload": "inline"}
+        topology, budget=budget, policy=policy, compress={"offload": "inline"}
     ) as memory:
         for step in range(1200):
             policy.on = step > 100

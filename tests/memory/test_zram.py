@@ -346,6 +346,37 @@ async def test_a_compressor_that_fails_loses_nothing():
         check(memory)
 
 
+class Refusing(ZramBackend):
+    """One that cannot take what workers have compressed, `left` times."""
+
+    def __init__(self, left):
+        super().__init__()
+        self.left = left
+
+    def store_squeezed(self, slots, sizes, kept):
+        self.left -= 1
+        if self.left >= 0:
+            raise OSError(5, "a broken table")
+        return super().store_squeezed(slots, sizes, kept)
+
+
+@pytest.mark.parametrize(("left", "in_service"), [(3, True), (1000, False)])
+async def test_a_zram_that_raises_is_passed_by_and_at_last_left_alone(left, in_service):
+    other = Elsewhere()
+    async with open_zram(zram=Refusing(left), below=[other]) as memory:
+        for key in range(500):
+            await memory.put(key, text(key))
+        await memory.drain()
+        assert memory.vmstat["swapout_error"] == min(left, 8)
+        assert other._slots
+        zram = next(info for info in memory.swaps() if info.name == "Refusing0")
+        assert zram.takes_writes == in_service
+        assert bool(zram.backend.mm_stat["orig_data_size"]) == in_service
+        for key in range(500):
+            assert await memory.get(key) == text(key)
+        memory._node.check()
+
+
 async def fill(memory, start):
     with suppress(anyio.ClosedResourceError):
         for key in range(start, start + 10_000):
