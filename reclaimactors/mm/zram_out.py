@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reclaimactors.mm.page_io import BLOB, SAME_FILLED, outcome, same_filled
+from reclaimactors.mm.page_io import BLOB, FAIL, NOMEM, SAME_FILLED, outcome, same_filled
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
@@ -84,8 +84,11 @@ class ZramOut:
             placed.setdefault(kind, []).append(pfn)
         if same:
             self._ledger.drop_same(same, batch)
+        vm = self._node.vmstat
+        vm["reject_compress_fail"] += len(placed.get(FAIL, ()))  # said where memory runs out
+        vm["reject_alloc_fail"] += len(placed.get(NOMEM, ()))
         if self._node.zswap.enabled:
-            self._node.vmstat["pool_limit_hit"] += len(kept)
+            vm["pool_limit_hit"] += len(kept)
             self._node.on_pool_full()
         writes: list[StoreBatch] = []
         try:
