@@ -120,12 +120,12 @@ class Mailbox(Generic[T]):
         return message
 
     def drain(self) -> list[T]:
-        """Return all that waits; no receiver may be left."""
+        """Return all that waits, closed or not; no receiver may be left."""
         left = list(self.waiting.values())
         try:
             while True:
                 self._rx.receive_nowait()
-        except anyio.WouldBlock:
+        except (anyio.WouldBlock, anyio.ClosedResourceError):
             self.waiting.clear()
             self.taken.notify()
         return left

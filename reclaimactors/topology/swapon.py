@@ -81,7 +81,9 @@ async def swapoff(machine: Machine, topology: Topology, admission: Admission, sw
     del machine.swapds[swapd.device.index]
     machine.remove_actor(_actor(swapd))
     try:
-        await swapd.end()
+        # Cancelled or not, its calls have ended before the store is closed, or have had their time.
+        with anyio.move_on_after(topology.close_timeout, shield=True):
+            await swapd.end()
     finally:
         await close_backends([swapd], topology.close_timeout)
 

@@ -187,6 +187,7 @@ async def test_a_swapoff_cancelled_at_any_await_leaves_the_store_on_or_is_done()
                 await same(memory, values)
                 await memory.swapoff(memory.swaps()[0].name)
             assert store.closed == 1
+            assert memory.vmstat["actor_restarts"] == 0
             await same(memory, values)
         if done:
             return
