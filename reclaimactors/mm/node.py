@@ -420,9 +420,24 @@ class Node:
     def cannot_write_back(self, device: int) -> None:
         """A device can take no more of what is wanted; once none can, nothing is pending."""
         self.unwilling.add(device)
-        others = [other for other in self.swap.devices if other.index not in self.unwilling]
-        if not self.nr_writes and not any(other.takes_writes for other in others):
-            self.zswap.wanted = 0
+        self._nobody_writes_back()
+
+    def device_left(self, device: int) -> None:
+        """A device is swapped off: what it was asked for may be nobody's work now."""
+        self.unwilling.discard(device)
+        self._nobody_writes_back()
+
+    def write_ended(self) -> None:
+        """A write to a store has its verdict."""
+        self.nr_writes -= 1
+        self._nobody_writes_back()
+
+    def _nobody_writes_back(self) -> None:
+        """Nothing is pending once no device can take what is wanted, and no write is on its way."""
+        if self.zswap.wanted and not self.nr_writes:
+            others = [other for other in self.swap if other.index not in self.unwilling]
+            if not any(other.takes_writes for other in others):
+                self.zswap.wanted = 0
 
     def check(self) -> bool:
         """Assert every invariant of the core; returns True. O(everything): for tests."""

@@ -222,7 +222,7 @@ class Pageout:
         mm, vm = node.mm, node.vmstat
         owned = [] if write.blobs else [pfn for pfn in write.pfns if mm.owner[pfn] == write.id]
         shadows = iter(self._ledger.shadows(owned))
-        node.nr_writes -= 1
+        node.write_ended()
         done = pages = source = kept = nr_slots = 0
         for i, (pfn, slots, length) in enumerate(
             zip(write.pfns, write.slots, write.lengths, strict=True)
@@ -281,7 +281,7 @@ class Pageout:
         """
         node = self._node
         mm = node.mm
-        node.nr_writes -= 1
+        node.write_ended()
         node.vmstat["swapout_error"] += 1
         left: list[int] = []
         for pfn, slots in zip(write.pfns, write.slots, strict=True):
@@ -301,7 +301,7 @@ class Pageout:
         """End a write without its store's answer: mailbox full, closing, or a crash (`retire`)."""
         node = self._node
         mm = node.mm
-        node.nr_writes -= 1
+        node.write_ended()
         left: list[int] = []
         for pfn, slots in zip(write.pfns, write.slots, strict=True):
             self._give_back_slots(write.device, slots, retire=retire)

@@ -77,8 +77,11 @@ async def swapoff(machine: Machine, topology: Topology, admission: Admission, sw
         CorruptData: the same.
     """
     await bring_back(machine, admission, swapd)
-    machine.node.swap.remove(swapd.device.index)  # no way back: even if cancelled, it is off
-    del machine.swapds[swapd.device.index]
+    index = swapd.device.index
+    machine.node.swap.remove(index)  # no way back: even if cancelled, it is off
+    del machine.swapds[index]
+    machine.node.device_left(index)
+    machine.verdicts.notify()
     machine.remove_actor(_actor(swapd))
     try:
         # Cancelled or not, its calls have ended before the store is closed, or have had their time.

@@ -267,3 +267,16 @@ async def test_names_are_used_again_only_after_swapoff():
         assert len(set(names)) == 3
         await memory.swapoff(names[1])
         assert await memory.swapon({"backend": Elsewhere()}) == names[1]
+
+
+async def test_swapoff_of_the_only_store_gives_up_the_writeback_that_was_asked_of_it():
+    async with over(Elsewhere()) as memory:
+        await memory.put("a", b"a page " * 70)
+        await memory.reclaim(EVERYTHING)
+        memory._node.zswap.wanted = 1
+        memory._machine.wake_shrinkers()
+        await memory.swapoff(memory.swaps()[0].name)  # before its lanes have had a turn
+        with anyio.fail_after(5):
+            await memory.drain()
+        assert await memory.get("a") == b"a page " * 70
+        assert memory._node.check()
