@@ -99,5 +99,19 @@ class Proactive:
         self._careful = mine.freed == self._seen_freed
         if not self._careful:
             self._seen_freed, self._fruitless = mine.freed, 0
-        elif not mine.in_flight and (machine.idle or not await machine.progress()):
+        elif not mine.in_flight and not await self._others_free():
             self._fruitless += 1
+
+    async def _others_free(self) -> bool:
+        """Wait until others have freed something, or have nothing on its way; return which it was.
+
+        Nothing is sent meanwhile: several calls that free nothing would keep each other going.
+        """
+        machine = self._m
+        before = machine.ledger.freed_total
+        while machine.ledger.freed_total == before:
+            if machine.idle:
+                return False
+            await machine.verdicts.wait()
+            machine.check_open()
+        return True

@@ -270,3 +270,21 @@ async def test_a_cancelled_call_leaves_its_batches_to_the_worker(kit):
         vm = memory.vmstat
         assert vm["reclaim_isolated"] == vm["reclaim_stored"] > 0
         assert memory._node.check()
+
+
+@pytest.mark.parametrize("offload", ["inline", "thread"])
+async def test_several_calls_that_can_free_nothing_do_not_keep_each_other_going(kit, offload):
+    spec = kit.spec(fifo=16, offload=offload) | {"budget": 256 << 10}
+    async with ra.open_memory(**spec) as memory:
+        put_many(kit, memory, 14, kit.noise, 32 * kit.page)
+        freed = []
+
+        async def reclaim():
+            freed.append(await memory.reclaim(100 * kit.page))
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(reclaim)
+        assert freed == [0, 0, 0]
+        assert memory._node.check()
