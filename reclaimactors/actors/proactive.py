@@ -94,7 +94,7 @@ class Proactive:
 
     async def _judge(self) -> None:
         """Look at what the batches that have ended meanwhile came to."""
-        machine, mine = self._m, self._mine
+        mine = self._mine
         self._seen_ended = mine.ended
         self._careful = mine.freed == self._seen_freed
         if not self._careful:
