@@ -95,13 +95,11 @@ class Admission:
         machine.revive()
         machine.wake_kswapd()
         missing = need - (node.memcg.free - node.marks.min)
-        if node.memcg.in_flight * machine.ledger.gain >= missing:
-            await machine.verdicts.wait()
-            return fruitless
-        if machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT):
+        covered = node.memcg.in_flight * machine.ledger.gain >= missing
+        if not covered and machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT):
             await checkpoint()
             return 0
-        if not machine.idle and await machine.progress():
+        if not machine.idle and await machine.progress(or_room=True):
             return fruitless
         if fruitless + 1 >= MAX_RECLAIM_RETRIES:
             raise self.out_of_memory(need)

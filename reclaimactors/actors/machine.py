@@ -400,16 +400,26 @@ class Machine:
         rows = zip(jobs, results, strict=True)
         return {pfn: Expanded(blob, data) for (pfn, blob, _), data in rows if data is not None}
 
-    async def progress(self) -> bool:
-        """Wait for a verdict; return whether something was freed, or is still on its way.
+    async def progress(self, *, or_room: bool = False) -> bool:
+        """Wait until reclaim frees something, or what is in flight now has come to nothing.
 
-        What a swapd could not write back was only looked at: that is no progress.
+        What others send meanwhile is not waited for: those who find nothing to free would keep each
+        other waiting for ever. What a swapd could not write back was only looked at: that is no
+        progress.
+
+        Args:
+            or_room: whether memory that somebody else gives back, say by a delete, counts too.
         """
-        before = self.ledger.freed_total
-        await self.verdicts.wait()
-        return self.ledger.freed_total != before or bool(
-            self.node.nr_in_flight or self.node.nr_writes
-        )
+        node, ledger = self.node, self.ledger
+        freed, given_back = ledger.freed_total, node.memcg.freed_total
+        ends = ledger.returned_total + node.nr_in_flight
+        while True:
+            await self.verdicts.wait()
+            self.check_open()
+            if ledger.freed_total != freed or (or_room and node.memcg.freed_total != given_back):
+                return True
+            if not node.nr_writes and (not node.nr_in_flight or ledger.returned_total >= ends):
+                return False
 
     # -- stores -----------------------------------------------------------------------------------
 

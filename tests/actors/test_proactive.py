@@ -288,3 +288,25 @@ async def test_several_calls_that_can_free_nothing_do_not_keep_each_other_going(
                     tasks.start_soon(reclaim)
         assert freed == [0, 0, 0]
         assert memory._node.check()
+
+
+@pytest.mark.parametrize("topology", ["kcompressd", "padata_ordered"])
+async def test_calls_that_find_nothing_to_free_do_not_keep_each_other_or_a_put_waiting(
+    kit, topology
+):
+    spec = kit.spec(fifo=8, offload="thread") | {"swap": []}
+    async with ra.open_memory(topology, **spec) as memory:
+        node = memory._node
+
+        async def put_until(room):
+            while node.memcg.free > room:
+                await memory.put(object(), kit.noise(len(memory), 2 * kit.page))
+
+        await put_until(node.marks.high + 4 * kit.page)
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(4):
+                    tasks.start_soon(memory.reclaim, EVERYTHING)
+                with pytest.raises(ra.OutOfMemory):
+                    await put_until(0)
+        assert node.check()
