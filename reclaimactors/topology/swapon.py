@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import anyio
@@ -28,10 +29,14 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
 
     Raises:
         PluginError: if the backend cannot be had.
-        BackendError: if it cannot be opened; it is closed again.
+        BackendError: if it cannot be opened; it is closed again. Or if that very backend takes part
+            already: two devices would write to the same slots.
     """
     node = machine.node
     backend = registry.build("backends", spec.backend)
+    for other in machine.swapds.values():
+        if other.backend is backend:
+            raise BackendError(errno.EBUSY, f"swap {other.device.name!r} has that backend already")
     index = node.swap.free_index()
     name = f"{spec.backend.name}{index}"
     device = SwapDevice(index, name, spec.priority, None)

@@ -280,3 +280,17 @@ async def test_swapoff_of_the_only_store_gives_up_the_writeback_that_was_asked_o
             await memory.drain()
         assert await memory.get("a") == b"a page " * 70
         assert memory._node.check()
+
+
+async def test_one_store_cannot_be_swapped_on_twice():
+    store = Elsewhere()
+    async with over(store) as memory:
+        values = await fill(memory, 20)
+        with pytest.raises(ra.BackendError, match="'Elsewhere0' has that backend already"):
+            await memory.swapon({"backend": store})
+        assert len(memory.swaps()) == 1
+        assert store.closed == 0
+        await same(memory, values)
+    with pytest.raises(ra.BackendError, match="already"):
+        await over(store, store).__aenter__()
+    assert store.closed == 2
