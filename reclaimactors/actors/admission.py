@@ -95,6 +95,8 @@ class Admission:
         machine.revive()
         machine.wake_kswapd()
         missing = need - (node.memcg.free - node.marks.min)
+        if missing <= 0:  # there is room now: what had been read ahead was let go of
+            return fruitless
         covered = node.memcg.in_flight * machine.ledger.gain >= missing
         if not covered and machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT):
             await checkpoint()

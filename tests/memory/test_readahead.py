@@ -3,11 +3,13 @@
 import errno
 import random
 
+import anyio
 import pytest
 
 import reclaimactors as ra
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.mm.readahead import MAX_PAGES
+from reclaimactors.mm.watermark import Watermarks
 
 PAGE = 512
 BUDGET = 1 << 18
@@ -137,3 +139,19 @@ async def test_what_was_read_ahead_makes_room_for_a_put():
         assert memory._node.memcg.reserved == 0
         assert {key: await memory.get(key) for key in values} == values
         assert memory._node.check()
+
+
+async def test_a_put_that_lacks_no_more_than_was_read_ahead_waits_for_nobody():
+    async with over(Disk()) as memory:
+        await fill(memory, 256)
+        for key in in_slot_order(memory)[:20]:
+            await memory.get(key)
+        node = memory._node
+        assert node.memcg.reserved >= PAGE
+        # A put lacks one byte, and what was read ahead is enough to bring free memory to *high*.
+        least = node.memcg.free - node.need("new", PAGE, 1) + 1
+        node.marks = Watermarks(least, least + 1, least + 2)
+        with anyio.fail_after(10):
+            await memory.put("new", noise(1000))
+        assert node.memcg.reserved == 0
+        assert node.check()
