@@ -52,6 +52,7 @@ class Ticket:
     """One folio being read; everybody who wants it waits for the same ticket."""
 
     load: Load
+    ahead: bool = False  #: nobody wants it: it is read along with a neighbour
     done: anyio.Event = attrs.Factory(anyio.Event)
     data: bytes | None = None
     error: Exception | None = None
@@ -195,6 +196,7 @@ class Swapd:
             if ticket is None:
                 ticket = Ticket(swapin.begin_load(pfn, promote=promote))
                 new.append(ticket)
+            ticket.ahead = False
             tickets.append(ticket)
         if new:
             self._m.start()
@@ -317,28 +319,37 @@ class Swapd:
 
     async def load(self, tickets: list[Ticket], *, ahead: bool = True) -> None:
         """Read a batch of folios; one that cannot be read does not spoil the others."""
-        loads = [ticket.load for ticket in tickets]
-        near = self._begin_ahead(loads) if ahead and self.readahead is not None else []
+        near = self._begin_ahead(tickets) if ahead and self.readahead is not None else []
         try:
-            stored = await self._read(loads + near)
+            stored = await self._read([ticket.load for ticket in tickets + near])
         except BackendError as exc:
+            asked = self._asked_for(near)
             if isinstance(exc, _TooSlow) or (len(tickets) == 1 and not near):
-                for ticket in tickets:
+                for ticket in tickets + asked:
                     self._end(ticket, error=exc)
-            elif near:
-                await self.load(tickets, ahead=False)
             else:
-                for ticket in tickets:
-                    await self.load([ticket])
+                for some in [tickets] if near else [[ticket] for ticket in tickets]:
+                    await self.load(some, ahead=False)
+                for ticket in asked:
+                    await self.load([ticket], ahead=False)
             return
-        finally:
-            for load in near:
-                self._m.swapin.drop(load)
-        for ticket, parts in zip(tickets, stored, strict=False):
-            self._finish(ticket, parts)
-        if self.readahead is not None:
-            for load, parts in zip(near, stored[len(tickets) :], strict=True):
-                self.readahead.keep(load.pfn, parts)
+        for ticket, parts in zip(tickets + near, stored, strict=True):
+            if ticket.ahead and self.readahead is not None:
+                self._drop(ticket)
+                self.readahead.keep(ticket.load.pfn, parts)
+            else:
+                self._finish(ticket, parts)
+
+    def _asked_for(self, near: Sequence[Ticket]) -> list[Ticket]:
+        """Return what was read ahead and is wanted by now; the others end, unread."""
+        for ticket in near:
+            if ticket.ahead:
+                self._drop(ticket)
+        return [ticket for ticket in near if not ticket.ahead]
+
+    def _drop(self, ticket: Ticket) -> None:
+        if self.tickets.pop(ticket.load.pfn, None) is not None:
+            self._m.swapin.drop(ticket.load)
 
     async def _read(self, loads: Sequence[Load]) -> list[Sequence[bytes]]:
         """Return what the slots of each folio hold.
@@ -354,14 +365,18 @@ class Swapd:
         parts = iter(stored)
         return [list(islice(parts, len(load.slots))) for load in loads]
 
-    def _begin_ahead(self, loads: Sequence[Load]) -> list[Load]:
-        """Start reading the neighbours of what is wanted, where it is not too much as it is."""
+    def _begin_ahead(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """Start reading the neighbours of what is wanted, where it is not too much as it is.
+
+        Whoever wants one of them meanwhile shares its ticket: no slot is read twice at a time.
+        """
         assert self.readahead is not None
-        if len(loads) >= MAX_PAGES:
+        if len(tickets) >= MAX_PAGES:
             return []
-        wanted = [load.pfn for load in loads] + list(self.tickets)
-        near = self.readahead.neighbours(loads[0].slots[0], wanted)
-        return [self._m.swapin.begin_load(pfn, promote=False) for pfn in near]
+        pfns = self.readahead.neighbours(tickets[0].load.slots[0], list(self.tickets))
+        near = [Ticket(self._m.swapin.begin_load(pfn, promote=False), ahead=True) for pfn in pfns]
+        self.tickets.update((ticket.load.pfn, ticket) for ticket in near)
+        return near
 
     def _finish(self, ticket: Ticket, stored: Sequence[bytes]) -> None:
         if self.tickets.pop(ticket.load.pfn, None) is None:

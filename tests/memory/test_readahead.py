@@ -2,9 +2,11 @@
 
 import errno
 import random
+from collections import Counter
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
 from reclaimactors.backends.memory import MemoryBackend
@@ -155,3 +157,41 @@ async def test_a_put_that_lacks_no_more_than_was_read_ahead_waits_for_nobody():
             await memory.put("new", noise(1000))
         assert node.memcg.reserved == 0
         assert node.check()
+
+
+async def test_no_slot_is_read_twice_at_a_time_or_forgotten_while_it_is_read():
+    class Watched(Disk):
+        def __init__(self):
+            super().__init__()
+            self.reading = Counter()
+            self.overlaps = []
+
+        async def load_many(self, slots):
+            self.overlaps += [slot for slot in slots if self.reading[slot]]
+            self.reading.update(slots)
+            try:
+                for _ in range(3 * (len(self.asked) % 3)):  # some take longer than others
+                    await checkpoint()
+                return await super().load_many(slots)
+            finally:
+                self.reading.subtract(slots)
+
+        async def invalidate_many(self, slots):
+            self.overlaps += [slot for slot in slots if self.reading[slot]]
+            await super().invalidate_many(slots)
+
+    disk = Watched()
+    async with over(disk) as memory:
+        values = await fill(memory, 240)
+        keys = in_slot_order(memory)
+
+        async def read(start):
+            for key in keys[start::2]:
+                assert await memory.get(key) == values[key]
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read, 0)
+            tasks.start_soon(read, 1)
+        assert disk.overlaps == []
+        assert memory.vmstat["swap_ra"] > 0
+        assert memory._node.check()
