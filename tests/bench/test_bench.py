@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,28 @@ async def test_each_store_is_measured_and_what_is_read_compared(store, monkeypat
     monkeypatch.setattr(bench, "BUDGET", 2 << 20)
     measured = await bench.measure(store, bench.real_pages(400), 0.3)
     assert min(measured) > 0
+
+
+def test_the_policies_keep_their_order_on_a_published_trace():
+    bench = load("policies")
+    trace = bench.read(bench.TRACE)
+    assert (len(trace), max(trace) + 1) == (95_607, 13_756)
+    ratios = bench.ratios(trace)
+    order = ["FIFO", "LRU", "active_inactive", "mglru", "compulsory"]
+    for lower, higher in pairwise(order):
+        assert all(map(float.__lt__, ratios[lower], ratios[higher])), f"{higher} over {lower}"
+
+
+def test_refault_distance_is_worth_what_the_readme_says():
+    bench = load("policies")
+    ratios = bench.ratios(bench.read(bench.TRACE))
+    worth = {
+        name: [
+            a - b for a, b in zip(ratios[name], ratios[f"{name}, refaults ignored"], strict=True)
+        ]
+        for name in bench.POLICIES
+    }
+    assert all(0 < points < 0.01 for points in worth["mglru"])
+    *smaller, largest = worth["active_inactive"]
+    assert all(0 < points < 0.005 for points in smaller)
+    assert -0.002 < largest < 0  # with room for 40 % of the keys it does a little harm
