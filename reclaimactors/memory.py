@@ -22,7 +22,7 @@ from reclaimactors.actors.proactive import Proactive
 from reclaimactors.advice import Advice
 from reclaimactors.errors import TopologyError
 from reclaimactors.mm.folio import DEAD, DEVICE, RESIDENT
-from reclaimactors.offload.inline import SLICE_S
+from reclaimactors.offload.breath import SLICE_S
 from reclaimactors.topology import checks
 from reclaimactors.topology.swapon import swapoff, swapon
 from reclaimactors.units import format_size
@@ -41,7 +41,7 @@ __all__ = ["Memory", "SwapInfo", "Usage"]
 
 BUDGET_CALLS = 200  #: calls of the fast paths between two checkpoints
 MIN_CALLS = 8  #: of one caller, however many others there are
-PUT_CALLS = 4  #: what a put counts for
+PUT_CALLS = 8  #: what a put counts for
 BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
 COPY_BYTES = 1 << 20  #: of a large value that are copied in one go
 _NOTHING: Mapping[int, Expanded] = MappingProxyType({})

@@ -16,7 +16,6 @@ from reclaimactors.errors import ReclaimError
 from reclaimactors.log import log
 from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.page_io import QUEUE_SHARE
-from reclaimactors.offload.inline import SLICE_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,14 +23,13 @@ if TYPE_CHECKING:
     from reclaimactors.mm.batch import FolioBatch
     from reclaimactors.mm.vmstat import Vmstat
 
-__all__ = ["BREATH_S", "INTENSITY", "WINDOW_S", "Fifo", "Mailbox", "Signal", "supervise"]
+__all__ = ["INTENSITY", "WINDOW_S", "Fifo", "Mailbox", "Signal", "supervise"]
 
 T = TypeVar("T")
 
 INTENSITY = 5  #: crashes of one actor that are survived within WINDOW_S
 WINDOW_S = 10.0
 BACKOFF_S = 0.01  #: before the first restart; doubles with each crash in the window
-BREATH_S = SLICE_S / 8  #: how long an actor works on end: several do something in the same turn
 
 
 async def supervise(name: str, run: Callable[[], Awaitable[None]], vmstat: Vmstat) -> None:

@@ -8,14 +8,12 @@ the machine gives the verdicts in the order of submission, whichever lane is fir
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio.lowlevel import checkpoint
 
-from reclaimactors.actors.base import BREATH_S
 from reclaimactors.offload import WorkerDied
+from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
@@ -53,19 +51,18 @@ class KcompressdActor:
     async def compress(self, batches: list[FolioBatch]) -> None:
         """Compress batches as one; each ends here, whatever happens."""
         machine = self._m
+        breath = Breath()
         ended = 0
         try:
             pages: list[bytes] = []
             for batch in batches:
                 pages += machine.begin(batch)
+                await breath.take()
             of_sources = all(batch.rows is not None for batch in batches)
             out = await machine.offload.squeeze(pages, of_sources=of_sources)
             start = 0
-            breathe = perf_counter() + BREATH_S
             for batch in batches:
-                if perf_counter() > breathe:
-                    await checkpoint()
-                    breathe = perf_counter() + BREATH_S
+                await breath.take()
                 stop = start + batch.nr_rows
                 ended += 1
                 machine.finish(batch, out.rows(start, stop))

@@ -7,13 +7,11 @@ kswapd itself (``inline``: it waits for the offload), or a worker behind the FIF
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from reclaimactors.actors.base import BREATH_S
 from reclaimactors.actors.heap import Heap
 from reclaimactors.actors.sched import enqueue, first_pages, gate_of
 from reclaimactors.log import log
@@ -21,6 +19,7 @@ from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.page_io import Gate
 from reclaimactors.mm.vmscan import Step
 from reclaimactors.offload import WorkerDied
+from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
@@ -35,7 +34,7 @@ class KswapdActor:
         self._m = machine
         self._batch: FolioBatch | None = None  # isolated, not yet handed on: mine to hand back
         self._passes = 0
-        self._slice_ends = 0.0
+        self._breath = Breath()
         self._heap = Heap(machine.node.memcg)
 
     async def run(self) -> None:
@@ -73,10 +72,9 @@ class KswapdActor:
 
     async def _breathe(self) -> None:
         """Let the event loop go on once a slice is used up."""
-        if perf_counter() > self._slice_ends:
+        if self._breath.due:
             self._heap.overhead_grew()
-            await checkpoint()
-            self._slice_ends = perf_counter() + BREATH_S
+            await self._breath.take()
 
     def step(self) -> Step:
         """The synchronous step: ask the core, and isolate what it says."""

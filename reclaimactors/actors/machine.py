@@ -23,7 +23,7 @@ from reclaimactors.mm.psi import Psi
 from reclaimactors.mm.swapin import Expanded, Swapin
 from reclaimactors.mm.swapout import Swapout
 from reclaimactors.mm.vmscan import Kswapd
-from reclaimactors.offload.inline import SLICE_S
+from reclaimactors.offload.breath import SLICE_S
 from reclaimactors.offload.job import multithreaded
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from anyio.lowlevel import checkpoint
 from reclaimactors.errors import BackendError, CorruptData, OutOfMemory
 from reclaimactors.log import log
 from reclaimactors.mm.folio import DEVICE
-from reclaimactors.offload.inline import SLICE_S
+from reclaimactors.offload.breath import SLICE_S
 from reclaimactors.units import KIB
 
 if TYPE_CHECKING:

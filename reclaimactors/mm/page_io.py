@@ -104,6 +104,12 @@ class Squeezed:
     values: list[int]  #: the word of a SAME_FILLED folio; else a crc32 of what a store gets, or 0
     of_sources: bool = False  #: whether those are of the sources, also where there is a blob
 
+    def extend(self, other: Squeezed) -> None:
+        """Put the rows of another one behind these."""
+        self.kinds += other.kinds
+        self.blobs += other.blobs
+        self.values += other.values
+
     def rows(self, start: int, stop: int) -> Squeezed:
         """Return rows `start` to `stop` as columns of their own."""
         rows = slice(start, stop)

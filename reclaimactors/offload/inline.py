@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import TYPE_CHECKING
 
-from anyio.lowlevel import checkpoint
-
 from reclaimactors.mm.page_io import Squeezed, squeeze
+from reclaimactors.offload.breath import SLICE_S, Breath
 
 if TYPE_CHECKING:
     from reclaimactors.abc import Compressor
 
-__all__ = ["SLICE_S", "InlineOffload"]
-
-SLICE_S = 0.001  #: how long one slice of compression may hold the event loop
+__all__ = ["InlineOffload"]
 
 
 class InlineOffload:
@@ -31,13 +27,9 @@ class InlineOffload:
     async def squeeze(self, pages: list[bytes], *, of_sources: bool = False) -> Squeezed:
         """Compress a batch in slices of about a millisecond (one folio at least in each)."""
         out = Squeezed(bytearray(), [], [], of_sources)
-        started = perf_counter()
+        breath = Breath(SLICE_S)
         for page in pages:
             row = squeeze(self._compressor, (page,), checksum=of_sources, of_sources=of_sources)
-            out.kinds += row.kinds
-            out.blobs += row.blobs
-            out.values += row.values
-            if perf_counter() - started > SLICE_S:
-                await checkpoint()
-                started = perf_counter()
+            out.extend(row)
+            await breath.take()
         return out

@@ -28,6 +28,8 @@ import attrs
 
 from reclaimactors.errors import ReclaimError
 from reclaimactors.log import log
+from reclaimactors.mm.page_io import Squeezed
+from reclaimactors.offload.breath import Breath
 from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.thread import ThreadOffload
 from reclaimactors.offload.worker import NUMBER, READY, REFUSED, Slots
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from anyio.abc import Process
 
     from reclaimactors.abc import Compressor
-    from reclaimactors.mm.page_io import Squeezed
     from reclaimactors.registry import PluginRef
 
 __all__ = ["ProcessOffload", "WorkerDied"]
@@ -71,6 +72,18 @@ class _Worker:
     up: bool = False
     tickets: dict[int, _Ticket] = attrs.Factory(dict[int, _Ticket])
     answers: int = 0  #: batches that it has done
+
+    def send(self, slot: int) -> _Ticket:
+        """Give it a batch; it is `up`."""
+        ticket = self.tickets[slot] = _Ticket()
+        try:
+            assert self.link is not None
+            self.link.send(NUMBER.pack(slot))
+        except OSError:
+            ticket.died = True  # the reader sees the end of the link and restarts it
+            ticket.done.set()
+            del self.tickets[slot]
+        return ticket
 
     async def answer(self, ticket: _Ticket) -> None:
         """Wait until a batch is done.
@@ -140,9 +153,7 @@ class ProcessOffload:
             if out is None:
                 out = rows
             else:
-                out.kinds += rows.kinds
-                out.blobs += rows.blobs
-                out.values += rows.values
+                out.extend(rows)
         return out
 
     def _cut(self, pages: list[bytes]) -> list[bytes]:
@@ -158,29 +169,43 @@ class ProcessOffload:
         return piece
 
     async def _squeeze(self, pages: list[bytes], *, of_sources: bool) -> Squeezed:
-        worker = min((w for w in self._pool if w.up), key=_load, default=None)
         slots = self._slots
         fits = sum(map(len, pages)) <= self._shape["area"]
-        if worker is None or worker.link is None or slots is None or not self._free or not fits:
+        if slots is None or not fits or not self._free or not any(w.up for w in self._pool):
             return await self._instead.squeeze(pages, of_sources=of_sources)
         slot = self._free.pop()
-        slots.put(slot, pages, of_sources=of_sources)
-        pages.clear()  # the copy is what is compressed: a deleted folio is freed at once
-        ticket = worker.tickets[slot] = _Ticket()
+        ticket: _Ticket | None = None
+        breath = Breath()
         try:
-            worker.link.send(NUMBER.pack(slot))
-        except OSError:
-            ticket.died = True  # the reader sees the end of the link and restarts it
-            ticket.done.set()
-        try:
+            for _ in slots.put(slot, pages, of_sources=of_sources):
+                await self._breathe(breath, slots)
+            pages.clear()  # the copy is what is compressed: a deleted folio is freed at once
+            worker = min((w for w in self._pool if w.up), key=_load, default=None)
+            if worker is None:
+                raise WorkerDied("all workers died while a batch was copied")
+            ticket = worker.send(slot)
             await worker.answer(ticket)
-            return slots.rows_of(slot)
+            out = Squeezed(bytearray(), [], [], of_sources)
+            breath.begin()
+            for rows in slots.rows_of(slot):
+                out.extend(rows)
+                await self._breathe(breath, slots)
+            return out
         finally:
-            if ticket.done.is_set():
-                worker.tickets.pop(slot, None)
-                self._free.append(slot)
-            else:
+            if ticket is not None and not ticket.done.is_set():
                 ticket.abandoned = True  # the slot is free once the worker has done it, or died
+            elif self._slots is slots:
+                self._free.append(slot)
+
+    async def _breathe(self, breath: Breath, slots: Slots) -> None:
+        """Let the event loop go on where that is due.
+
+        Raises:
+            WorkerDied: if the slots are gone afterwards.
+        """
+        await breath.take()
+        if self._slots is not slots:
+            raise WorkerDied("the workers were ended while a batch was copied")
 
     # -- workers ----------------------------------------------------------------------------------
 
@@ -299,22 +324,21 @@ class ProcessOffload:
             log.debug("offload.worker_up", worker=worker.number)
             return
         worker.answers += 1
-        ticket = worker.tickets[number]
+        ticket = worker.tickets.pop(number)
         if ticket.abandoned:
-            del worker.tickets[number]
             self._free.append(number)
         else:
             ticket.done.set()
 
     def _bury(self, worker: _Worker) -> None:
         """Whoever waits for a dead worker hands back what it sent; its slots are free again."""
-        for slot, ticket in list(worker.tickets.items()):
+        for slot, ticket in worker.tickets.items():
             if ticket.abandoned:
-                del worker.tickets[slot]
                 self._free.append(slot)
-            elif not ticket.done.is_set():
+            else:
                 ticket.died = True
                 ticket.done.set()
+        worker.tickets.clear()
 
 
 def _load(worker: _Worker) -> int:
