@@ -25,6 +25,7 @@ from reclaimactors.mm.folio import DEAD, DEVICE
 from reclaimactors.mm.readahead import MAX_PAGES, Readahead
 from reclaimactors.mm.rmap import Rmap
 from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
+from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -41,6 +42,7 @@ STORE_LANES = 2
 MAX_LOADS = 64  #: requests that wait
 MAX_STORES = 16  #: writes of up to 1 MiB that wait
 LOAD_BATCH = 64  #: slots of one load_many
+SHRINK_BATCHES = 4  #: of 32 blobs that the shrinker writes with one call, to pay for its hop
 STORE_BYTES = 1 << 19  #: after which a store_many takes no further write that waits
 FAILURES_TO_RETIRE = 8  #: failed stores in a row after which a device gets no more
 RETRY_S = 0.5  #: after which a full store is tried again; doubles up to RETRY_MAX_S
@@ -424,10 +426,15 @@ class Swapd:
         machine = self._m
         left, taken = list(writes), False
         try:
-            items = [item for write in writes for item in machine.pageout.items(write)]
+            breath = Breath()
+            items: list[tuple[int, bytes]] = []
+            for write in writes:
+                items += machine.pageout.items(write)
+                await breath.take()
             if items:
                 await self._call("store", self.backend.store_many(items))
             for write in writes:
+                await breath.take()
                 self._stored(write)
                 left.remove(write)
             self._is_well()
@@ -538,11 +545,18 @@ class Swapd:
         node = self._m.node
         vm = node.vmstat
         failures = 0
+        at_once = 1  # until the store is seen to take what it is given
         while self.device.takes_writes and failures < MAX_RECLAIM_RETRIES:
             spared = vm["zswap_second_chance"]
-            write = self._m.pageout.writeback(self.device)
-            if write is not None:
-                failures = 0 if await self.store([write]) else failures + 1
+            writes: list[StoreBatch] = []
+            while (
+                len(writes) < at_once
+                and (write := self._m.pageout.writeback(self.device)) is not None
+            ):
+                writes.append(write)
+            if writes:
+                taken = await self.store(writes)
+                failures, at_once = (0, SHRINK_BATCHES) if taken else (failures + 1, 1)
                 await self._forget()
             elif vm["zswap_second_chance"] == spared:
                 break

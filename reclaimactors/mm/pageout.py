@@ -58,24 +58,31 @@ class Pageout:
         it is written in one go; else each folio has a run of its own, or scattered slots. `kept` is
         what workers made of the pages, for devices that take that.
         """
+        size = self._node.mm.size
         out: list[StoreBatch] = []
         homeless: list[int] = []
+        found: list[tuple[SwapDevice, list[int], Sequence[Sequence[int]], list[int]]]
         for group in self._groups(pfns):
-            run = self._node.swap.alloc_best(sum(map(self._slots, group)), failed)
-            placed = self._in_a_run(*run, group) if run is not None else None
-            for pfn in group:
-                found = next(placed) if placed is not None else self._place(pfn, failed)
-                if found is None:
-                    homeless.append(pfn)
-                else:
-                    device, slots = found
-                    length = self._node.mm.size[pfn]
-                    write = _with_room(out, device, length)
-                    if write is None:
-                        write = self._new_write(device, batch, failed)
-                        write.kept = kept if device.takes_squeezed else None
-                        out.append(write)
-                    self._assign(write, pfn, slots, length)
+            lengths = [size[pfn] for pfn in group]
+            run = self._node.swap.alloc_best(sum(map(self._slots, lengths)), failed)
+            if run is not None:
+                device, first = run
+                found = [(device, group, self._cut(first, lengths), lengths)]
+            else:
+                found = []
+                for pfn, length in zip(group, lengths, strict=True):
+                    place = self._place(length, failed)
+                    if place is None:
+                        homeless.append(pfn)
+                    else:
+                        found.append((place[0], [pfn], [place[1]], [length]))
+            for device, some, slots, nr_bytes in found:
+                write = _with_room(out, device, sum(nr_bytes))
+                if write is None:
+                    write = self._new_write(device, batch, failed)
+                    write.kept = kept if device.takes_squeezed else None
+                    out.append(write)
+                self._assign(write, some, slots, nr_bytes)
         try:
             self._no_room(homeless, otherwise)
         except BaseException:  # the policy did not take them back
@@ -84,8 +91,9 @@ class Pageout:
             raise
         return out
 
-    def _slots(self, pfn: int) -> int:
-        return nr_pages(self._node.mm.size[pfn], self._node.page_size)
+    def _slots(self, length: int) -> int:
+        page = self._node.page_size
+        return 1 if length <= page else nr_pages(length, page)
 
     def _groups(self, pfns: Sequence[int]) -> Iterator[list[int]]:
         """Cut folios into groups, each of which fits one write."""
@@ -101,18 +109,20 @@ class Pageout:
         if group:
             yield group
 
-    def _in_a_run(
-        self, device: SwapDevice, first: int, pfns: Sequence[int]
-    ) -> Iterator[tuple[SwapDevice, Sequence[int]]]:
-        """Give each folio its part of a run."""
-        for pfn in pfns:
-            nr = self._slots(pfn)
-            yield device, range(first, first + nr)
-            first += nr
+    def _cut(self, first: int, lengths: Sequence[int]) -> list[range]:
+        """Cut a run of slots that begins at `first` into a part for each of so many bytes."""
+        parts: list[range] = []
+        for length in lengths:
+            stop = first + self._slots(length)
+            parts.append(range(first, stop))
+            first = stop
+        return parts
 
-    def _place(self, pfn: int, failed: frozenset[int]) -> tuple[SwapDevice, Sequence[int]] | None:
+    def _place(
+        self, length: int, failed: frozenset[int]
+    ) -> tuple[SwapDevice, Sequence[int]] | None:
         """Find slots for one folio."""
-        swap, nr = self._node.swap, self._slots(pfn)
+        swap, nr = self._node.swap, self._slots(length)
         found = swap.alloc(nr, failed)
         if found is not None:
             device, first = found
@@ -125,7 +135,7 @@ class Pageout:
     def _no_room(self, pfns: list[int], otherwise: Verdict) -> None:
         """No device has room for these folios: try them again if the swap cache can make some."""
         if pfns and self._node.swapcache.pages:
-            slots = sum(map(self._slots, pfns))
+            slots = sum([self._slots(self._node.mm.size[pfn]) for pfn in pfns])
             if sum([self._node.swapcache.shed(device, slots) for device in self._node.swap]):
                 otherwise = Verdict.KEEP
         self._ledger.give_back(pfns, otherwise)
@@ -142,14 +152,23 @@ class Pageout:
             node.new_id(), device.index, batch.who, False, batch.producer, failed=failed
         )
 
-    def _assign(self, write: StoreBatch, pfn: int, slots: Sequence[int], length: int) -> None:
-        write.pfns.append(pfn)
-        write.slots.append(slots)
-        write.lengths.append(length)
-        write.nr_bytes += length
-        self._node.mm.owner[pfn] = write.id
-        self._node.hold(pfn)
-        self._node.swapcache.taken(self._node.swap[write.device], len(slots))
+    def _assign(
+        self,
+        write: StoreBatch,
+        pfns: Sequence[int],
+        slots: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+    ) -> None:
+        """Make folios, each with its slots, part of a write, which holds them from then on."""
+        write.pfns += pfns
+        write.slots += slots
+        write.lengths += lengths
+        write.nr_bytes += sum(lengths)
+        owner, refs = self._node.mm.owner, self._node.mm.refs
+        for pfn in pfns:
+            owner[pfn] = write.id
+            refs[pfn] += 1
+        self._node.swapcache.taken(self._node.swap[write.device], sum(map(len, slots)))
 
     def items(self, write: StoreBatch) -> list[tuple[int, bytes]]:
         """Return what the store is to write; the checksum of each folio is taken here."""
@@ -223,6 +242,7 @@ class Pageout:
         owned = [] if write.blobs else [pfn for pfn in write.pfns if mm.owner[pfn] == write.id]
         shadows = iter(self._ledger.shadows(owned))
         node.write_ended()
+        page = node.page_size
         done = pages = source = kept = nr_slots = 0
         for i, (pfn, slots, length) in enumerate(
             zip(write.pfns, write.slots, write.lengths, strict=True)
@@ -231,11 +251,9 @@ class Pageout:
                 node.forget_slots(write.device, slots)
                 node.release(pfn)
                 continue
+            nr = 1 if mm.size[pfn] <= page else nr_pages(mm.size[pfn], page)
             if write.blobs:
-                nr = self._ledger.pages((pfn,))
                 node.zswap.remove(pfn, length, nr)
-                vm["zswpwb"] += nr
-                vm["written_back_pages"] += nr
             else:
                 mm.shadow[pfn] = next(shadows)
             mm.data.pop(pfn, None)
@@ -251,13 +269,15 @@ class Pageout:
             mm.charge[pfn] = charges[i] if charges else 0
             done += 1
             nr_slots += len(slots)
-            pages += self._ledger.pages((pfn,))
+            pages += nr
             source += length
             kept += mm.charge[pfn]
-            node.release(pfn)
+            mm.refs[pfn] -= 1  # it is no dead one that `release` would have to free
         vm["pswpout"] += nr_slots
         vm["nr_vmscan_write"] += nr_slots
         if write.blobs:
+            vm["zswpwb"] += pages
+            vm["written_back_pages"] += pages
             self._ledger.freed_total += max(0, source - kept)
             node.zswap.wanted = max(0, node.zswap.wanted - source)
             node.memcg.adjust(compressed=kept - source)
@@ -332,31 +352,46 @@ class Pageout:
         node = self._node
         mm, pool, vm = node.mm, node.zswap, node.vmstat
         excess = pool.excess()
-        write: StoreBatch | None = None
+        pfns: list[int] = []
+        lengths: list[int] = []
+        nr_bytes = 0
         busy = 2 * node.nr_writes * SWAP_CLUSTER_MAX
         for pfn in pool.coldest(MAX_VISITS + busy) if excess else ():
-            data = mm.data.get(pfn)
+            length = len(mm.data.get(pfn, b""))
             if mm.owner[pfn]:
-                excess -= len(data or b"")
+                excess -= length
                 continue
-            if excess <= 0:
+            if nr_bytes >= excess or len(pfns) >= nr or nr_bytes >= MAX_WRITE_BYTES:
                 break
-            if data is None or mm.refs[pfn]:
+            if not length or mm.refs[pfn]:
                 continue
             if pool.second_chance(pfn):
                 vm["zswap_second_chance"] += 1
                 continue
-            nr_slots = nr_pages(len(data), node.page_size)
-            slots = device.alloc_slots(nr_slots)
-            if slots is None:
-                node.swapcache.shed(device, nr_slots)
-                break
-            if write is None:
-                write = self._new_write(device, None, frozenset())
-            self._assign(write, pfn, slots, len(data))
-            excess -= len(data)
-            if len(write.pfns) >= nr or write.nr_bytes >= MAX_WRITE_BYTES:
-                break
+            pfns.append(pfn)
+            lengths.append(length)
+            nr_bytes += length
+        return self._write_of(device, pfns, lengths) if pfns else None
+
+    def _write_of(
+        self, device: SwapDevice, pfns: list[int], lengths: list[int]
+    ) -> StoreBatch | None:
+        """Return a write of as many of these blobs as the device has slots for, None for none."""
+        first = device.alloc(sum(map(self._slots, lengths)))
+        slots: list[Sequence[int]] = []
+        if first is not None:
+            slots += self._cut(first, lengths)
+        else:
+            for length in lengths:
+                own = device.alloc_slots(self._slots(length))
+                if own is None:
+                    self._node.swapcache.shed(device, self._slots(length))
+                    break
+                slots.append(own)
+        if not slots:
+            return None
+        write = self._new_write(device, None, frozenset())
+        self._assign(write, pfns[: len(slots)], slots, lengths[: len(slots)])
         return write
 
 

@@ -23,7 +23,7 @@ from reclaimactors.mm.batch import SWAP_CLUSTER_MAX
 from reclaimactors.mm.links import Links
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Zswap"]
 
@@ -114,9 +114,9 @@ class Zswap:
         self.rotate(pfn)
         return True
 
-    def coldest(self, nr: int) -> list[int]:
-        """Return up to `nr` of the coldest pfns, leaving them where they are."""
-        return list(islice(self._lru.walk(0), nr))
+    def coldest(self, nr: int) -> Iterator[int]:
+        """Yield up to `nr` pfns, coldest first, each once: the one just yielded may be moved."""
+        return islice(self._lru.walk(0), min(nr, len(self)))
 
     def excess(self) -> int:
         """Return the bytes to write back: down to the threshold once full, or what is wanted."""

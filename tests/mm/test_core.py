@@ -407,7 +407,7 @@ def test_a_load_that_may_not_promote_leaves_the_blob_as_the_hottest():
     core.reclaim()
     assert core.get("a", promote=False) == text(1)
     assert core.state("a") == ZSWAP
-    assert core.node.zswap.coldest(2)[-1] == first
+    assert [*core.node.zswap.coldest(2)][-1] == first
 
 
 def test_a_damaged_blob_names_the_pool_and_stays():
@@ -437,7 +437,7 @@ def test_a_decompressor_that_raises_anything_is_corrupt_data(error):
 def test_writeback_takes_the_coldest_blobs_down_to_the_threshold():
     core = Core(pool=10, accept=50, devices=[None])
     core.fill_pool()
-    cold = core.node.zswap.coldest(1)[0]
+    cold = next(core.node.zswap.coldest(1))
     core.write_back()
     assert core.node.mm.state[cold] == DEVICE
     assert 0 < core.node.zswap.total <= core.node.zswap.accept_below
@@ -478,10 +478,10 @@ def test_a_store_that_refuses_a_blob_leaves_it_in_the_pool_as_the_hottest():
     core.reclaim()
     core.broken = {0}
     core.node.zswap.wanted = 1
-    cold = core.node.zswap.coldest(1)[0]
+    cold = next(core.node.zswap.coldest(1))
     core.write([core.writeback()])
     assert core.node.mm.state[cold] == ZSWAP
-    assert core.node.zswap.coldest(3)[-1] == cold
+    assert [*core.node.zswap.coldest(3)][-1] == cold
     assert core.node.vmstat["reject_reclaim_fail"] == 1
 
 
