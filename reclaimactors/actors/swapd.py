@@ -43,6 +43,7 @@ MAX_LOADS = 64  #: requests that wait
 MAX_STORES = 16  #: writes of up to 1 MiB that wait
 LOAD_BATCH = 64  #: slots of one load_many
 SHRINK_BATCHES = 4  #: of 32 blobs that the shrinker writes with one call, to pay for its hop
+FORGET_RUNS = 64  #: runs of slots of one invalidate_many: a fraction of a slice
 STORE_BYTES = 1 << 19  #: after which a store_many takes no further write that waits
 FAILURES_TO_RETIRE = 8  #: failed stores in a row after which a device gets no more
 RETRY_S = 0.5  #: after which a full store is tried again; doubles up to RETRY_MAX_S
@@ -517,10 +518,13 @@ class Swapd:
         return machine.pageout.store_failed(write, verdict, retire=late)
 
     async def _forget(self) -> None:
+        breath = Breath()
+        while runs := self._m.node.take_stale(self.device.index, FORGET_RUNS):
+            await self._forget_some(runs)
+            await breath.take()
+
+    async def _forget_some(self, runs: list[tuple[int, int]]) -> None:
         node = self._m.node
-        runs = node.take_stale(self.device.index)
-        if not runs:
-            return
         forgotten = False
         try:
             slots = [slot for first, nr in runs for slot in range(first, first + nr)]

@@ -11,6 +11,7 @@ has had one verdict or is in flight (I1).
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
@@ -344,11 +345,12 @@ class Node:
         self.stale.setdefault(device, []).extend(runs(slots))
         self.on_stale(device)
 
-    def take_stale(self, device: int) -> list[tuple[int, int]]:
-        """Return the runs that a device must forget now; `forgotten` follows."""
-        runs = self.stale.get(device, [])
+    def take_stale(self, device: int, nr: int = sys.maxsize) -> list[tuple[int, int]]:
+        """Return up to `nr` of the runs that a device must forget now; `forgotten` follows."""
+        stale = self.stale.get(device, [])
+        runs = stale[:nr]
         if runs:
-            self.stale[device] = []
+            del stale[:nr]
             self.nr_forgetting += 1
         return runs
 

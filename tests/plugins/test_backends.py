@@ -193,9 +193,9 @@ async def test_neighbours_go_down_in_one_call(backend, monkeypatch):
         return pwritev(fd, buffers, offset)
 
     monkeypatch.setattr(os, "pwritev", counted)
-    items = [(slot, b"x" * (1 + slot)) for slot in [*range(200, 100, -1), 7]]
+    items = [(slot, b"x" * (1 + slot)) for slot in [*range(500, 100, -1), 7]]
     await backend.store_many(items)
-    assert calls == [7, 101, 165]
+    assert calls == [7, 101, 357]
     loaded = await backend.load_many([slot for slot, _ in items])
     assert [got.rstrip(b"\0") for got in loaded] == [data for _, data in items]
 
@@ -281,7 +281,7 @@ async def test_closed_backend_says_so(tmp_path):
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
 async def test_failed_write_leaves_nothing_to_load(backend, monkeypatch, error):
-    await backend.store_many(pages(range(200)))
+    await backend.store_many(pages(range(400)))
     pwritev = os.pwritev
 
     def fail_second(fd, buffers, offset):
@@ -292,14 +292,14 @@ async def test_failed_write_leaves_nothing_to_load(backend, monkeypatch, error):
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwritev", fail_second)
         with pytest.raises(BackendError, match=r"swap file in .*`path`") as caught:
-            await backend.store_many(pages(range(100), seed=50))
+            await backend.store_many(pages(range(300), seed=50))
     assert isinstance(caught.value, BackendFull) == (error in {errno.ENOSPC, errno.EDQUOT})
-    for slot in range(100):
+    for slot in range(300):
         with pytest.raises(BackendError, match="never stored"):
             await backend.load(slot)
-    assert await backend.load_many([100, 199]) == [page(100), page(199)]
-    await backend.store_many(pages(range(100), seed=50))
-    assert await backend.load(99) == page(149)
+    assert await backend.load_many([300, 399]) == [page(300), page(399)]
+    await backend.store_many(pages(range(300), seed=50))
+    assert await backend.load(299) == page(349)
 
 
 @pytest.mark.parametrize("call", ["preadv", "pread"])
