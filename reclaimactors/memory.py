@@ -70,7 +70,7 @@ class Usage:
 class SwapInfo:
     """One backing store, as a line of /proc/swaps."""
 
-    name: str  #: its backend's name and a number
+    name: str  #: its backend's name and a number; no two stores have the same
     size: int | None  #: bytes of its slots, None where nothing bounds it
     used: int  #: bytes of slots in use
     priority: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from itertools import count
 from typing import TYPE_CHECKING
 
 import anyio
@@ -38,7 +39,7 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
         if other.backend is backend:
             raise BackendError(errno.EBUSY, f"swap {other.device.name!r} has that backend already")
     index = node.swap.free_index()
-    name = f"{spec.backend.name}{index}"
+    name = _free_name(machine, spec.backend.name, index)
     device = SwapDevice(index, name, spec.priority, None)
     swapd = Swapd(machine, device, backend, timeout=spec.timeout)
     try:
@@ -58,6 +59,13 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
     node.swap.add(device)
     machine.add_actor(_actor(swapd), swapd.run)
     return name
+
+
+def _free_name(machine: Machine, backend: str, index: int) -> str:
+    """Return a name that no device has: `x1` number 0 and `x` number 10 would both be `x10`."""
+    taken = {swapd.device.name for swapd in machine.swapds.values()}
+    names = (f"{backend}{number}" for number in count(index))
+    return next(name for name in names if name not in taken)
 
 
 async def _open_backend(swapd: Swapd, timeout_s: float) -> None:

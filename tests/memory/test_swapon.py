@@ -269,6 +269,21 @@ async def test_names_are_used_again_only_after_swapoff():
         assert await memory.swapon({"backend": Elsewhere()}) == names[1]
 
 
+async def test_no_two_stores_have_one_name_whatever_their_backends_are_called():
+    class Named(Elsewhere):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+    async with over() as memory:
+        first = await memory.swapon({"backend": Named("x1")})
+        names = [await memory.swapon({"backend": Named("x")}) for _ in range(11)]
+        assert [first, *names[:9]] == ["x10", *(f"x{number}" for number in range(1, 10))]
+        assert len({first, *names}) == 12
+        await memory.swapoff(first)
+        assert sorted(info.name for info in memory.swaps()) == sorted(names)
+
+
 async def test_swapoff_of_the_only_store_gives_up_the_writeback_that_was_asked_of_it():
     async with over(Elsewhere()) as memory:
         await memory.put("a", b"a page " * 70)
