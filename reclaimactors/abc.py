@@ -99,7 +99,10 @@ class Backend:
     The core puts itself there."""
 
     async def open(self, page_size: int) -> None:
-        """Get ready for slots of `page_size` bytes. Called once, before anything else."""
+        """Get ready for slots of `page_size` bytes. Called before anything else.
+
+        One memory at a time has a store: it is opened a second time only after `aclose`.
+        """
 
     async def aclose(self) -> None:
         """Let go of every resource and of every slot. Called once, also after a failed open."""

@@ -555,7 +555,7 @@ class Memory:
         Raises:
             TopologyError: if a key or value is wrong.
             PluginError: if the backend cannot be had.
-            BackendError: if it cannot be opened.
+            BackendError: if it cannot be opened, or that very object is in use already.
         """
         self._check()
         with_it = attrs.evolve(self._topology, swap=(spec,))

@@ -4,12 +4,14 @@ A name is resolved as built-in, entry point, then ``"package.module:attr"``. All
 factory (a class or a function), called with the options as keyword arguments; an explicit object
 is the plugin itself. Nothing is imported that is not named, and whatever a plugin does wrong on
 its way in leaves here as a `PluginError` that says what to mend. What a plugin must offer is in
-`abc.py`.
+`abc.py`. A backend serves one user at a time, who takes it before opening it and lets go of it once
+it is closed.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -20,14 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 import attrs
 
 from reclaimactors.abc import Backend
-from reclaimactors.errors import PluginError, ReclaimError, TopologyError
+from reclaimactors.errors import BackendError, PluginError, ReclaimError, TopologyError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     from reclaimactors.abc import Compressor, Policy
 
-__all__ = ["Kind", "PluginRef", "build", "known"]
+__all__ = ["Kind", "PluginRef", "build", "known", "let_go", "take"]
 
 Kind = Literal["compressors", "backends", "policies"]
 
@@ -149,6 +151,31 @@ def build(kind: Kind, ref: PluginRef, /, **defaults: object) -> Any:
         msg = f"{what} lacks {', '.join(missing)}; see the contract in reclaimactors.abc"
         raise PluginError(msg)
     return plugin
+
+
+_taken: dict[int, tuple[object, str]] = {}  # by id, which is nobody else's while the object is here
+
+
+def take(backend: object, user: str) -> None:
+    """Have a backend to oneself until `let_go`: two users would write to the same slots.
+
+    Args:
+        backend: the object, before it is opened.
+        user: who wants it, in words for the error that the next one gets.
+
+    Raises:
+        BackendError: (EBUSY) if somebody has that very object, in this process.
+    """
+    mine = (backend, user)
+    held = _taken.setdefault(id(backend), mine)  # one step: a memory may open in another thread
+    if held is not mine:
+        hint = "swap that off or close its memory first, or give each an object of its own"
+        raise BackendError(errno.EBUSY, f"{held[1]} has the backend of {user} already; {hint}")
+
+
+def let_go(backend: object) -> None:
+    """Leave a backend, which is closed, to whoever takes it next."""
+    _taken.pop(id(backend), None)
 
 
 def _has(plugin: object, name: str) -> bool:

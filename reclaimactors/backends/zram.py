@@ -95,6 +95,7 @@ class ZramBackend(Backend):
     async def open(self, page_size: int) -> None:
         """Open the backing store, if there is one."""
         self.page_size = page_size
+        self.closed = False
         if self.backing is not None:
             await self.backing.open(page_size)
 

@@ -56,15 +56,28 @@ class BackingStore:
         self.nr_reads = 0
         self.nr_writes = 0
         self._footprint = getattr(self.backend, "footprint", None)
+        self._mine = False
 
     async def open(self, page_size: int) -> None:
-        """Open it. Called once."""
+        """Open it, with every block free.
+
+        Raises:
+            BackendError: if somebody else uses it.
+        """
+        registry.take(self.backend, f"zram (backing {self.blocks.name!r})")
+        self._mine = True
+        self.blocks = SwapDevice(0, self.blocks.name, 0, None)
         await self.backend.open(page_size)
         self.blocks.capacity = getattr(self.backend, "capacity", None)
 
     async def aclose(self) -> None:
-        """Close it."""
-        await self.backend.aclose()
+        """Close it, unless it was never opened here."""
+        if self._mine:
+            try:
+                await self.backend.aclose()
+            finally:
+                self._mine = False
+                registry.let_go(self.backend)
 
     def footprint(self, blocks: Sequence[int]) -> int:
         """Return what these blocks weigh in this process."""

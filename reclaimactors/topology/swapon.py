@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -30,16 +29,14 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
 
     Raises:
         PluginError: if the backend cannot be had.
-        BackendError: if it cannot be opened; it is closed again. Or if that very backend takes part
-            already: two devices would write to the same slots.
+        BackendError: if it cannot be opened; it is closed again. Or if that very backend is in use
+            already, here or in another memory.
     """
     node = machine.node
     backend = registry.build("backends", spec.backend)
-    for other in machine.swapds.values():
-        if other.backend is backend:
-            raise BackendError(errno.EBUSY, f"swap {other.device.name!r} has that backend already")
     index = node.swap.free_index()
     name = _free_name(machine, spec.backend.name, index)
+    registry.take(backend, f"swap {name!r} of memory {topology.name!r}")
     device = SwapDevice(index, name, spec.priority, None)
     swapd = Swapd(machine, device, backend, timeout=spec.timeout)
     try:
@@ -123,3 +120,5 @@ async def _close_backend(swapd: Swapd) -> None:
         await swapd.backend.aclose()
     except Exception as exc:  # noqa: BLE001 - the others still have to be closed
         log.error("swapd.close_failed", device=swapd.device.name, exc_info=exc)
+    finally:
+        registry.let_go(swapd.backend)

@@ -10,6 +10,7 @@ from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
 from reclaimactors.backends.memory import MemoryBackend
+from reclaimactors.backends.zram import ZramBackend
 from reclaimactors.mm.folio import DEVICE
 from reclaimactors.testing import FaultyBackend, Gate
 
@@ -301,7 +302,9 @@ async def test_one_store_cannot_be_swapped_on_twice():
     store = Elsewhere()
     async with over(store) as memory:
         values = await fill(memory, 20)
-        with pytest.raises(ra.BackendError, match="'Elsewhere0' has that backend already"):
+        with pytest.raises(
+            ra.BackendError, match=r"'Elsewhere0' of memory .* already; swap that off"
+        ):
             await memory.swapon({"backend": store})
         assert len(memory.swaps()) == 1
         assert store.closed == 0
@@ -309,3 +312,74 @@ async def test_one_store_cannot_be_swapped_on_twice():
     with pytest.raises(ra.BackendError, match="already"):
         await over(store, store).__aenter__()
     assert store.closed == 2
+
+
+async def test_one_store_cannot_serve_two_memories_at_once():
+    store = Elsewhere()
+    async with over(store) as memory:
+        values = await fill(memory, 20)
+        with pytest.raises(ra.BackendError, match=r"'Elsewhere0' of memory .* already") as refused:
+            await over(store).__aenter__()
+        assert refused.value.errno == errno.EBUSY
+        async with over() as other:
+            with pytest.raises(ra.BackendError, match="already"):
+                await other.swapon({"backend": store})
+            assert other.swaps() == []
+        assert store.closed == 0
+        await same(memory, values)
+        await memory.swapoff("Elsewhere0")
+        async with over(store) as other:
+            await same(other, await fill(other, 20))
+    async with over(store) as memory:
+        await same(memory, await fill(memory, 20))
+
+
+@pytest.mark.parametrize("fault", ["open", "aclose"])
+async def test_a_store_that_failed_to_open_or_to_close_may_be_used_again(fault):
+    class Faulty(Elsewhere):
+        faulty = True
+
+        async def open(self, page_size):
+            if self.faulty and fault == "open":
+                raise EIO
+
+        async def aclose(self):
+            await super().aclose()
+            if self.faulty and fault == "aclose":
+                raise EIO
+
+    store = Faulty()
+    async with over() as memory:
+        if fault == "open":
+            with pytest.raises(ra.BackendError, match="cannot be opened"):
+                await memory.swapon({"backend": store})
+        else:
+            await memory.swapoff(await memory.swapon({"backend": store}))
+        store.faulty = False
+        assert await memory.swapon({"backend": store}) == "Faulty0"
+        await same(memory, await fill(memory, 20))
+
+
+async def test_a_store_cannot_be_swap_and_the_backing_of_zram_at_once():
+    store = Elsewhere()
+    first, second = ZramBackend(backing=store), ZramBackend(backing=store)
+    with pytest.raises(ra.BackendError, match=r"'Elsewhere0' .* of zram .*'Elsewhere'.* already"):
+        await over(store, first).__aenter__()
+    assert store.closed == 1
+    with pytest.raises(ra.BackendError, match=r"zram .*'Elsewhere'.* of swap 'Elsewhere1'"):
+        await over(first, store).__aenter__()
+    assert store.closed == 2
+    async with over(first) as memory:
+        values = await fill(memory, 20)
+        assert await first.writeback("huge") == 20
+        with pytest.raises(ra.BackendError, match="already; swap that off"):
+            await memory.swapon({"backend": second})
+        assert store.closed == 2
+        await same(memory, values)
+    assert store.closed == 3
+    for _ in range(2):
+        async with over(first) as memory:  # closed before, its blocks are free again
+            assert first.backing.blocks.used == 0
+            values = await fill(memory, 20)
+            assert await first.writeback("huge") == 20
+            await same(memory, values)
