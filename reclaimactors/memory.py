@@ -667,7 +667,7 @@ class Memory:
     def refuse_calls(self) -> None:
         """Close for callers; `open_memory` calls this, and ends the actors by cancellation."""
         self._closed = True
-        self._machine.closing = True
+        self._machine.refuse_calls()
 
 
 def _join(parts: list[bytes]) -> bytes:

@@ -108,6 +108,7 @@ class Machine:
         self._tasks: TaskGroup | None = None
         self._started = False
         self.closing = False
+        self.opening: anyio.CancelScope | None = None  #: of the store that is being opened
         self.awake = False  #: kswapd was woken and has not gone back to sleep
         node.memcg.on_freed = self._freed
         node.on_wake = self.wake_kswapd
@@ -142,6 +143,12 @@ class Machine:
         for name in self._actors:
             self._start(name)
         log.debug("actors.started", actors=list(self._actors))
+
+    def refuse_calls(self) -> None:
+        """Start nothing any more, and give up opening a store."""
+        self.closing = True
+        if self.opening is not None:
+            self.opening.cancel()
 
     def check_open(self) -> None:
         """Raise ClosedResourceError once the memory closes."""

@@ -31,7 +31,9 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
         PluginError: if the backend cannot be had.
         BackendError: if it cannot be opened; it is closed again. Or if that very backend is in use
             already, here or in another memory.
+        ClosedResourceError: if the memory closes meanwhile; it is closed again.
     """
+    machine.check_open()
     node = machine.node
     backend = registry.build("backends", spec.backend)
     index = node.swap.free_index()
@@ -40,7 +42,7 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
     device = SwapDevice(index, name, spec.priority, None)
     swapd = Swapd(machine, device, backend, timeout=spec.timeout)
     try:
-        await _open_backend(swapd, spec.timeout)
+        await _open_backend(machine, swapd, spec.timeout)
         machine.check_open()
     except BaseException:  # cancelled too: what is open is closed
         swapd.close()
@@ -65,16 +67,18 @@ def _free_name(machine: Machine, backend: str, index: int) -> str:
     return next(name for name in names if name not in taken)
 
 
-async def _open_backend(swapd: Swapd, timeout_s: float) -> None:
+async def _open_backend(machine: Machine, swapd: Swapd, timeout_s: float) -> None:
+    """Open it within so many seconds; it returns early where the memory closes."""
     name = swapd.device.name
     try:
-        with anyio.fail_after(timeout_s):
+        with anyio.CancelScope() as machine.opening, anyio.fail_after(timeout_s):
             await swapd.backend.open(swapd.page_size)
-    except TimeoutError as exc:
-        raise BackendError(f"swap {name!r} did not open within {timeout_s:g} s") from exc
-    except BackendError:
-        raise
     except Exception as exc:
+        machine.check_open()  # whatever it makes of being cancelled
+        if isinstance(exc, BackendError):
+            raise
+        if isinstance(exc, TimeoutError):
+            raise BackendError(f"swap {name!r} did not open within {timeout_s:g} s") from exc
         raise BackendError(f"swap {name!r} cannot be opened: {exc!r}") from exc
 
 

@@ -240,6 +240,38 @@ async def test_closing_ends_a_swapoff_that_waits():
     assert ended
 
 
+@pytest.mark.parametrize("turned_into", [None, EIO, ra.BackendError("cut off")])
+async def test_closing_ends_a_swapon_that_waits_and_closes_its_store(turned_into):
+    class Slow(Elsewhere):
+        async def open(self, page_size):
+            opening.set()
+            try:
+                await anyio.sleep_forever()
+            except anyio.get_cancelled_exc_class():
+                if turned_into is not None:
+                    raise turned_into from None
+                raise
+
+    opening = anyio.Event()
+    first, second = Slow(), Slow()
+    ended = []
+
+    async def on(memory, store):
+        with pytest.raises(anyio.ClosedResourceError):
+            await memory.swapon({"backend": store, "timeout": 1e6})
+        ended.append(store)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks, over() as memory:
+            tasks.start_soon(on, memory, first)
+            await opening.wait()
+            tasks.start_soon(on, memory, second)  # waits in line
+            await checkpoint()
+    assert ended == [first, second]
+    assert (first.closed, second.closed) == (1, 0)
+    assert memory.swaps() == []
+
+
 async def test_a_store_that_cannot_be_opened_is_not_on():
     class Shut(Elsewhere):
         async def open(self, page_size):
