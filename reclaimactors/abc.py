@@ -94,6 +94,9 @@ class Backend:
     """What a store that compresses its slots does it with, a `PluginRef`; None where it does not.
     Where it is the topology's own, the topology's workers do it, and `store_squeezed` follows."""
 
+    why_full: str = "the backing store is full"
+    """Why `store_squeezed` took fewer rows the last time, and what helps: part of the error."""
+
     on_shrunk: Callable[[int], None] = staticmethod(_ignore)
     """Call it with a slot whose `footprint` has become less than it was when the slot was stored.
     The core puts itself there."""
@@ -158,7 +161,8 @@ class Backend:
                 that the source repeats (little-endian).
 
         Returns:
-            How many rows were stored, from the first on: fewer than all where there is no room.
+            How many rows were stored, from the first on: fewer than all where there is no room,
+            and then `why_full` says why.
         """
         raise NotImplementedError(f"{type(self).__name__} names a compressor: it must define this")
 

@@ -121,7 +121,7 @@ class Swapd:
         left = [write]
         try:
             slots, sizes, kept = self._m.pageout.squeezed_items(write)
-            error: BackendError = BackendFull()
+            error: BackendError | None = None
             done = 0
             try:
                 done = self.backend.store_squeezed(slots, sizes, kept)
@@ -134,7 +134,8 @@ class Swapd:
             self._stored(write)
             del left[0]
             if left:
-                return self._failed(left.pop(), error)
+                why = getattr(self.backend, "why_full", Backend.why_full)
+                return self._failed(left.pop(), error or BackendFull(why))
             self._is_well()
             return []
         finally:

@@ -119,7 +119,8 @@ class ZramBackend(Backend):
         slots = [slot for slot, _ in items]
         fit = self._fit(slots, kept)
         if fit < len(slots):
-            raise self._full(len(slots))
+            self._refuse(len(slots))
+            raise BackendFull(self.why_full)
         self.table.store(slots, [len(data) for _, data in items], kept)
 
     def store_squeezed(
@@ -127,10 +128,12 @@ class ZramBackend(Backend):
     ) -> int:
         """Store at once what was compressed with `compressor`; return how many rows fitted."""
         fit = self._fit(slots, kept)
-        if fit < len(slots):
-            self._failed_writes += len(slots) - fit
+        refused = len(slots) - fit
+        if refused:
             slots, sizes, kept = slots[:fit], sizes[:fit], kept[:fit]
         self.table.store(slots, sizes, kept)
+        if refused:
+            self._refuse(refused)
         return fit
 
     def _fit(self, slots: Sequence[int], kept: Sequence[bytes | int]) -> int:
@@ -144,10 +147,13 @@ class ZramBackend(Backend):
                 return row
         return len(slots)
 
-    def _full(self, rows: int) -> BackendFull:
+    def _refuse(self, rows: int) -> None:
         self._failed_writes += rows
-        limit = format_size(self.mem_limit)
-        return BackendFull(f"zram: {rows} slots more would pass its mem_limit of {limit}")
+        limit, used = format_size(self.mem_limit), format_size(self.table.held_bytes)
+        self.why_full = (
+            f"zram: {rows} slots more would pass its mem_limit of {limit}, "
+            f"of which {used} is used; mem_limit may be raised"
+        )
 
     async def _squeeze(self, pages: Sequence[bytes]) -> list[bytes | int]:
         """Return what to keep of each page; what the compressor fails on is kept as it is."""

@@ -126,8 +126,9 @@ def test_the_counters_have_the_names_of_the_kernel():
 async def test_over_its_limit_nothing_changes(opened):
     zram = await opened(mem_limit=2 * PAGE)
     await zram.store_many([(0, noise(0)), (1, noise(1))])
-    with pytest.raises(BackendFull, match="1 slots more would pass its mem_limit of 8KiB"):
+    with pytest.raises(BackendFull, match="1 slots more would pass its mem_limit of 8KiB") as full:
         await zram.store(2, noise(2))
+    assert "8KiB is used; mem_limit may be raised" in str(full.value)
     with pytest.raises(BackendFull):
         await zram.store_many([(0, text()), (2, noise(2)), (3, noise(3))])
     assert await zram.load_many([0, 1]) == [noise(0), noise(1)]  # new before old
@@ -141,6 +142,10 @@ async def test_of_what_workers_compressed_it_takes_as_much_as_fits(opened):
     zram = await opened(mem_limit=3 * PAGE)
     pages = [noise(seed) for seed in range(5)]
     assert zram.store_squeezed(range(5), [PAGE] * 5, pages) == 3
+    assert zram.why_full == (
+        "zram: 2 slots more would pass its mem_limit of 12KiB, of which 12KiB is used; "
+        "mem_limit may be raised"
+    )
     assert await zram.load_many(range(3)) == pages[:3]
     with pytest.raises(BackendError, match="slot 3 was never stored"):
         await zram.load(3)
