@@ -5,7 +5,8 @@ falling priority, 12 to 1: a pass may isolate ``resident folios >> priority`` (a
 SWAP_CLUSTER_MAX), in steps of at most SWAP_CLUSTER_MAX. A pass that freed nothing lowers the
 priority, but what is in flight is pending progress (D9): a pass is judged by as many verdicts as it
 may isolate, the pipe is kept full until they are there, and when nothing is left to isolate kswapd
-waits for them. A run that freed nothing is a failure;
+waits for them. Where that many verdicts are as many as there are resident folios, a lower priority
+would only look at the same ones again, and the run is over. A run that freed nothing is a failure;
 MAX_RECLAIM_RETRIES of them in a row make the node *hopeless*: kswapd is not woken any more until
 reclaim, by whomever, frees something, or deletes bring free memory back to *high*.
 
@@ -171,7 +172,7 @@ class Kswapd:
                     return Step.WAIT  # for what is on its way: there is nothing else
                 self._quota = SWAP_CLUSTER_MAX  # not known yet: keep the pipe full meanwhile
                 return self._isolate(node)
-            self.priority -= 1
+            self.priority = 0 if self._seen_all(node, returned) else self.priority - 1
         if self.priority >= 1:
             self._start_pass(node)
             return self._isolate(node)
@@ -181,6 +182,10 @@ class Kswapd:
             return self._sleep()
         self._start_run(node)
         return self._isolate(node)
+
+    def _seen_all(self, node: Node, returned: int) -> bool:
+        """Whether a pass with so many verdicts has seen all there is. A store may yet free some."""
+        return returned >= node.nr_resident and not (node.nr_writes or node.zswap.wanted)
 
     def _covered(self, node: Node) -> bool:
         """Whether what is in flight will bring free memory to *high*, at the recent gain."""

@@ -327,6 +327,49 @@ def test_hopeless_is_reached_sixteen_runs_after_the_last_that_freed_something(ev
     )
 
 
+def few(make=noise, nr=11, size=64 * PAGE) -> Machine:
+    return Machine().fill(make, nr, size)
+
+
+@SLOW
+def test_a_pass_that_has_seen_the_few_there_are_is_not_repeated_at_lower_priorities(
+    every, newest_first
+):
+    machine = few()
+    rows = slow_trace(machine, every=every, newest_first=newest_first)
+    assert machine.kswapd.hopeless
+    assert {row.priority for row in rows} == {DEF_PRIORITY}
+    assert machine.kswapd.passes == machine.node.vmstat["pageoutrun"] == MAX_RECLAIM_RETRIES
+    failed = [row for before, row in pairwise(rows) if row.failures != before.failures]
+    seen = [0, *(row.returned for row in failed)]
+    assert all(after - before >= SWAP_CLUSTER_MAX for before, after in pairwise(seen))
+
+
+def test_one_of_the_few_that_can_be_freed_is_found_and_ends_the_failures():
+    machine = few(one_in(11))
+    slow_trace(machine, every=3)
+    assert machine.out.ledger.freed_total > 60 * PAGE
+    assert machine.kswapd.hopeless  # all the others
+
+
+def test_the_few_that_are_all_in_flight_are_waited_for():
+    machine = few()
+    steps = [machine.step() for _ in range(200)]
+    assert steps[-1] is Step.WAIT
+    assert (machine.kswapd.priority, machine.kswapd.failures) == (DEF_PRIORITY, 0)
+
+
+def test_more_than_a_pass_sees_is_looked_at_with_every_priority():
+    machine = few(nr=SWAP_CLUSTER_MAX + 1, size=20 * PAGE)
+    assert trace(machine)[:DEF_PRIORITY] == list(range(DEF_PRIORITY, 0, -1))
+
+
+def test_a_store_that_may_yet_free_something_is_given_every_priority():
+    machine = few()
+    machine.node.zswap.wanted = PAGE
+    assert trace(machine)[:DEF_PRIORITY] == list(range(DEF_PRIORITY, 0, -1))
+
+
 def test_a_worker_that_is_stuck_is_waited_for_and_nothing_else_happens():
     machine = Machine().fill(noise)
     steps = [machine.step() for _ in range(1000)]
