@@ -462,9 +462,12 @@ class Node:
                 nr_in_flight += 1
             if state == DEVICE or (state == DEAD and data is None):
                 compressed += mm.charge[pfn]
-        live = {pfn for pfns in self.large.values() for pfn in pfns} | set(self.small.values())
+        of_keys = [pfn for pfns in self.large.values() for pfn in pfns] + list(self.small.values())
+        live = set(of_keys)
+        assert len(of_keys) == len(live), "a folio of two keys"
+        assert all(mm.state[pfn] not in {FREE, DEAD} for pfn in live), "a key without its folio"
         dead = {pfn for pfn, state in enumerate(mm.state) if state == DEAD}
-        assert len(live) + len(dead) == folios, "a folio without a key, or shared by two"
+        assert len(live) + len(dead) == folios, "a folio without a key"
         assert memcg.compressed == compressed + pool, "compressed bytes drifted"
         assert self.zswap.total == pool, "pool bytes drifted"
         pool_pages = sum(

@@ -12,6 +12,7 @@ cache is empty by the time that the device is full.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from reclaimactors.abc import Verdict
 from reclaimactors.mm.folio import DEVICE, RESIDENT
@@ -72,7 +73,7 @@ class SwapCache:
             self.shed(device, 2 * slots)
 
     def check(self) -> None:
-        """Assert that both sides say the same, and that clean folios are resident."""
+        """Assert that both sides say the same, and that clean folios are resident and unchanged."""
         mm = self._node.mm
         clean = {pfn for pfns in self._clean.values() for pfn in pfns}
         assert clean == {pfn for pfn, cached in enumerate(mm.cached) if cached}, (
@@ -80,6 +81,8 @@ class SwapCache:
         )
         assert all(mm.state[pfn] == RESIDENT for pfn in clean), "a clean folio is not resident"
         assert self.pages == sum(len(self._node.slots_of(pfn)) for pfn in clean), "slots drifted"
+        as_it_is = [pfn for pfn in clean if not mm.codec[pfn]]
+        assert all(crc32(mm.data[pfn]) == mm.crc[pfn] for pfn in as_it_is), "clean, but changed"
 
 
 def drop_clean(node: Node, ledger: Ledger, batch: FolioBatch) -> None:

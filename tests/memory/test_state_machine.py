@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from contextlib import suppress
+from typing import get_args
 
 import anyio
 import pytest
@@ -25,6 +26,10 @@ from hypothesis.stateful import (
 import reclaimactors as ra
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.backends.zram import ZramBackend
+from reclaimactors.mm.folio import DEVICE, SAME, ZSWAP
+from reclaimactors.mm.page_io import expand
+from reclaimactors.testing import FaultyBackend, Gate
+from reclaimactors.testing.faults import Damage
 
 BUDGET = 256 << 10  # a third of what the keys may hold
 KEYS = st.integers(0, 40)
@@ -67,6 +72,8 @@ STORES = st.tuples(
     st.integers(0, 2),  # priority
 )
 MAX_STORES = 4
+EIO = OSError(errno.EIO, "I/O error")
+DAMAGES = get_args(Damage)
 
 
 class DictBackend(ra.Backend):
@@ -93,8 +100,8 @@ class DictBackend(ra.Backend):
             self.slots.pop(slot, None)
 
 
-class Fault(DictBackend):
-    """What may go wrong with a store, switched by the test.
+class Slow(DictBackend):
+    """The same, at any speed.
 
     Args:
         turns: of the event loop that each call takes.
@@ -105,37 +112,40 @@ class Fault(DictBackend):
         super().__init__()
         self.turns = turns
         self.rotational = rotational
-        self.store_error: Exception | None = None
-        self.load_error: Exception | None = None
-        self.damaged = False
-        self.gate: anyio.Event | None = None
-
-    @property
-    def unreadable(self) -> bool:
-        return self.damaged or self.load_error is not None
 
     async def store_many(self, items):
-        if self.gate is not None:
-            await self.gate.wait()
-        if self.store_error is not None:
-            raise self.store_error
         await self.take()
         await super().store_many(items)
 
     async def load_many(self, slots):
-        if self.load_error is not None:
-            raise self.load_error
         await self.take()
-        stored = await super().load_many(slots)
-        return [bytes([data[0] ^ 1]) + data[1:] for data in stored] if self.damaged else stored
+        return await super().load_many(slots)
 
     async def take(self) -> None:
         for _ in range(self.turns):
             await anyio.lowlevel.checkpoint()
 
+
+class Fault(FaultyBackend):
+    """A store that fails from now on, in one way or another, until it is mended."""
+
+    inner: Slow
+
+    def __init__(self, turns: int = 1, *, rotational: bool = False) -> None:
+        super().__init__(Slow(turns, rotational=rotational))
+
+    @property
+    def unreadable(self) -> bool:
+        return self.damage is not None or bool(self.load_errors)
+
+    def fail_stores(self, error: Exception) -> None:
+        self.store_errors = dict.fromkeys(range(self.nr_stores + 1, self.nr_stores + 9999), error)
+
+    def fail_loads(self, error: Exception) -> None:
+        self.load_errors = dict.fromkeys(range(self.nr_loads + 1, self.nr_loads + 9999), error)
+
     def mend(self) -> None:
-        self.store_error = self.load_error = None
-        self.damaged = False
+        self.store_errors, self.load_errors, self.damage = {}, {}, None
 
 
 def table_of(kind: str, priority: int) -> dict:
@@ -309,9 +319,10 @@ class MemoryMachine(RuleBasedStateMachine):
             self.explain(exc)
 
     def explain(self, exc: Exception) -> None:
-        """A value cannot be read: only while some store cannot, and the error says which."""
-        assert any(fault.unreadable for fault in self.faults), exc
-        assert any(name in str(exc) for name in self.names), exc
+        """A value cannot be read: only while its store cannot, and the error names that one."""
+        swaps = [(info.name, fault_of(info.backend)) for info in self.memory.swaps()]
+        failing = [name for name, fault in swaps if fault is not None and fault.unreadable]
+        assert any(name in str(exc) for name in failing), exc
 
     @property
     def names(self) -> list[str]:
@@ -533,7 +544,7 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(
         nr=st.integers(0, MAX_STORES),
-        kind=st.sampled_from(["full", "eio", "loads", "damage", "hang"]),
+        kind=st.sampled_from(["full", "eio", "loads", "hang", *DAMAGES]),
     )
     def fault(self, nr, kind) -> None:
         self.open_gates()
@@ -541,14 +552,17 @@ class MemoryMachine(RuleBasedStateMachine):
             return
         store = self.faults[nr % len(self.faults)]
         store.mend()
-        store.damaged = kind == "damage"
-        store.store_error = {
-            "full": ra.BackendFull(),
-            "eio": OSError(errno.EIO, "I/O error"),
-        }.get(kind)
-        store.load_error = OSError(errno.EIO, "I/O error") if kind == "loads" else None
-        if kind == "hang":
-            store.gate = anyio.Event()
+        match kind:
+            case "full":
+                store.fail_stores(ra.BackendFull())
+            case "eio":
+                store.fail_stores(EIO)
+            case "loads":
+                store.fail_loads(EIO)
+            case "hang":
+                store.store_gate = Gate()
+            case damage:
+                store.damage = damage
 
     @rule()
     def all_is_mended(self) -> None:
@@ -557,14 +571,14 @@ class MemoryMachine(RuleBasedStateMachine):
             store.mend()
 
     def open_gates(self) -> None:
-        gates = [store.gate for store in self.faults if store.gate is not None]
+        gates = [store.store_gate for store in self.faults if store.store_gate is not None]
         if gates:
             for store in self.faults:
-                store.gate = None
+                store.store_gate = None
 
             async def call():
                 for gate in gates:
-                    gate.set()
+                    gate.open()
 
             self.run(call())
 
@@ -597,8 +611,47 @@ class MemoryMachine(RuleBasedStateMachine):
             for zram in self.zrams():
                 zram.table.check()
             assert set(self.memory.keys()) == set(self.model)
+            self.check_copies()
             for _, view, value in self.pinned:
                 assert view == value
+
+    def check_copies(self) -> None:
+        """The one copy of each folio is its part of the value, wherever that is; read by no one."""
+        node = self.memory._node
+        for key, value in self.model.items():
+            at = 0
+            for pfn in node.pfns(key):
+                size = node.mm.size[pfn]
+                copy = self.copy_of(pfn)
+                assert copy is None or copy == value[at : at + size], f"{key!r}: pfn {pfn}"
+                at += size
+            assert at == len(value)
+
+    def copy_of(self, pfn: int) -> bytes | None:
+        """What a read of a folio would give if no store failed; None where only zram can say."""
+        node = self.memory._node
+        mm = node.mm
+        data = mm.data.get(pfn)
+        if mm.state[pfn] == ZSWAP:
+            return node.compressor.decompress(data, mm.size[pfn])
+        if mm.state[pfn] == SAME:
+            return expand(mm.entry[pfn], mm.size[pfn])
+        if mm.state[pfn] == DEVICE or mm.cached[pfn]:
+            stored = self.stored(pfn)
+            assert data is None or stored in (None, data), f"pfn {pfn}: clean, but not the same"
+            return stored if data is None else data
+        return data
+
+    def stored(self, pfn: int) -> bytes | None:
+        """What the slots of a folio hold, behind the back of the store."""
+        node = self.memory._node
+        mm = node.mm
+        backend = self.memory._machine.swapds[mm.device[pfn]].backend
+        if isinstance(backend, ZramBackend):
+            return None
+        slots = backend.inner.slots if isinstance(backend, Fault) else backend._slots
+        held = b"".join(slots[slot] for slot in node.slots_of(pfn))[: mm.length[pfn]]
+        return node.compressor.decompress(held, mm.size[pfn]) if mm.codec[pfn] else held
 
     def teardown(self) -> None:
         if not hasattr(self, "memory"):
