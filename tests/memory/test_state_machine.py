@@ -250,6 +250,16 @@ class MemoryMachine(RuleBasedStateMachine):
             self.model[key] = value
 
     @rule(key=KEYS, value=VALUES)
+    def overwrite_what_was_read_back(self, key, value) -> None:
+        """Of a folio that is clean then, if a store has kept its slots."""
+        self.open_gates()
+        self.put(key, value)
+        self.run(self.memory.reclaim(BUDGET))
+        self.run(self.compare(key))
+        self.check()
+        self.put(key, value[::-1])
+
+    @rule(key=KEYS, value=VALUES)
     def put_nowait(self, key, value) -> None:
         async def call():
             self.memory.put_nowait(key, value)
@@ -612,6 +622,9 @@ class MemoryMachine(RuleBasedStateMachine):
                 zram.table.check()
             assert set(self.memory.keys()) == set(self.model)
             self.check_copies()
+            if self.leaving is None:
+                devices = list(self.memory._node.swap)
+                assert not any(device.leaving for device in devices), "neither on nor off"
             for _, view, value in self.pinned:
                 assert view == value
 
