@@ -622,6 +622,7 @@ class MemoryMachine(RuleBasedStateMachine):
                 zram.table.check()
             assert set(self.memory.keys()) == set(self.model)
             self.check_copies()
+            assert self.memory.vmstat["actor_restarts"] <= self.crashes, "nobody made it crash"
             if self.leaving is None:
                 devices = list(self.memory._node.swap)
                 assert not any(device.leaving for device in devices), "neither on nor off"
