@@ -1,6 +1,7 @@
 """How tests run: hypothesis profiles, event loops, leaks.
 
-- `HYPOTHESIS_PROFILE` = `default`, `ci` (derandomized, short) or `nightly` (long).
+- `HYPOTHESIS_PROFILE` = `default`, `ci` (derandomized, short) or `nightly` (long: half an hour
+  for the state machine of a memory, at a quarter of a second of CPU an example).
 - `@pytest.mark.asyncio(loop_factories=["virtual"])` runs a test under the virtual clock, ["uvloop"]
   on uvloop, ["asyncio", "uvloop"] on both; without it, on plain asyncio.
 - A test that leaves a worker thread or a nameless file open fails.
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=25, database=None)
-settings.register_profile("nightly", deadline=None, max_examples=9000, stateful_step_count=120)
+settings.register_profile("nightly", deadline=None, max_examples=6000, stateful_step_count=120)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
