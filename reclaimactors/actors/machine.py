@@ -298,8 +298,8 @@ class Machine:
         return nr_bytes > self._rate * SLICE_S
 
     def slice_bytes(self) -> int:
-        """Return how many bytes to compress in one go: half a slice, the rest is completing."""
-        return max(1, int(self._rate * SLICE_S / 2))
+        """Return how many bytes to compress in one go: a quarter of a slice, others work too."""
+        return max(1, int(self._rate * SLICE_S / 4))
 
     def compress_inline(self, batch: FolioBatch, *, ram_only: bool = False) -> None:
         """Compress a whole batch here and now, and end it. Size it with `slice_bytes`.

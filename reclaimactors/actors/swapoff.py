@@ -7,7 +7,6 @@ that room. A copy that the swap cache keeps on it is simply dropped.
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 from anyio.lowlevel import checkpoint
@@ -15,7 +14,7 @@ from anyio.lowlevel import checkpoint
 from reclaimactors.errors import BackendError, CorruptData, OutOfMemory
 from reclaimactors.log import log
 from reclaimactors.mm.folio import DEVICE
-from reclaimactors.offload.breath import SLICE_S
+from reclaimactors.offload.breath import Breath
 from reclaimactors.units import KIB
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bring_back"]
 
-SCAN = 8192  #: rows of the mem_map looked at in one go: about half a millisecond
-BATCH = 64  #: folios read at a time
+SCAN = 1024  #: rows of the mem_map looked at in one go: about 60 us
+BATCH = 8  #: folios read at a time
 BATCH_BYTES = 256 * KIB  #: of them, as much as is read, checked and decompressed in half a slice
 
 
@@ -100,11 +99,11 @@ async def _bring_back(
 
 
 def _load_now(swapd: Swapd, pfns: Sequence[int]) -> list[int]:
-    """Read what the store has at hand, for half a slice; return what it must be asked for."""
-    ends = perf_counter() + SLICE_S / 2
+    """Read what the store has at hand, for one breath; return what it must be asked for."""
+    breath = Breath()
     waiting: list[int] = []
     for pfn in pfns:
-        if perf_counter() > ends:
+        if breath.due:
             break
         if swapd.load_now(pfn, promote=True) is None:
             waiting.append(pfn)

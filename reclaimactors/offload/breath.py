@@ -9,7 +9,7 @@ from anyio.lowlevel import checkpoint
 __all__ = ["BREATH_S", "SLICE_S", "Breath"]
 
 SLICE_S = 0.001  #: how long one step may hold the event loop
-BREATH_S = SLICE_S / 8  #: how long an actor works on end: several do something in the same turn
+BREATH_S = SLICE_S / 10  #: how long an actor works on end: several do something in the same turn
 
 
 class Breath:
