@@ -21,6 +21,8 @@ import reclaimactors as ra
 from reclaimactors import registry
 from reclaimactors.mm.page_io import BLOB, POOR, SAME_FILLED, squeeze
 from reclaimactors.offload import ProcessOffload, WorkerDied, process
+from reclaimactors.offload.breath import Breath
+from reclaimactors.offload.worker import PIECE
 from reclaimactors.registry import PluginRef
 
 REF = PluginRef("lz4")
@@ -283,6 +285,86 @@ async def test_a_hung_worker_is_killed_and_its_batch_handed_back(monkeypatch):
         assert worker_pids() != {pid}
         assert out.kinds[0] == BLOB
         assert sorted(offload._free) == list(range(5))
+
+
+# between the pieces of a copy: others have their turn, and anything may happen
+
+
+@pytest.fixture
+def in_pieces(monkeypatch):
+    """A copy gives way after each of its pieces; returns a batch of three."""
+    monkeypatch.setattr(process, "Breath", lambda: Breath(-1.0))
+    return [b"page %d " % i * 400 for i in range(2 * PIECE + 1)]
+
+
+async def copying(offload: ProcessOffload, pages: list[bytes]) -> asyncio.Task:
+    """Return a task that has copied a piece in, and no more."""
+    sender = asyncio.ensure_future(offload.squeeze(list(pages)))
+    while offload._free:
+        await anyio.sleep(0)
+    assert not offload._pool[0].tickets
+    return sender
+
+
+async def test_a_batch_in_pieces_gives_the_same_rows(in_pieces):
+    offload = offload_of()
+    async with running(offload):
+        out = await offload.squeeze(list(in_pieces))
+        inline = squeeze(LZ4, in_pieces, checksum=True)
+        assert (out.kinds, out.blobs, out.values) == (inline.kinds, inline.blobs, inline.values)
+
+
+async def test_cancelled_while_it_is_copied_in_its_slot_is_free(in_pieces):
+    offload = offload_of(slots=1)
+    async with running(offload):
+        sender = await copying(offload, in_pieces)
+        sender.cancel()
+        await asyncio.wait([sender])
+
+        assert sender.cancelled()
+        assert offload._free == [0]
+        assert (await offload.squeeze([b"next " * 200])).kinds[0] == BLOB
+
+
+async def test_cancelled_while_it_is_copied_out_its_slot_is_free(in_pieces):
+    offload = offload_of(slots=1)
+    async with running(offload):
+        sender = await copying(offload, in_pieces)
+        while not (tickets := offload._pool[0].tickets):
+            await anyio.sleep(0)
+        await tickets[0].done.wait()
+        await anyio.sleep(0)
+        assert not sender.done()
+        sender.cancel()
+        await asyncio.wait([sender])
+
+        assert sender.cancelled()
+        assert offload._free == [0]
+        assert (await offload.squeeze([b"next " * 200])).kinds[0] == BLOB
+
+
+async def test_the_worker_dies_while_a_batch_is_copied_in(in_pieces):
+    offload = offload_of(slots=1)
+    async with running(offload) as pid:
+        sender = await copying(offload, in_pieces)
+        os.kill(pid, signal.SIGKILL)
+        offload._pool[0].up = False  # as its reader would say, had it had its turn
+
+        with pytest.raises(WorkerDied, match="died while a batch was copied"):
+            await sender
+        await until_up(offload)
+        assert offload._free == [0]
+        assert (await offload.squeeze([b"next " * 200])).kinds[0] == BLOB
+
+
+async def test_the_staging_is_gone_while_a_batch_is_copied_in(in_pieces):
+    offload = offload_of(slots=1)
+    async with running(offload):
+        sender = await copying(offload, in_pieces)
+        offload._close_staging()
+
+        with pytest.raises(WorkerDied, match="were ended"):
+            await sender
 
 
 async def test_paths_in_sys_path_are_no_obstacle(monkeypatch):
