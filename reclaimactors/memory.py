@@ -22,7 +22,7 @@ from reclaimactors.actors.proactive import Proactive
 from reclaimactors.advice import Advice
 from reclaimactors.errors import TopologyError
 from reclaimactors.mm.folio import DEAD, DEVICE, RESIDENT
-from reclaimactors.offload.breath import SLICE_S
+from reclaimactors.offload.breath import SLICE_S, share
 from reclaimactors.topology import checks
 from reclaimactors.topology.swapon import swapoff, swapon
 from reclaimactors.units import format_size
@@ -655,13 +655,20 @@ class Memory:
         raise anyio.ClosedResourceError
 
     async def _yield(self) -> None:
-        """Let the loop turn. Callers who yield share the calls of a turn, however many they are."""
+        """Let the loop turn. Callers who yield share the calls of a turn, however many they are.
+
+        A single one has more where others keep the loop for long (see `share`).
+        """
         self._yielding += 1
+        left = perf_counter()
         try:
             await checkpoint()
         finally:
             self._yielding -= 1
-        self._credit = max(MIN_CALLS, BUDGET_CALLS // (self._yielding + 1))
+        if self._yielding:
+            self._credit = max(MIN_CALLS, BUDGET_CALLS // (self._yielding + 1))
+        else:
+            self._credit = int(BUDGET_CALLS * share(perf_counter() - left))
         self._check()
 
     def refuse_calls(self) -> None:

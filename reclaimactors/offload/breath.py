@@ -6,10 +6,21 @@ from time import perf_counter
 
 from anyio.lowlevel import checkpoint
 
-__all__ = ["BREATH_S", "SLICE_S", "Breath"]
+__all__ = ["BREATH_S", "FAIR_S", "MOST", "SLICE_S", "Breath", "share"]
 
 SLICE_S = 0.001  #: how long one step may hold the event loop
 BREATH_S = SLICE_S / 10  #: how long an actor works on end: several do something in the same turn
+FAIR_S = SLICE_S / 2  #: others who keep the loop for longer are met with more work on end
+MOST = 2.5  #: times as much, at most
+
+
+def share(away_s: float) -> float:
+    """Return how many times the usual work may follow a turn in which others took so long.
+
+    Beside a program that is busy itself, small steps would only wait for each other: what is worked
+    in a turn of the loop grows with the turn, and so do the rates.
+    """
+    return min(MOST, max(1.0, away_s / FAIR_S))
 
 
 class Breath:
@@ -32,6 +43,8 @@ class Breath:
 
     async def take(self) -> None:
         """Give way to the others if that is due."""
-        if perf_counter() > self._ends:
+        left = perf_counter()
+        if left > self._ends:
             await checkpoint()
-            self.begin()
+            back = perf_counter()
+            self._ends = back + self._seconds * share(back - left)
