@@ -1,8 +1,8 @@
 """The three plugin contracts: compressor, backend, policy.
 
-A plugin is one object that has these methods; inheriting is optional (the classes here are
-protocols, and `Backend` also gives defaults). A plugin imports nothing but this package's public
-names, and `reclaimactors.testing` has a suite to subclass for each kind.
+A plugin is one object that has these methods. `Compressor` and `Policy` are protocols: inheriting
+is optional. A backend inherits from `Backend`, which gives the defaults. A plugin imports nothing
+but this package's public names, and `reclaimactors.testing` has a suite to subclass for each kind.
 """
 
 from __future__ import annotations
@@ -182,6 +182,9 @@ class Policy(Protocol):
     The core calls `insert` when a folio becomes resident, and `remove` when its key is deleted,
     reclaimed or not. A folio is on the policy's lists, or isolated, or reclaimed. One pfn (a small
     int, reused after `remove`) is one folio from put to delete, so ghosts may be keyed by it.
+
+    One that is named is built with its options and, if it takes it, with `pages`: base pages of the
+    budget. An object serves one memory.
     """
 
     def insert(self, pfn: int, *, refault: int | None) -> bool | None:

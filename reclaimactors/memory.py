@@ -7,6 +7,7 @@ one step; a get never waits for room. What becomes of a folio is in `reclaimacto
 
 from __future__ import annotations
 
+import sys
 from contextlib import asynccontextmanager
 from threading import get_ident
 from time import perf_counter
@@ -478,8 +479,12 @@ class Memory:
         the rest is kswapd's alone. Less than a cluster is compressed in the caller. What counts is
         really freed for this call: folio sizes less the blobs that are kept. It ends once that is
         `nbytes`, or when nothing more can be freed.
+
+        Raises:
+            TopologyError: if `nbytes` is no whole number from 0.
         """
         self._check()
+        checks.integer("nbytes", nbytes, 0, sys.maxsize, "(bytes)")
         return await Proactive(self._machine, nbytes).run()
 
     async def drain(self) -> None:

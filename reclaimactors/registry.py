@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import errno
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.abc import Compressor, Policy
 
-__all__ = ["Kind", "PluginRef", "build", "known", "let_go", "take"]
+__all__ = ["Kind", "PluginRef", "build", "known", "let_go", "take", "use_up"]
 
 Kind = Literal["compressors", "backends", "policies"]
 
@@ -136,7 +137,7 @@ def build(kind: Kind, ref: PluginRef, /, **defaults: object) -> Any:
     Args:
         kind: "compressors", "backends" or "policies".
         ref: name and options, or an object.
-        defaults: what every factory of the kind gets besides, as `pages` for policies.
+        defaults: what a factory of the kind gets besides if it takes it, as `pages` for policies.
 
     Raises:
         PluginError: if there is no such plugin, it or its library cannot be imported, it refuses
@@ -145,7 +146,7 @@ def build(kind: Kind, ref: PluginRef, /, **defaults: object) -> Any:
     plugin: Any = ref.instance
     what = f"{_WORD[kind]} plugin {ref.name!r}"
     if plugin is None:
-        plugin = _call(what, _factory(kind, ref.name, what), {**defaults, **ref.options})
+        plugin = _call(what, _factory(kind, ref.name, what), ref.options, defaults)
     missing = [name for name in _CONTRACT[kind] if not _has(plugin, name)]
     if missing:
         msg = f"{what} lacks {', '.join(missing)}; see the contract in reclaimactors.abc"
@@ -171,6 +172,26 @@ def take(backend: object, user: str) -> None:
     if held is not mine:
         hint = "swap that off or close its memory first, or give each an object of its own"
         raise BackendError(errno.EBUSY, f"{held[1]} has the backend of {user} already; {hint}")
+
+
+_served: dict[int, object] = {}  # policies by id, weakly where they can be
+
+
+def use_up(policy: object) -> None:
+    """Note that a policy object serves a memory: it knows that one's folios from then on.
+
+    Raises:
+        PluginError: if it has served one already.
+    """
+    number = id(policy)
+    if number in _served:
+        name = type(policy).__name__
+        msg = f"policy object {name} has served a memory already; give each memory a new one"
+        raise PluginError(msg)
+    try:
+        _served[number] = weakref.ref(policy, lambda _: _served.pop(number))
+    except TypeError:  # it has __slots__
+        _served[number] = policy
 
 
 def let_go(backend: object) -> None:
@@ -242,28 +263,47 @@ def _mend(exc: ImportError, module: str) -> str:
     if missing is None:
         return str(exc)
     if f"{module}.".startswith(f"{missing}."):
-        return f"there is no module {missing!r}; check the name, or pip install what has it"
+        return (
+            f"there is no module {missing!r}; check the name, pip install what has it, or set "
+            "PYTHONPATH=. if it is in this folder"
+        )
     library = missing.partition(".")[0]
     return f"its library {library!r} is missing; to have it: pip install {library}"
 
 
-def _call(what: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> object:
+def _call(
+    what: str,
+    factory: Callable[..., Any],
+    options: Mapping[str, Any],
+    defaults: Mapping[str, object],
+) -> object:
     """Return what the factory makes of its options."""
+    takes = _takes(factory)
+    names = "" if takes is None else f"; it takes: {', '.join(takes) or 'none'}"
+    for name in options:
+        if takes is not None and name not in takes:
+            near = difflib.get_close_matches(name, takes, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise PluginError(f"{what} has no option {name!r:.80}{hint}{names}")
+    extra = {name: value for name, value in defaults.items() if takes is None or name in takes}
     try:
-        return factory(**options)
+        return factory(**{**extra, **options})
     except ReclaimError:
         raise
     except ImportError as exc:
         raise PluginError(f"{what} cannot be made: {_mend(exc, '')}") from exc
     except (Exception, SystemExit) as exc:  # `sys:exit` is no plugin either
-        given = ", ".join(f"{key}={value!r:.80}" for key, value in options.items())
-        msg = f"{what} refused its options ({given}): {exc}{_takes(factory)}"
+        given = ", ".join(f"{key}={value!r:.80}" for key, value in options.items()) or "none given"
+        msg = f"{what} refused its options ({given}): {exc}{names}"
         raise PluginError(msg) from exc
 
 
-def _takes(factory: Callable[..., Any]) -> str:
+def _takes(factory: Callable[..., Any]) -> list[str] | None:
+    """Return the options that a factory takes; None where it does not say, or takes any."""
     try:
-        names = ", ".join(inspect.signature(factory).parameters)
+        parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):
-        return ""
-    return f"; it takes: {names or 'none'}"
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return list(parameters)

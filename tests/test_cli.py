@@ -208,7 +208,7 @@ get = Memory.get
 
 async def lie(self, key):
     value = await get(self, key)
-    return value[:-1] + b"?" if key == 3 else value
+    return value[:-1] + b"?"
 
 Memory.get = lie
 sys.argv[0] = "reclaimactors"
@@ -220,7 +220,7 @@ main()
 def test_a_value_that_differs_is_one_line_and_status_1(values):
     lying = [sys.executable, "-c", CORRUPT]
     ended = run("compare", "kcompressd", "padata", "--input", values, *SHORT, command=lying)
-    assert_one_line(ended, 1, "kcompressd", "key 3 ")
+    assert_one_line(ended, 1, "kcompressd", "key ")
 
 
 class Started:

@@ -162,7 +162,13 @@ class Admission:
             overhead: bytes of overhead beside it: its own, and that of all other keys.
         """
         node = self._m.node
-        if size + overhead + node.memcg.pinned > node.memcg.budget - node.marks.min:
+        most = node.memcg.budget - node.marks.min
+        if size > most:
+            budget = format_size(node.memcg.budget)
+            msg = f"a value of {format_size(size)} never fits a budget of {budget}, of which "
+            msg += f"{format_size(node.marks.min)} stays free; raise the budget, or put it in parts"
+            raise OutOfMemory(msg)
+        if size + overhead + node.memcg.pinned > most:
             raise self.out_of_memory(size)
 
     def out_of_memory(self, need: int) -> OutOfMemory:

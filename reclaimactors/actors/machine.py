@@ -60,6 +60,7 @@ class Pipeline:
             elif in_flight > 1:
                 in_flight -= 1
             else:
+                batch = min(batch, max(1, limit // 4))
                 fifo = max(1, limit - batch)
                 break
         self.fifo_pages = fifo

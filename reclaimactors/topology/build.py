@@ -16,16 +16,17 @@ from reclaimactors.mm.swap import SwapDevices
 from reclaimactors.mm.watermark import Watermarks
 from reclaimactors.mm.zswap import Zswap
 from reclaimactors.offload import InlineOffload, ProcessOffload, ThreadOffload
+from reclaimactors.topology import checks
 from reclaimactors.topology.swapon import close_backends, swapon
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
-    from reclaimactors.abc import Compressor
+    from reclaimactors.abc import Compressor, Policy
     from reclaimactors.offload import Offload
     from reclaimactors.registry import PluginRef
     from reclaimactors.topology.spec import Topology
 
-__all__ = ["build", "try_plugins"]
+__all__ = ["build", "pipeline_of", "try_plugins"]
 
 
 async def build(topology: Topology) -> Machine:
@@ -37,8 +38,12 @@ async def build(topology: Topology) -> Machine:
     """
     machine = _machine(topology)
     try:
-        for spec in topology.swap:
-            await swapon(machine, topology, spec)
+        for i, spec in enumerate(topology.swap):
+            with checks.within(f"swap[{i}].backend"):
+                await swapon(machine, topology, spec)
+        if topology.policy.instance is not None:
+            with checks.within("policy"):
+                registry.use_up(topology.policy.instance)
     except BaseException:  # cancelled too: what is open is closed
         machine.close()
         await close_backends(machine.swapds.values(), topology.close_timeout)
@@ -52,25 +57,41 @@ def try_plugins(topology: Topology) -> None:
     Raises:
         PluginError: if one cannot be had, or refuses its options.
     """
-    registry.build("compressors", topology.compress.compressor)
+    _compressor(topology)
+    _policy(topology)
+    for i, spec in enumerate(topology.swap):
+        with checks.within(f"swap[{i}].backend"):
+            registry.build("backends", spec.backend)
+
+
+def _compressor(topology: Topology) -> Compressor:
+    with checks.within("compress.compressor"):
+        return registry.build("compressors", topology.compress.compressor)
+
+
+def _policy(topology: Topology) -> Policy:
     pages = nr_pages(topology.budget, topology.page_size)
-    registry.build("policies", topology.policy, pages=pages)
-    for spec in topology.swap:
-        registry.build("backends", spec.backend)
+    with checks.within("policy"):
+        return registry.build("policies", topology.policy, pages=pages)
 
 
-def _machine(topology: Topology) -> Machine:
+def pipeline_of(topology: Topology) -> Pipeline:
+    """Return how much may be in flight."""
     compress = topology.compress
-    workers = compress.nr_workers
-    compressor = registry.build("compressors", compress.compressor)
-    pipeline = Pipeline(
+    return Pipeline(
         budget=topology.budget,
         page_size=topology.page_size,
         fifo=compress.fifo,
         batch=compress.batch,
         in_flight=compress.in_flight,
-        workers=workers,
+        workers=compress.nr_workers,
     )
+
+
+def _machine(topology: Topology) -> Machine:
+    compress = topology.compress
+    compressor = _compressor(topology)
+    pipeline = pipeline_of(topology)
     offload = _offload(topology, compressor, pipeline)
     machine = Machine(
         _node(topology, compressor),
@@ -126,14 +147,13 @@ def _stays_here(ref: PluginRef) -> str | None:
 
 
 def _node(topology: Topology, compressor: Compressor) -> Node:
-    pages = nr_pages(topology.budget, topology.page_size)
     low, mid, high = topology.watermarks.resolve(topology.budget)
     zswap = topology.zswap
     return Node(
         page_size=topology.page_size,
         memcg=Memcg(topology.budget),
         marks=Watermarks(low, mid, high),
-        policy=registry.build("policies", topology.policy, pages=pages),
+        policy=_policy(topology),
         zswap=Zswap(
             topology.budget,
             enabled=zswap.enabled,

@@ -8,13 +8,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from reclaimactors.errors import TopologyError
-from reclaimactors.units import format_size, parse_size
+from reclaimactors.errors import PluginError, TopologyError
+from reclaimactors.units import parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Generator, Iterable, Sequence
 
 __all__ = [
     "bad",
@@ -27,6 +28,7 @@ __all__ = [
     "size",
     "suggest",
     "text",
+    "within",
 ]
 
 MAX_SIZE = 1 << 50  # 1PiB: what fits a column of 63-bit ints with room to multiply
@@ -42,6 +44,15 @@ def bad(key: str, value: object, allowed: str) -> TopologyError:
     return TopologyError(f"{key} is {seen[:100]}{'...' * (len(seen) > 100)}; allowed: {allowed}")
 
 
+@contextmanager
+def within(key: str) -> Generator[None]:
+    """Put the key of a plugin in front of what is wrong with that plugin."""
+    try:
+        yield
+    except (PluginError, TopologyError) as exc:
+        raise type(exc)(f"{key}: {exc}") from exc
+
+
 def is_table(value: object) -> TypeGuard[Mapping[Any, Any]]:
     """Return whether it is a table, whatever its keys."""
     return isinstance(value, Mapping)
@@ -53,21 +64,30 @@ def suggest(value: object, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def size(key: str, value: Any, *, least: int = 0) -> int:
-    """Return bytes from an int of bytes or a string with a unit."""
+def size(key: str, value: Any, allowed: str) -> int:
+    """Return bytes, at most MAX_SIZE, from an int of bytes or a string with a unit.
+
+    Args:
+        key: for the error.
+        value: what was given.
+        allowed: from where to where, in words. The lower limit is left to the caller.
+    """
     try:
         nr_bytes = parse_size(value)
     except (ValueError, OverflowError):
         nr_bytes = -1
-    if not least <= nr_bytes <= MAX_SIZE:
-        raise bad(key, value, f"{format_size(least)} to 1PiB, as bytes or a string like '64MiB'")
+    if not 0 <= nr_bytes <= MAX_SIZE:
+        how = "in bytes, or with a unit (B, KiB, MiB, GiB, TiB) as '64MiB'"
+        raise bad(key, value, f"{allowed}, {how}")
     return nr_bytes
 
 
 def mark(key: str, value: Any) -> int | str:
     """Return a size in bytes, or a percentage as the string it is: "2%"."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        raise bad(key, value, f"'{value.strip()}%' of the budget, or a size with its unit")
     if not (isinstance(value, str) and "%" in value):
-        return size(key, value)
+        return size(key, value, "0% to 100% of the budget, or a size")
     match = _PERCENT.fullmatch(value)
     if match is None or float(match[1]) > 100:
         raise bad(key, value, "0% to 100% of the budget, or a size like '4MiB'")

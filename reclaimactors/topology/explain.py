@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from reclaimactors import registry
+from reclaimactors.topology.build import pipeline_of
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
@@ -66,7 +67,13 @@ def _when_full(topology: Topology) -> str:
         "steal_oldest": "kswapd takes the oldest batch back and compresses it in the event loop",
         "wait": "kswapd waits for room",
     }[compress.on_full]
-    return f"the FIFO holds {compress.fifo} pages; when it is full, {rule}"
+    holds = pipeline_of(topology).fifo_pages
+    cut = (
+        f" (of the {compress.fifo} of `fifo`: an eighth of the budget may be in flight)"
+        if holds < compress.fifo
+        else ""
+    )
+    return f"the FIFO holds {holds} pages{cut}; when it is full, {rule}"
 
 
 def _tiers(topology: Topology) -> list[str]:
@@ -80,11 +87,12 @@ def _tiers(topology: Topology) -> list[str]:
         )
     else:
         lines.append("zswap is off: folios go to a store at once")
+    names = {id(spec): f"{spec.backend.name}{i}" for i, spec in enumerate(topology.swap)}
     for spec in _by_priority(topology):
         size = format_size(topology.swap_bytes(spec))
         within = ", within the budget" if spec.backend.name in IN_THIS_PROCESS else ""
         how = _how_it_compresses(topology, spec)
-        lines.append(f"swap {spec.backend.name}: {size}{within}, priority {spec.priority}{how}")
+        lines.append(f"swap {names[id(spec)]}: {size}{within}, priority {spec.priority}{how}")
     if not topology.swap:
         lines.append("no swap: what the pool does not take stays in memory")
     return lines

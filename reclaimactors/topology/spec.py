@@ -34,6 +34,7 @@ OFFLOADS = ("inline", "thread", "process")
 ON_FULL = ("inline", "steal_oldest", "wait")
 MIN_BUDGET_PAGES = 16
 SWAP_TO_BUDGET = 16
+PAGES = "a power of two, 512B to 1MiB"
 
 S = TypeVar("S", bound=attrs.AttrsInstance)
 
@@ -194,7 +195,10 @@ class SwapSpec:
     """A backend's name, a table with its name and options, or an object. Default "file"."""
 
     size: int | None = attrs.field(
-        default=None, converter=lambda value: None if value is None else checks.size("size", value)
+        default=None,
+        converter=lambda value: (
+            None if value is None else checks.size("size", value, "one page to 1PiB")
+        ),
     )
     """Bytes it may take, one page to 1PiB. Default 16 x the budget: the file is sparse."""
 
@@ -229,18 +233,19 @@ class Topology:
 
     budget: int = attrs.field(
         default=64 * MIB,
-        converter=lambda value: checks.size("budget", value, least=MIN_BUDGET_PAGES * 512),
+        converter=lambda value: checks.size("budget", value, f"{MIN_BUDGET_PAGES} pages to 1PiB"),
     )
     """Bytes for all that is held in this process, 16 pages to 1PiB. Default 64MiB."""
 
     page_size: int = attrs.field(
-        default=PAGE_SIZE, converter=lambda value: checks.size("page_size", value)
+        default=PAGE_SIZE, converter=lambda value: checks.size("page_size", value, PAGES)
     )
     """Bytes of a base page and of a swap slot, a power of two, 512B to 1MiB. Default 4KiB, as in
     the kernel: vmstat and the FIFO count them."""
 
     max_folio: int = attrs.field(
-        default=256 * KIB, converter=lambda value: checks.size("max_folio", value)
+        default=256 * KIB,
+        converter=lambda value: checks.size("max_folio", value, "page_size to 1GiB"),
     )
     """Bytes, page_size to 1GiB; a larger value is several folios. Default 256KiB: what lz4
     compresses in less than a millisecond."""
@@ -256,7 +261,8 @@ class Topology:
     """When reclaim starts and stops."""
 
     nodes: int = attrs.field(
-        default=1, converter=lambda value: checks.integer("nodes", value, 1, 1)
+        default=1,
+        converter=lambda value: checks.integer("nodes", value, 1, 1, "(there are no more yet)"),
     )
     """Memory nodes, each with its own kswapd: 1 in this version."""
 
@@ -282,7 +288,7 @@ class Topology:
     def __attrs_post_init__(self) -> None:
         page = self.page_size
         if page & (page - 1) or not 512 <= page <= MIB:
-            raise bad("page_size", page, "a power of two, 512B to 1MiB")
+            raise bad("page_size", page, PAGES)
         if not page <= self.max_folio <= 1024 * MIB:
             raise bad("max_folio", self.max_folio, f"page_size, {format_size(page)}, to 1GiB")
         if self.budget < MIN_BUDGET_PAGES * page:

@@ -14,6 +14,7 @@ from reclaimactors.memory import BUDGET_CALLS
 from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, ZSWAP
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD
+from reclaimactors.mm.mglru import Mglru
 from reclaimactors.testing import FaultyBackend, Gate
 
 BUDGET = 1 << 20
@@ -934,3 +935,25 @@ async def test_hits_yield_to_the_loop_once_in_a_while():
             await memory.get("a")
         task.cancel()
         assert 3 <= len(others) <= 10
+
+
+async def test_a_value_larger_than_the_budget_is_told_what_helps():
+    async with open_memory() as memory:
+        with pytest.raises(ra.OutOfMemory, match=r"never fits a budget of .*put it in parts"):
+            await memory.put("a", bytes(memory.usage().budget + 1))
+
+
+@pytest.mark.parametrize("nbytes", ["1MiB", -1, 0.5, True])
+async def test_reclaim_takes_a_number_of_bytes(nbytes):
+    async with open_memory() as memory:
+        with pytest.raises(ra.TopologyError, match=r"nbytes is .*whole number from 0"):
+            await memory.reclaim(nbytes)
+
+
+async def test_a_policy_object_serves_one_memory():
+    policy = Mglru(pages=64)
+    async with open_memory(policy=policy) as memory:
+        await memory.put("a", text())
+    with pytest.raises(ra.PluginError, match=r"^policy: .*Mglru has served a memory already"):
+        async with open_memory(policy=policy):
+            pass

@@ -16,7 +16,7 @@ from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.compressors.null import Null
 from reclaimactors.compressors.zlib import Zlib
 from reclaimactors.mm.mglru import Mglru
-from reclaimactors.registry import PluginRef, build, known
+from reclaimactors.registry import PluginRef, build, known, use_up
 
 PLUGIN = """
 class Rot:
@@ -152,7 +152,7 @@ def test_a_dotted_name_needs_no_installation(install):
 def test_nothing_is_imported_that_is_not_named():
     code = """
         import sys
-        from reclaimactors.registry import PluginRef, build, known
+        from reclaimactors.registry import PluginRef, build, known, use_up
         known("compressors"), known("backends"), known("policies")
         build("compressors", PluginRef("zlib"))
         print([name for name in ("lz4", "reclaimactors.mm.mglru", "reclaimactors.backends.file",
@@ -224,11 +224,14 @@ def test_a_plugin_that_does_not_import_says_why(install):
 @pytest.mark.parametrize(
     ("ref", "says"),
     [
-        (PluginRef("zlib", {"lvl": 3}), ["'zlib'", "lvl=3", "it takes: level"]),
+        (
+            PluginRef("zlib", {"lvl": 3}),
+            ["'zlib'", "option 'lvl' (did you mean 'level'?); it takes: level"],
+        ),
         (PluginRef("zlib", {"level": 99}), ["'zlib'", "level=99", "0 to 9"]),
         (PluginRef("lz4", {"acceleration": "x"}), ["'lz4'", "acceleration='x'"]),
         (PluginRef("rot_plugin:refuses", {"by": 1}), ["by=1", "no such rotation"]),
-        (PluginRef("null", {"a": 1}), ["'null'", "a=1", "it takes"]),
+        (PluginRef("null", {"a": 1}), ["'null'", "no option 'a'; it takes: none"]),
         (PluginRef("sys:exit"), ["'sys:exit' refused its options"]),
     ],
 )
@@ -240,9 +243,19 @@ def test_refused_options_are_named(install, ref, says):
         assert part in str(caught.value)
 
 
-def test_a_policy_that_ignores_pages_is_told_so():
-    with pytest.raises(PluginError, match=r"refused its options \(pages=64\)"):
+def test_a_policy_gets_pages_only_if_it_takes_them():
+    assert isinstance(build("policies", PluginRef("mglru"), pages=64), Mglru)
+    with pytest.raises(PluginError, match="lacks insert, access"):  # it was made without
         build("policies", PluginRef("builtins:object"), pages=64)
+
+
+def test_a_policy_object_serves_one_memory_ever():
+    policy, slotted = SimpleNamespace(), Mglru(pages=64)
+    for one in (policy, slotted):
+        use_up(one)
+        with pytest.raises(PluginError, match="has served a memory already"):
+            use_up(one)
+    use_up(SimpleNamespace())
 
 
 class HalfBackend(Backend):

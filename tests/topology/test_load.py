@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from reclaimactors import TopologyError
+from reclaimactors import PluginError, TopologyError, open_memory
 from reclaimactors.registry import PluginRef
 from reclaimactors.topology import (
     CompressSpec,
@@ -19,6 +19,7 @@ from reclaimactors.topology import (
     explain,
     resolve,
 )
+from reclaimactors.topology.build import try_plugins
 from reclaimactors.units import MIB
 
 
@@ -321,3 +322,64 @@ def test_explain_says_what_is_missing():
     text = "\n".join(explain(resolve({"zswap": {"enabled": False}})))
     assert "zswap is off" in text
     assert "no swap" in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"compress": {"compressor": "lz5"}}, "compress.compressor: no compressor plugin 'lz5'"),
+        ({"policy": "lru"}, "policy: no policy plugin 'lru'"),
+        (
+            {"swap": [{}, {"backend": {"name": "file", "pth": "/"}}]},
+            "swap[1].backend: backend plugin 'file' has no option 'pth' (did you mean 'path'?)",
+        ),
+        (
+            {"swap": [{"backend": {"name": "zram", "mem_limit": "1XB"}}]},
+            "swap[0].backend: ",
+        ),
+    ],
+)
+async def test_what_is_wrong_with_a_plugin_begins_with_its_key(keys, says):
+    topology = resolve(keys)
+    with pytest.raises((PluginError, TopologyError)) as caught:
+        try_plugins(topology)
+    assert str(caught.value).startswith(says)
+    with pytest.raises(type(caught.value)) as opened:
+        async with open_memory(topology):
+            pass
+    assert str(opened.value) == str(caught.value)
+
+
+async def test_check_says_the_depth_of_the_fifo_that_is_used():
+    for budget in ("256KiB", "1MiB", "4MiB", "64MiB"):
+        topology = resolve("kcompressd", budget=budget, swap=[])
+        (line,) = [line for line in explain(topology) if "the FIFO holds" in line]
+        async with open_memory(topology) as memory:
+            depth = memory._machine.fifo.limit
+        assert f"the FIFO holds {depth} pages" in line
+        assert ("of the 256 of `fifo`" in line) == (depth < 256)
+        assert depth >= min(256, pages_of(topology) // 16)  # half of what may be in flight
+
+
+def pages_of(topology: Topology) -> int:
+    return topology.budget // topology.page_size
+
+
+def test_two_stores_of_one_kind_are_told_apart():
+    text = "\n".join(explain(resolve({"swap": [{"priority": 1}, {"priority": 2}]})))
+    assert text.index("swap file1: ") < text.index("swap file0: ")
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"budget": "5KiB"}, "16 pages, 64KiB, to 1PiB"),
+        ({"budget": "64M"}, "16 pages to 1PiB, in bytes, or with a unit (B, KiB, MiB, GiB, TiB)"),
+        ({"nodes": 2}, "no more yet"),
+        ({"watermarks": {"min": "10"}}, "watermarks.min is '10'; allowed: '10%' of the budget"),
+    ],
+)
+def test_what_is_allowed_is_said_at_once(keys, says):
+    with pytest.raises(TopologyError) as caught:
+        resolve(keys)
+    assert says in str(caught.value)
