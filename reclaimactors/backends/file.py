@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -93,8 +94,8 @@ class FileBackend(Backend):
         if not items:
             return
         self._strays = [stray for stray in self._strays if stray.busy.locked()]
-        write = _Write(file, items, self._page_size, self._strays)
-        runs = _runs(write.slots())
+        runs = _runs(slot for slot, _ in items)
+        write = _Write(file, runs, [data for _, data in items], self._page_size, self._strays)
         self._forget(runs)
         try:
             await to_thread.run_sync(write.run, abandon_on_cancel=True, limiter=self._writers)
@@ -208,22 +209,26 @@ class _Write:
     def __init__(
         self,
         file: SwapFile,
-        items: list[tuple[int, bytes]],
+        runs: list[range],
+        data: list[bytes],
         page_size: int,
         strays: list[_Write],
     ) -> None:
-        if items[0][0] < 0 or not all(0 < len(data) <= page_size for _, data in items):
+        lengths = list(map(len, data))
+        if runs[0].start < 0 or min(lengths) < 1 or max(lengths) > page_size:
             msg = f"an item is 1 to {page_size} bytes on a slot of at least 0"
             raise BackendError(errno.EINVAL, msg)
         self.busy = threading.Lock()
         self.cancelled = False
         self._file = file
-        self._items = items
+        self._runs = runs
+        self._data = data
         self._page_size = page_size
-        self._after = [stray for stray in strays if not set(stray.slots()).isdisjoint(self.slots())]
+        slots = set(self.slots()) if strays else set[int]()
+        self._after = [stray for stray in strays if not slots.isdisjoint(stray.slots())]
 
     def slots(self) -> Iterator[int]:
-        return (slot for slot, _ in self._items)
+        return chain.from_iterable(self._runs)
 
     def run(self) -> None:
         # Order matters: `busy` is taken before `cancelled` is read, and the loop sets `cancelled`
@@ -232,20 +237,22 @@ class _Write:
             for stray in self._after:
                 stray.busy.acquire()
                 stray.busy.release()
-            zeros = memoryview(bytes(self._page_size))
-            cluster: list[bytes | memoryview] = []
-            start = end = self._items[0][0]
-            for slot, data in self._items:
-                if slot != end or slot - start == _CLUSTER:
-                    self._flush(fd, cluster, start)
-                    cluster, start = [], slot
-                cluster.append(data)
-                if len(data) < self._page_size:
-                    cluster.append(zeros[len(data) :])
-                end = slot + 1
-            self._flush(fd, cluster, start)
+            at = 0
+            for run in self._runs:
+                for start in range(run.start, run.stop, _CLUSTER):
+                    stop = min(start + _CLUSTER, run.stop)
+                    self._flush(fd, self._pages(at, at + stop - start), start)
+                    at += stop - start
 
-    def _flush(self, fd: int, buffers: list[bytes | memoryview], slot: int) -> None:
+    def _pages(self, start: int, stop: int) -> Sequence[bytes | memoryview]:
+        """Return the bytes of whole pages. While this thread runs Python, the loop cannot."""
+        data, page = self._data[start:stop], self._page_size
+        if min(map(len, data)) == page:
+            return data
+        zeros = memoryview(bytes(page))
+        return [part for item in data for part in (item, zeros[len(item) :])]
+
+    def _flush(self, fd: int, buffers: Sequence[bytes | memoryview], slot: int) -> None:
         if self.cancelled:
             return
         offset, size = slot * self._page_size, sum(map(len, buffers))
