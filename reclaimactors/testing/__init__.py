@@ -1,7 +1,7 @@
 """For those who write plugins: conformance suites to subclass, faults, gates, a virtual clock.
 
-Public, and never imported by the package itself. The suites want pytest with pytest-asyncio, and
-hypothesis for what they try at random; the rest needs neither.
+Public, and never imported by the package itself. The suites want pytest, with pytest-asyncio for
+`BackendTests`, and hypothesis for what they try at random; the rest needs neither.
 """
 
 from reclaimactors.testing.backend import BackendTests

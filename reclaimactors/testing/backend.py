@@ -4,15 +4,17 @@
         def make_backend(self):
             return MyStore(folder="...")
 
-Each test is one sentence of the contract. They need a runner of asynchronous tests, such as
-pytest-asyncio in its auto mode. Not covered: that a call does not block the loop, and what happens
-when the medium fails, which only the store's own tests can bring about.
+Each test is one sentence of the contract. They need pytest-asyncio, in either of its modes, or
+another runner of asynchronous tests. Not covered: that a call does not block the loop, and what
+happens when the medium fails, which only the store's own tests can bring about.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import random
+import sys
 from typing import TYPE_CHECKING
 from unittest import TestCase
 
@@ -262,6 +264,18 @@ class BackendTests:
         async with self.opened() as third:
             with _raises(BackendError):
                 await third.load_many([1])
+
+
+def _mark_asynchronous(suite: type) -> None:
+    """Mark the tests for pytest-asyncio, whose strict mode runs no others, if pytest is here."""
+    pytest = sys.modules.get("pytest")  # the kit imports without the test tools
+    if pytest is not None:
+        for name, test in vars(suite).items():
+            if name.startswith("test_") and inspect.iscoroutinefunction(test):
+                pytest.mark.asyncio(test)
+
+
+_mark_asynchronous(BackendTests)
 
 
 async def _cancelled_store(

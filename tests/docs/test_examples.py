@@ -18,6 +18,7 @@ SAYS = {
     "asgi_sessions.py": "sessions of",
     "custom_backend.py": "bytes are in SQLite",
     "custom_compressor.py": "with the dictionary",
+    "custom_policy.py": "PlainLru: ",
     "quickstart.py": "1200 values",
 }
 
@@ -42,9 +43,14 @@ def test_example_runs(script: Path):
     assert SAYS[script.name] in ended.stdout
 
 
-@pytest.mark.parametrize("name", ["custom_backend", "custom_compressor"])
-def test_example_plugin_passes_its_conformance_suite(name: str):
-    ended = python("-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / f"{name}.py")
+@pytest.mark.parametrize("name", ["custom_backend", "custom_compressor", "custom_policy"])
+def test_example_plugin_passes_its_conformance_suite(name: str, tmp_path: Path):
+    """As a plugin writer runs it: with none of this project's settings, so in strict mode."""
+    settings = tmp_path / "pytest.ini"
+    settings.write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
+    ended = python(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", settings, EXAMPLES / f"{name}.py"
+    )  # fmt: skip
     assert ended.returncode == 0, ended.stdout
     assert " passed" in ended.stdout
 
