@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -130,7 +131,8 @@ reclaimactors check my-topology.toml  [dim]# what would it build?[/dim]
 
 _COLUMNS_HELP = """[b]Columns[/b]
 
-[b]pgsteal_anon/s[/b]: pages whose bytes left memory, a second.
+[b]pgsteal_anon/s[/b]: pages that reclaim stole, a second: their bytes left memory, compressed or to
+a store.
 
 [b]allocstall[/b]: puts that had to reclaim for themselves.
 
@@ -142,7 +144,11 @@ _COLUMNS_HELP = """[b]Columns[/b]
 
 [b]efficiency[/b]: pgsteal_anon/s over the bare compressor in a loop on the same pages.
 
-[b]ratio[/b]: what that compressor makes of the input."""
+[b]ratio[/b]: the input's size over what that compressor makes of it.
+
+The sentences below the table hold topologies against each other, first how many pages they stole; a
+difference counts where each round of one beats the same round of the other. [b](unfinished)[/b]:
+no round of it came to its end."""
 
 
 @app.callback(help=_one_line(_STORY), epilog=_EXAMPLES)
@@ -292,11 +298,13 @@ def _resolve(names: Sequence[str], budget: str | None) -> dict[str, Topology]:
     """Return topologies by the names that results give them; one may be compared with itself."""
     overrides = {} if budget is None else {"budget": budget}
     named: dict[str, Topology] = {}
-    for i, name in enumerate(names):
-        again = names[:i].count(name)
-        topology = resolve(name, **overrides)
+    met: Counter[str] = Counter()
+    for asked in names:
+        topology = resolve(asked, **overrides)
         _fits(topology)
-        named[f"{name} #{again + 1}" if again else name] = topology
+        name = topology.name
+        met[name] += 1
+        named[f"{name} #{met[name]}" if met[name] > 1 else name] = topology
     return named
 
 
@@ -317,7 +325,10 @@ def _measure(comparison: Comparison, *, as_json: bool) -> None:
             anyio.run(_until_interrupted, comparison.run)
     except (KeyboardInterrupt, RunFailed) as exc:
         ended = exc
-    _print(_as_json(comparison) if as_json else _as_table(comparison))
+    if as_json:
+        _print(_as_json(comparison, interrupted=isinstance(ended, KeyboardInterrupt)))
+    else:
+        _print(_as_table(comparison))
     if ended:
         raise ended
 
@@ -364,9 +375,12 @@ def _progress() -> Generator[Callable[[int, int, str], None]]:
         yield on_round
 
 
-def _as_json(comparison: Comparison) -> str:
+def _as_json(comparison: Comparison, *, interrupted: bool) -> str:
     results = [attrs.asdict(result) for result in comparison.results()]
-    return json.dumps({"machine": machine(), "results": results}, indent=2)
+    printed: dict[str, object] = {"machine": machine(), "results": results}
+    if interrupted:
+        printed |= {"interrupted": True, "unfinished": comparison.unfinished()}
+    return json.dumps(printed, indent=2)
 
 
 def _or_dash(value: float) -> str:
@@ -394,24 +408,35 @@ def _heading(comparison: Comparison) -> str:
     """Return in one line what was run on what."""
     load, nr = comparison.load, max(map(len, comparison.rounds.values()), default=0)
     budgets = {format_size(topology.budget) for topology in comparison.topologies.values()}
+    verified = f"{comparison.verified:,} values verified"
+    if not comparison.verified:
+        verified = "it ended before the values were verified"
     return (
         f"{load.workload} on {len(load.input):,} pages of input"
         f" ({load.input.same_filled_share():.1%} same-filled),"
         f" {load.budgets:g} x the budget of {' or '.join(sorted(budgets))},"
         f" {nr} round{'s' * (nr > 1)},"
-        f" {usable_cpus()} CPUs; {comparison.verified:,} values verified"
+        f" {usable_cpus()} CPUs; {verified}"
     )
 
 
+_FOOTER = "What the columns and words mean: reclaimactors compare --help"
+
+
 def _as_table(comparison: Comparison) -> str:
-    """Return the results as a table and the closing sentence."""
+    """Return the results as a table and the closing sentences."""
+    unfinished = comparison.unfinished()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("topology", overflow="fold", min_width=18)
     for heading, _ in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
     for result in comparison.results():
-        table.add_row(result.topology, *(cell(result) for _, cell in _COLUMNS))
+        name = result.topology
+        marked = f"{name}\n(unfinished)" if name in unfinished else name
+        table.add_row(marked, *(cell(result) for _, cell in _COLUMNS))
     console = Console(file=io.StringIO(), width=max(100, Console().width), highlight=False)
     with console.capture() as captured:
-        console.print(_heading(comparison), table, comparison.sentence(), sep="\n", markup=False)
+        console.print(
+            _heading(comparison), table, comparison.sentence(), _FOOTER, sep="\n", markup=False
+        )
     return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())

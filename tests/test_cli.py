@@ -149,6 +149,7 @@ def test_run_prints_a_table_of_100_columns(values):
     assert max(map(len, ended.stdout.splitlines())) <= 100
     for word in ("pgsteal_anon", "allocstall", "refaults", "kcompressd", "values verified"):
         assert word in ended.stdout
+    assert "reclaimactors compare --help" in ended.stdout
 
 
 def test_json_is_one_object_that_describes_machine_and_results(values):
@@ -183,6 +184,28 @@ def test_ctrl_c_in_the_middle_prints_what_was_measured(values):
     assert "pgsteal_anon" in stdout
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
+
+
+def test_ctrl_c_before_a_round_has_ended_says_so(values):
+    for more in ([], ["--json"]):
+        with Started("run", "padata", "--input", values, *more, "--seconds", "20") as started:
+            started.wait_for("padata, round")
+            started.process.send_signal(signal.SIGINT)
+            stdout, _ = started.rest()
+        if more:
+            assert json.loads(stdout)["interrupted"] is True
+            assert json.loads(stdout)["unfinished"] == ["padata"]
+        else:
+            assert "ended before the values were verified" in stdout
+            assert "values verified" not in stdout
+
+
+def test_results_have_the_name_of_the_topology_and_not_of_its_file(values, tmp_path):
+    path = tmp_path / "file.toml"
+    path.write_text('name = "mine"')
+    ended = run("compare", path, "kswapd_only_inline", path, "--input", values, "--json", *SHORT)
+    names = [result["topology"] for result in json.loads(ended.stdout)["results"]]
+    assert names == ["mine", "kswapd_only_inline", "mine #2"]
 
 
 def test_a_reader_that_goes_away_is_no_traceback(values):

@@ -1,4 +1,4 @@
-"""Topologies compared: interleaved rounds of the same load, and what differed in one sentence.
+"""Topologies compared: interleaved rounds of the same load, and what differed in a few sentences.
 
 Rounds go A B C A B C, so that what the machine does meanwhile meets all of them. A difference
 counts where every round of one beats the same round of the other; else it is within the spread.
@@ -85,20 +85,39 @@ class Comparison:
             if any(measured.seconds for measured in rounds)
         ]
 
+    def unfinished(self) -> list[str]:
+        """Return the topologies of which no round came to its end: interrupted, or failed."""
+        return [
+            name
+            for name, rounds in self.rounds.items()
+            if not any(measured.finished for measured in rounds)
+        ]
+
     def sentence(self) -> str:
-        """Return what differed and by how much, whichever won."""
-        results = self.results()
-        if len(results) < 2:
-            return _alone(*results)
-        best = max(results, key=lambda result: result.pgsteal_anon_per_s)
-        if not best.pgsteal_anon_per_s:
+        """Return what differed and by how much, whichever won: a line for each pair held together.
+
+        Each is held against the first, and the third against the second too (of the default ones:
+        padata against kcompressd). What was not finished is compared with nothing.
+        """
+        results, unfinished = self.results(), self.unfinished()
+        finished = [result for result in results if result.topology not in unfinished]
+        if len(finished) < 2:
+            return _alone(*(finished or results)[:1])
+        if not any(result.pgsteal_anon_per_s for result in finished):
             return "Nothing was reclaimed: give them a smaller --budget or more --seconds."
-        # The first is what the others are held against; if it won itself, the runner-up is.
-        others = [result for result in results if result is not best]
-        other = max(others, key=lambda result: result.pgsteal_anon_per_s)
-        if best is not results[0]:
-            other = results[0]
-        return f"{self._headline(best, other)} {_asides(best, other)}"
+        first, *others = finished
+        pairs = [(other, first) for other in others]
+        if len(others) > 1:
+            pairs.insert(2, (others[1], others[0]))
+        return "\n".join(self._compared(*pair) for pair in pairs)
+
+    def _compared(self, one: Result, against: Result) -> str:
+        """Return one line on two of them; what callers felt need not favour who stole more."""
+        best, other = sorted(
+            (one, against), key=lambda result: result.pgsteal_anon_per_s, reverse=True
+        )
+        headline = self._headline(best, other)
+        return f"{one.topology} against {against.topology}: {headline} {_asides(one, against)}"
 
     def _headline(self, best: Result, other: Result) -> str:
         """Return by how much the best stole more than another, and if rounds agree on it."""
@@ -110,6 +129,8 @@ class Comparison:
             if theirs.pgsteal_anon_per_s and mine.seconds
         ]
         rates = f"{best.pgsteal_anon_per_s:,.0f} against {other.pgsteal_anon_per_s:,.0f} pages/s"
+        if not best.pgsteal_anon_per_s:
+            return "neither reclaimed anything."
         if not ratios:
             return f"{best.topology} stole {rates} of {other.topology}, which reclaimed nothing."
         spread = f"{min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds"
@@ -146,15 +167,15 @@ def _alone(result: Result | None = None) -> str:
     return f"{rate}, {result.efficiency:.2f} x what its compressor alone does ({bare})."
 
 
-def _asides(best: Result, other: Result) -> str:
-    """Return what callers felt under the two, which need not favour the one that stole more."""
+def _asides(one: Result, against: Result) -> str:
+    """Return what callers felt under the two."""
     pairs = (
-        ("stall p99", best.stall_ms.p99, other.stall_ms.p99, " ms"),
-        ("loop lag p99", best.loop_lag_ms.p99, other.loop_lag_ms.p99, " ms"),
-        ("allocstall", best.allocstall, other.allocstall, ""),
+        ("stall p99", one.stall_ms.p99, against.stall_ms.p99, " ms"),
+        ("loop lag p99", one.loop_lag_ms.p99, against.loop_lag_ms.p99, " ms"),
+        ("allocstall", one.allocstall, against.allocstall, ""),
     )
-    felt = "; ".join(
+    felt = ", ".join(
         f"{name} {mine:,.4g}{unit} against {theirs:,.4g}{unit}"
         for name, mine, theirs, unit in pairs
     )
-    return f"In the same order: {felt}."
+    return f"{felt[0].upper()}{felt[1:]}."

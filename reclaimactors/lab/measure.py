@@ -98,6 +98,7 @@ class Measurement:
     bare_bytes: int = 0
     bare_s: float = 0.0
     all_in_ram: bool = False  #: what was swapped is blobs in this process
+    finished: bool = False  #: it came to its end, verified; merged: one of them did
 
     @contextlib.contextmanager
     def measuring(self, vmstat: Mapping[str, int]) -> Generator[None]:
@@ -134,6 +135,7 @@ class Measurement:
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.all_in_ram = other.all_in_ram
+        self.finished |= other.finished
         self.vmstat.update(other.vmstat)
         self.vmstat.update({name: other.vmstat[name] - self.vmstat[name] for name in _GAUGES})
         self.stalls.merge(other.stalls)

@@ -187,6 +187,7 @@ async def measure_round(
             raise cause from exc
         raise RunFailed(_why(cause, load)) from exc
     _measure_bare(topology, load.input, measured)
+    measured.finished = True
 
 
 async def _drive(memory: Memory, load: Load, seconds: float, measured: Measurement) -> None:

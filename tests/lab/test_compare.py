@@ -90,7 +90,7 @@ async def test_what_cannot_be_opened_is_no_failed_run(opened, source):
 
 
 def rounds(*stolen: int) -> list[Measurement]:
-    made = [Measurement(seconds=1.0) for _ in stolen]
+    made = [Measurement(seconds=1.0, finished=True) for _ in stolen]
     for measured, nr in zip(made, stolen, strict=True):
         measured.vmstat.update(pgsteal_anon=nr)
     return made
@@ -114,7 +114,37 @@ def test_the_sentence_says_who_won_and_if_rounds_agree(source, a, b, says):
     assert says in comparison.sentence()
 
 
-def test_the_first_is_what_the_best_is_held_against(source):
+def test_each_is_held_against_the_first_and_the_third_against_the_second(source):
     comparison = Comparison({}, Load(source), 1.0)
-    comparison.rounds.update(a=rounds(1, 1), b=rounds(2, 2), c=rounds(3, 3))
-    assert comparison.sentence().startswith("c stole 3.00 x what a did")
+    comparison.rounds.update(a=rounds(1, 1), b=rounds(2, 2), c=rounds(3, 3), d=rounds(1, 2))
+    lines = comparison.sentence().splitlines()
+    assert [line.partition(". ")[0].partition(" (")[0] for line in lines] == [
+        "b against a: b stole 2.00 x what a did",
+        "c against a: c stole 3.00 x what a did",
+        "c against b: c stole 1.50 x what b did",
+        "d against a: d and a do not differ by more than their rounds do",
+    ]
+
+
+def test_what_callers_felt_is_said_in_the_order_of_the_names(source):
+    comparison = Comparison({}, Load(source), 1.0)
+    comparison.rounds.update(a=rounds(2), b=rounds(1))
+    comparison.rounds["a"][0].vmstat.update(allocstall_normal=7)
+    assert comparison.sentence().startswith("b against a: a stole 2.00 x")
+    assert comparison.sentence().endswith("allocstall 0 against 7.")
+
+
+def test_what_was_not_finished_is_compared_with_nothing(source):
+    comparison = Comparison({}, Load(source), 1.0)
+    comparison.rounds.update(a=rounds(1, 1), b=rounds(5, 5), c=[Measurement(seconds=0.1)])
+    assert comparison.unfinished() == ["c"]
+    assert [result.topology for result in comparison.results()] == ["a", "b", "c"]
+    assert comparison.sentence().startswith("b against a: b stole 5.00 x")
+    assert "c" not in comparison.sentence().split()
+
+
+async def test_a_round_that_came_to_its_end_is_finished(opened, source):
+    comparison = Comparison({"a": fake(), "liar": fake(corrupt=3)}, Load(source), 0.1)
+    with pytest.raises(RunFailed):
+        await comparison.run()
+    assert comparison.unfinished() == ["liar"]
