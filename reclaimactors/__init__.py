@@ -2,6 +2,7 @@
 
 from reclaimactors.abc import Backend, BatchCompressor, Buffer, Compressor, Policy, Verdict
 from reclaimactors.advice import Advice
+from reclaimactors.backends.zram import ZramBackend
 from reclaimactors.errors import (
     BackendError,
     BackendFull,
@@ -13,8 +14,9 @@ from reclaimactors.errors import (
     TopologyError,
 )
 from reclaimactors.memory import Memory, SwapInfo, Usage
+from reclaimactors.mm.psi import Pressure, PressureLine
 from reclaimactors.opening import open_memory
-from reclaimactors.topology import Topology
+from reclaimactors.topology import SwapSpec, Topology
 
 __version__ = "0.1.0"
 
@@ -31,12 +33,16 @@ __all__ = [
     "OutOfMemory",
     "PluginError",
     "Policy",
+    "Pressure",
+    "PressureLine",
     "ProtocolViolation",
     "ReclaimError",
     "SwapInfo",
+    "SwapSpec",
     "Topology",
     "TopologyError",
     "Usage",
     "Verdict",
+    "ZramBackend",
     "open_memory",
 ]

@@ -52,6 +52,7 @@ def test_python_block_runs(nr: int, tmp_path: Path):
     ended = run(sys.executable, "-W", "error", str(script))
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
+    assert not re.search(r"^0 ", ended.stdout, re.MULTILINE), "it shows that nothing happened"
 
 
 @pytest.mark.parametrize("nr", range(len(blocks("toml"))))
