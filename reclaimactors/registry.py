@@ -16,7 +16,6 @@ import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.metadata import entry_points
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
 
@@ -211,6 +210,8 @@ def _has(plugin: object, name: str) -> bool:
 
 
 def _entry_points(kind: str) -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - slow, and not for what is built in
+
     try:
         found = entry_points(group=f"reclaimactors.{kind}")
     except Exception as exc:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -66,8 +68,8 @@ def test_a_package_shows_just_what_it_lists(name: str):
     module = importlib.import_module(name)
     shown = {
         shown_name
-        for shown_name, value in vars(module).items()
-        if not shown_name.startswith("_") and not inspect.ismodule(value)
+        for shown_name in dir(module)
+        if not shown_name.startswith("_") and not inspect.ismodule(getattr(module, shown_name))
     }
     assert shown == set(module.__all__)
 
@@ -95,3 +97,18 @@ def test_package_says_that_it_is_typed():
     from importlib.resources import files
 
     assert files("reclaimactors").joinpath("py.typed").is_file()
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'reclaimactors' has no attribute 'open_memroy'"):
+        reclaimactors.open_memroy  # noqa: B018
+
+
+def test_a_worker_process_imports_little():
+    """It is started at the first pressure: until it is up, the program's own process compresses."""
+    program = "import sys, reclaimactors.offload.worker; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    imported = set(ended.stdout.decode().split())
+    assert imported.isdisjoint(
+        {"anyio", "asyncio", "structlog", "importlib.metadata", "reclaimactors.memory"}
+    )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from reclaimactors.offload import WorkerDied
 from reclaimactors.offload.breath import Breath
+from reclaimactors.offload.process import WorkerDied
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine

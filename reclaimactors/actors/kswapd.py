@@ -18,8 +18,8 @@ from reclaimactors.log import log
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.page_io import Gate
 from reclaimactors.mm.vmscan import Step
-from reclaimactors.offload import WorkerDied
 from reclaimactors.offload.breath import Breath
+from reclaimactors.offload.process import WorkerDied
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine

@@ -3,26 +3,18 @@
 An `Offload` takes the bytes of a batch and gives the rows of `reclaimactors.mm.page_io.Squeezed`;
 it knows nothing of folios, budgets or actors. Blobs that stay are allocated in the event loop's
 thread, so that they share one malloc arena with everything else that the program holds.
+
+Nothing is imported here: a worker process loads this package on its way to `worker`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from reclaimactors.offload.inline import InlineOffload
-from reclaimactors.offload.process import ProcessOffload, WorkerDied
-from reclaimactors.offload.thread import ThreadOffload
-
 if TYPE_CHECKING:
     from reclaimactors.mm.page_io import Squeezed
 
-__all__ = [
-    "InlineOffload",
-    "Offload",
-    "ProcessOffload",
-    "ThreadOffload",
-    "WorkerDied",
-]
+__all__ = ["Offload"]
 
 
 class Offload(Protocol):

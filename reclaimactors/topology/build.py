@@ -15,7 +15,9 @@ from reclaimactors.mm.node import Node
 from reclaimactors.mm.swap import SwapDevices
 from reclaimactors.mm.watermark import Watermarks
 from reclaimactors.mm.zswap import Zswap
-from reclaimactors.offload import InlineOffload, ProcessOffload, ThreadOffload
+from reclaimactors.offload.inline import InlineOffload
+from reclaimactors.offload.process import ProcessOffload
+from reclaimactors.offload.thread import ThreadOffload
 from reclaimactors.topology import checks
 from reclaimactors.topology.swapon import close_backends, swapon
 from reclaimactors.units import nr_pages

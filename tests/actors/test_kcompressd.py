@@ -8,7 +8,7 @@ from reclaimactors.actors.base import supervise
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import Reclaimer
-from reclaimactors.offload import WorkerDied
+from reclaimactors.offload.process import WorkerDied
 from reclaimactors.testing import GatedCompressor, ThreadGate
 
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])

@@ -9,7 +9,7 @@ from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
 from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
 from reclaimactors.mm.vmscan import DEF_PRIORITY, MAX_RECLAIM_RETRIES, Step
-from reclaimactors.offload import WorkerDied
+from reclaimactors.offload.process import WorkerDied
 
 
 def isolate(machine):

@@ -12,7 +12,7 @@ from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.folio import ZSWAP
 from reclaimactors.mm.page_io import Gate
 from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
-from reclaimactors.offload import WorkerDied
+from reclaimactors.offload.process import WorkerDied
 from reclaimactors.testing import Gate as StoreGate
 from reclaimactors.testing import GatedCompressor, ThreadGate
 

@@ -20,8 +20,9 @@ import pytest
 import reclaimactors as ra
 from reclaimactors import registry
 from reclaimactors.mm.page_io import BLOB, POOR, SAME_FILLED, squeeze
-from reclaimactors.offload import ProcessOffload, WorkerDied, process
+from reclaimactors.offload import process
 from reclaimactors.offload.breath import Breath
+from reclaimactors.offload.process import ProcessOffload, WorkerDied
 from reclaimactors.offload.worker import PIECE
 from reclaimactors.registry import PluginRef
 

@@ -195,7 +195,7 @@ def test_what_a_bad_name_says(install, kind, name, says):
 
 
 def test_a_plugin_of_ours_that_is_not_installed_says_how_to_have_it(monkeypatch):
-    monkeypatch.setattr("reclaimactors.registry.entry_points", lambda group: ())
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
     with pytest.raises(PluginError, match=r"lz4, null, zlib; .*pip install reclaimactors-zstd$"):
         build("compressors", PluginRef("zstd"))
     with pytest.raises(PluginError, match=r"\(did you mean 'zstd'\?\); .*reclaimactors-zstd$"):
