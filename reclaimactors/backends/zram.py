@@ -102,8 +102,10 @@ class ZramBackend(Backend):
     async def aclose(self) -> None:
         """End a pass that is under way, close the backing store, and drop every slot."""
         self.closed = True
-        async with self._one_pass:
-            self.table = SlotTable()
+        try:
+            async with self._one_pass:
+                self.table = SlotTable()
+        finally:  # a pass that hangs in the backing store does not keep that from being closed
             if self.backing is not None:
                 await self.backing.aclose()
 

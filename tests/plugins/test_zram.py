@@ -478,6 +478,26 @@ async def test_a_backing_store_that_hangs_is_given_up_and_its_blocks_never_used(
     assert await zram.load_many(range(40)) == [mixed(slot) for slot in range(40)]
 
 
+async def test_a_close_that_is_given_up_while_a_pass_hangs_lets_go_of_the_backing_store(opened):
+    gate = Gate()
+    inner = Elsewhere()
+    zram = await opened(backing=FaultyBackend(inner, store_gate=gate))
+    backing = zram.backing.backend
+    await zram.store_many([(0, mixed(0))])
+    zram.mark_idle()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(zram.writeback)
+        await gate.entered.wait()
+        with anyio.move_on_after(0.01) as scope:
+            await zram.aclose()
+        assert scope.cancelled_caught
+        backing.store_gate = None
+        again = await opened(backing=backing)  # nobody has it any more
+        await again.aclose()
+        gate.open()
+        tasks.cancel_scope.cancel()
+
+
 async def test_recompress_and_writeback_exclude_each_other(opened):
     gate = Gate()
     backing = FaultyBackend(Elsewhere(), store_gate=gate)
