@@ -8,8 +8,14 @@ __all__ = ["Advice"]
 
 
 class Advice(enum.Enum):
-    """What is coming for a value."""
+    """What is coming for a value.
 
-    COLD = "cold"  #: reclaim it before others
-    PAGEOUT = "pageout"  #: reclaim it now
-    WILLNEED = "willneed"  #: it will be read soon
+    Attributes:
+        COLD: it is not needed soon: reclaim it before others, once memory is short.
+        PAGEOUT: it is not needed soon: have kswapd reclaim it now, short or not.
+        WILLNEED: it will be read soon: bring it back, as `Memory.get` would, without waiting.
+    """
+
+    COLD = "cold"
+    PAGEOUT = "pageout"
+    WILLNEED = "willneed"

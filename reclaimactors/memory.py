@@ -19,6 +19,7 @@ import attrs
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.admission import Admission, Stalled
+from reclaimactors.actors.base import closed
 from reclaimactors.actors.proactive import Proactive
 from reclaimactors.advice import Advice
 from reclaimactors.errors import TopologyError
@@ -53,29 +54,50 @@ _BYTES_PER_CALL = BUDGET_BYTES // BUDGET_CALLS
 class Usage:
     """Where the budget is, in bytes: ``budget == resident + compressed + overhead + free``.
 
-    And one that is no size: how long the oldest page in the FIFO has waited by now.
+    Attributes:
+        budget: what the memory was opened with.
+        resident: source bytes, those in flight and those reserved by waiting puts included.
+        in_flight: the part of `resident` that is on its way out: queued, or being compressed or
+            written. It stays readable.
+        compressed: blobs in the pool, and what stores in this process hold (memory, zram).
+        overhead: a measured constant for each live key and folio, swapped ones too.
+        free: what is left; the watermarks look at it.
+        swapped: bytes on swap devices, outside the budget.
+        staging: fixed buffers shared with worker processes, outside the budget.
+        oldest_queued_s: how many seconds the oldest page in the FIFO has waited by now; 0.0 where
+            nothing waits.
     """
 
     budget: int
-    resident: int  #: source bytes, reservations included
-    in_flight: int  #: the part of `resident` on its way out
-    compressed: int  #: blobs in the pool, and what in-process stores hold
-    overhead: int  #: a constant per live key and folio
+    resident: int
+    in_flight: int
+    compressed: int
+    overhead: int
     free: int
-    swapped: int  #: on swap devices, outside the budget
-    staging: int  #: fixed shared buffers of workers, outside the budget
-    oldest_queued_s: float = 0.0  #: seconds; 0.0 where nothing waits
+    swapped: int
+    staging: int
+    oldest_queued_s: float = 0.0
 
 
 @attrs.frozen
 class SwapInfo:
-    """One backing store, as a line of /proc/swaps."""
+    """One backing store, as a line of /proc/swaps.
 
-    name: str  #: its backend's name and a number; no two stores have the same
-    size: int | None  #: bytes of its slots, None where nothing bounds it
-    used: int  #: bytes of slots in use
+    Attributes:
+        name: its backend's name and a number, as ``file0``: what `swapoff` takes.
+        size: bytes of its slots; None where nothing bounds it.
+        used: bytes of slots in use, whole slots.
+        priority: the highest is filled first.
+        takes_writes: False where it is full, out of service after failures, or being swapped off;
+            it can still be read.
+        backend: the object that stores.
+    """
+
+    name: str
+    size: int | None
+    used: int
     priority: int
-    takes_writes: bool  #: False: it is full, out of service, or being swapped off
+    takes_writes: bool
     backend: Backend
 
 
@@ -83,7 +105,8 @@ class Memory:
     """Values under keys, within a budget of bytes. Made by `open_memory`; not persistent.
 
     It belongs to the event loop and thread that opened it. Every call raises RuntimeError in
-    another thread; after close, all but those that only look raise `anyio.ClosedResourceError`.
+    another thread; after close, all raise `anyio.ClosedResourceError` but those that only look:
+    ``in``, `len`, `usage`, `swaps`, `pressure` and `vmstat`.
     """
 
     def __init__(self, topology: Topology, machine: Machine) -> None:
@@ -555,7 +578,7 @@ class Memory:
     # -- swap devices -----------------------------------------------------------------------------
 
     async def swapon(self, spec: SwapSpec | Mapping[str, Any]) -> str:
-        """Add a backing store, as a ``[[swap]]`` table says; return its name.
+        """Add a backing store, as a ``[[swap]]`` table or a `SwapSpec` says; return its name.
 
         Raises:
             TopologyError: if a key or value is wrong.
@@ -615,7 +638,12 @@ class Memory:
         return self._node.gauges().view
 
     def pressure(self) -> Pressure:
-        """Return PSI: the share of time that some caller, or the whole loop, was stalled."""
+        """Return PSI: the share of time that some caller, or the whole loop, was stalled.
+
+        *some*: a caller waited in the brake, in direct reclaim or for a store; *full*: the loop's
+        thread itself was spent in reclaim or (de)compression. Each has `avg10`, `avg60` and
+        `avg300`, percent of the last so many seconds, and `total`, microseconds.
+        """
         self._check_thread()
         return self._machine.psi.snapshot(perf_counter())
 
@@ -657,7 +685,7 @@ class Memory:
         if get_ident() != self._thread:
             msg = "a Memory belongs to the thread that opened it; use anyio.from_thread.run there"
             raise RuntimeError(msg)
-        raise anyio.ClosedResourceError
+        raise closed()
 
     async def _yield(self) -> None:
         """Let the loop turn. Callers who yield share the calls of a turn, however many they are.

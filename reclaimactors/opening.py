@@ -17,7 +17,8 @@ from reclaimactors.topology.build import build
 from reclaimactors.topology.swapon import close_backends
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
     from types import TracebackType
 
@@ -93,15 +94,15 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
 
 
 def open_memory(
-    topology: str | Path | Topology = "kcompressd",
+    topology: str | Path | Mapping[str, Any] | Topology = "kcompressd",
     *,
     budget: int | str | None = None,
     **overrides: Any,
-) -> _Opening:
+) -> AbstractAsyncContextManager[Memory]:
     """Return an async context manager that gives a `Memory`.
 
     Args:
-        topology: a built-in name, a path to a TOML file, or a `Topology`.
+        topology: a built-in name, a path to a TOML file, its keys as a mapping, or a `Topology`.
         budget: bytes, or a string like "64MiB", for everything that is held in this process.
         overrides: the TOML's keys: a mapping merges into its table, a list replaces.
 

@@ -23,13 +23,18 @@ if TYPE_CHECKING:
     from reclaimactors.mm.batch import FolioBatch
     from reclaimactors.mm.vmstat import Vmstat
 
-__all__ = ["INTENSITY", "WINDOW_S", "Fifo", "Mailbox", "Signal", "supervise"]
+__all__ = ["INTENSITY", "WINDOW_S", "Fifo", "Mailbox", "Signal", "closed", "supervise"]
 
 T = TypeVar("T")
 
 INTENSITY = 5  #: crashes of one actor that are survived within WINDOW_S
 WINDOW_S = 10.0
 BACKOFF_S = 0.01  #: before the first restart; doubles with each crash in the window
+
+
+def closed() -> anyio.ClosedResourceError:
+    """Return what a call gets after close, or as it waits while the memory closes."""
+    return anyio.ClosedResourceError("this memory is closed")
 
 
 async def supervise(name: str, run: Callable[[], Awaitable[None]], vmstat: Vmstat) -> None:

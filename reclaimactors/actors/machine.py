@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
-from reclaimactors.actors.base import Fifo, Signal, supervise
+from reclaimactors.actors.base import Fifo, Signal, closed, supervise
 from reclaimactors.log import log
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
 from reclaimactors.mm.folio import ZSWAP
 from reclaimactors.mm.padata import Reorder
-from reclaimactors.mm.page_io import Squeezed, squeeze
+from reclaimactors.mm.page_io import FAIL, Squeezed, squeeze
 from reclaimactors.mm.psi import Psi
 from reclaimactors.mm.swapin import Expanded, Swapin
 from reclaimactors.mm.swapout import Swapout
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from reclaimactors.offload import Offload
 
 __all__ = ["Machine", "Pipeline"]
+
+RECOVERED = 1024  #: pages in a row without a failure after which a compressor counts as working
 
 
 class Pipeline:
@@ -102,6 +104,7 @@ class Machine:
         self._ordered = ordered
         self.kswapd_stream = self.producer(Reclaimer.KSWAPD)
         self._compressor = compressor
+        self._worked = RECOVERED  #: pages since the compressor last failed, RECOVERED at most
         self._rate = 200e6  #: bytes a second of the compressor in the loop, measured as it goes
         self._expand_rate = 500e6  #: the same of faults
         self._readers = anyio.CapacityLimiter(max(2, offload.workers))
@@ -154,7 +157,7 @@ class Machine:
     def check_open(self) -> None:
         """Raise ClosedResourceError once the memory closes."""
         if self.closing:
-            raise anyio.ClosedResourceError
+            raise closed()
 
     def close(self) -> None:
         """Take back what the actors, which have ended, left in the queues, and close these."""
@@ -235,7 +238,22 @@ class Machine:
 
     def finish(self, batch: FolioBatch, out: Squeezed) -> None:
         """End a batch with what compressing it gave, and route the writes that follow."""
+        self._notice_failure(out)
         self._emit(batch, out)
+
+    def _notice_failure(self, out: Squeezed) -> None:
+        """Say it once when a compressor that worked has failed; how often is in vmstat."""
+        if FAIL in out.kinds:
+            if self._worked == RECOVERED:
+                log.warning(
+                    "compressor.failed",
+                    compressor=self._compressor.name,
+                    effect="what it fails on goes to a store as it is, or stays in memory",
+                    counter="reject_compress_fail",
+                )
+            self._worked = 0
+        elif self._worked < RECOVERED:
+            self._worked = min(RECOVERED, self._worked + len(out.kinds))
 
     def hand_back(self, batch: FolioBatch) -> None:
         """End a batch without a result: its folios are resident as before."""
@@ -321,6 +339,7 @@ class Machine:
         self._measure(sum(map(len, pages)), ended - started)
         self.psi.stall_full(started, ended)
         if ram_only:
+            self._notice_failure(out)
             self.offer(writes + self.swapout.complete(batch, out), ram_only=True)
             self.verdicts.notify()
         else:

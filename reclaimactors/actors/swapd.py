@@ -18,7 +18,7 @@ import attrs
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.abc import Backend, Verdict
-from reclaimactors.actors.base import Mailbox
+from reclaimactors.actors.base import Mailbox, closed
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.log import log
 from reclaimactors.mm.folio import DEAD, DEVICE
@@ -64,7 +64,7 @@ class Ticket:
         """Return the folio's bytes, or raise why there are none."""
         await self.done.wait()
         if self.data is None:
-            raise self.error or anyio.ClosedResourceError
+            raise self.error or closed()
         return self.data
 
 

@@ -28,17 +28,29 @@ _DECAYS = tuple(math.exp(-PERIOD_S / window) for window in (10.0, 60.0, 300.0))
 
 @attrs.frozen
 class PressureLine:
-    """One line of /proc/pressure/memory."""
+    """One line of /proc/pressure/memory.
 
-    avg10: float  #: percent of the last 10 s, decaying; 0 to 100
-    avg60: float  #: of the last 60 s
-    avg300: float  #: of the last 300 s
-    total: int  #: microseconds since the start
+    Attributes:
+        avg10: percent of the last 10 s that was stalled, 0 to 100; decaying, every 2 s.
+        avg60: of the last 60 s.
+        avg300: of the last 300 s.
+        total: microseconds since the start.
+    """
+
+    avg10: float
+    avg60: float
+    avg300: float
+    total: int
 
 
 @attrs.frozen
 class Pressure:
-    """Both lines."""
+    """Both lines of /proc/pressure/memory.
+
+    Attributes:
+        some: the time in which a caller, or the loop, was stalled.
+        full: the part of it in which the loop's thread was, so that nobody could run.
+    """
 
     some: PressureLine
     full: PressureLine

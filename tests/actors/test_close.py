@@ -72,7 +72,7 @@ CLOSED = anyio.ClosedResourceError
 async def test_a_closed_memory_refuses_calls(kit, call):
     async with ra.open_memory(**kit.spec()) as memory:
         await memory.put("a", b"a")
-    with pytest.raises(CLOSED):
+    with pytest.raises(CLOSED, match="this memory is closed"):
         await call(memory)
 
 
@@ -89,8 +89,19 @@ async def test_a_closed_memory_refuses_calls(kit, call):
 async def test_a_closed_memory_refuses_synchronous_calls(kit, call):
     async with ra.open_memory(**kit.spec()) as memory:
         await memory.put("a", b"a")
-    with pytest.raises(CLOSED):
+    with pytest.raises(CLOSED, match="this memory is closed"):
         call(memory)
+
+
+async def test_a_closed_memory_can_be_looked_at(kit):
+    async with ra.open_memory(**kit.spec()) as memory:
+        await memory.put("a", b"a")
+    assert "a" in memory
+    assert len(memory) == 1
+    assert memory.usage().resident == 1
+    assert len(memory.swaps()) == len(memory._node.swap)
+    assert memory.pressure().full.total == 0
+    assert memory.vmstat["pgfault"] == 0
 
 
 async def test_a_memory_that_never_felt_pressure_has_started_nothing(kit):

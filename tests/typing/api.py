@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
-from typing import assert_type
+from typing import TYPE_CHECKING, assert_type
 
 import reclaimactors as ra
 from reclaimactors.testing import (
@@ -22,11 +22,25 @@ from reclaimactors.testing import (
     VirtualClockLoop,
 )
 
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+
+def give() -> AbstractAsyncContextManager[ra.Memory]:
+    """Open one from a table."""
+    return ra.open_memory({"budget": "8MiB", "swap": []})
+
 
 async def embed() -> None:
     """Open a memory and use all of its surface."""
     async with ra.open_memory("kcompressd", budget="64MiB") as memory:
         assert_type(memory, ra.Memory)
+        assert_type(memory.pressure(), ra.Pressure)
+        assert_type(memory.pressure().some, ra.PressureLine)
+        await memory.swapon(ra.SwapSpec(backend="file", size="1GiB"))
+        for info in memory.swaps():
+            assert isinstance(info.backend, ra.ZramBackend)
+            assert_type(info.backend.mm_stat, Mapping[str, int])
         assert_type(await memory.put("key", b"bytes"), None)
         await memory.put(("a", "tuple"), bytearray(10))
         await memory.put(7, memoryview(b"view"))
