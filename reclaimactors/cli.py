@@ -29,11 +29,12 @@ from reclaimactors import __version__
 from reclaimactors.errors import ReclaimError
 from reclaimactors.lab.compare import Comparison
 from reclaimactors.lab.data import load as load_input
-from reclaimactors.lab.run import Load, RunFailed, machine, usable_cpus
+from reclaimactors.lab.run import Load, RunFailed, machine
 from reclaimactors.lab.workload import WORKLOADS, set_budgets
 from reclaimactors.registry import known
 from reclaimactors.topology import builtin_names, explain, resolve
 from reclaimactors.topology.build import try_plugins
+from reclaimactors.topology.spec import usable_cpus
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import os
 import platform
 import time
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +21,7 @@ from reclaimactors.lab.measure import Histogram, Measurement, rss_bytes
 from reclaimactors.lab.workload import SET_BUDGETS, WORKLOADS, Keys, all_in_ram
 from reclaimactors.log import log
 from reclaimactors.opening import open_memory
+from reclaimactors.topology.spec import usable_cpus
 from reclaimactors.units import MIB, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from reclaimactors.memory import Memory
     from reclaimactors.topology import Topology
 
-__all__ = ["Load", "Result", "RunFailed", "machine", "measure_round", "run_topology", "usable_cpus"]
+__all__ = ["Load", "Result", "RunFailed", "machine", "measure_round", "run_topology"]
 
 BARE_S = 0.1  # how long the compressor runs alone in each round
 GRACE_S = 30.0  # how much later than its time a round's workload may end
@@ -256,13 +256,6 @@ async def run_topology(topology: Topology, load: Load, *, seconds: float, name: 
     measured = Measurement()
     await measure_round(topology, load, seconds, measured)
     return Result.of(name, load, measured)
-
-
-def usable_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from reclaimactors import registry
 from reclaimactors.topology.build import pipeline_of
+from reclaimactors.topology.spec import usable_cpus
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def explain(topology: Topology) -> list[str]:
         ),
         _who(topology),
     ]
+    if usable_cpus() == 1:
+        lines.append('one CPU is usable here: the default of `offload` is "inline"')
     if topology.compress.mode != "inline" and _workers_compress(topology):
         lines.append(_when_full(topology))
     lines += _tiers(topology)

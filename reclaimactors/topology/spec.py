@@ -75,6 +75,14 @@ def _share(mark: int | str, budget: int) -> int:
     return int(budget * float(mark.removesuffix("%")) / 100) if isinstance(mark, str) else mark
 
 
+def usable_cpus() -> int:
+    """Return how many CPUs this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
 @attrs.frozen(kw_only=True)
 class CompressSpec:
     """Who compresses, on whose CPU, and what happens when the FIFO in front of it is full."""
@@ -92,11 +100,13 @@ class CompressSpec:
     """Workers, 1 to 256, with padata. Default: one for each usable CPU. kcompressd always has 1."""
 
     offload: str = attrs.field(
-        default="process", converter=lambda value: checks.choice("offload", value, OFFLOADS)
+        default=attrs.Factory(lambda: "process" if usable_cpus() > 1 else "inline"),
+        converter=lambda value: checks.choice("offload", value, OFFLOADS),
     )
     """On whose CPU: "inline" (the event loop's, in slices), "thread" (a worker thread's, which
-    wants the GIL back after each page) or "process" (a worker process's; default: it is the only
-    one that a busy loop does not slow down)."""
+    wants the GIL back after each page) or "process" (a worker process's; default where there are
+    two CPUs: it is the only one that a busy loop does not slow down). Where one CPU is usable the
+    default is "inline": a worker would only take turns with the loop."""
 
     fifo: int = attrs.field(
         default=256,
@@ -273,7 +283,7 @@ class Topology:
     """Seconds within which close ends whatever hangs, 0.001 to 1000000. Default 5."""
 
     compress: CompressSpec = attrs.field(
-        default=CompressSpec(), converter=lambda value: table(CompressSpec, value, "compress")
+        factory=CompressSpec, converter=lambda value: table(CompressSpec, value, "compress")
     )
     """Who compresses, on whose CPU."""
 
@@ -329,11 +339,3 @@ def table(cls: type[S], value: Any, where: str) -> S:
         return cls(**value)
     except TopologyError as exc:
         raise TopologyError(f"{path}{exc}") from None
-
-
-def usable_cpus() -> int:
-    """Return how many CPUs this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import attrs
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from reclaimactors.topology import (
     Topology,
     WatermarksSpec,
     ZswapSpec,
+    explain,
     resolve,
     spec,
 )
@@ -83,6 +86,18 @@ def test_workers_follow_the_mode_and_the_machine():
     assert CompressSpec(mode="padata", workers=5).nr_workers == 5
     assert CompressSpec().nr_workers == CompressSpec(workers=1).nr_workers == 1
     assert CompressSpec(mode="inline").nr_workers == 1
+
+
+@pytest.mark.parametrize(("cpus", "offload"), [(1, "inline"), (2, "process")])
+def test_who_compresses_follows_the_cpus_unless_it_is_said(monkeypatch, cpus, offload):
+    monkeypatch.setattr(spec, "usable_cpus", lambda: cpus)
+    module = sys.modules["reclaimactors.topology.explain"]  # the package shows its function
+    monkeypatch.setattr(module, "usable_cpus", lambda: cpus)
+    assert CompressSpec().offload == offload
+    assert CompressSpec(offload="process").offload == "process"
+    says = "\n".join(explain(Topology(compress={"mode": "kcompressd"})))
+    assert ("one CPU is usable here" in says) == (cpus == 1)
+    assert ("in the event loop, in slices" in says) == (cpus == 1)
 
 
 def test_usable_cpus_where_there_is_no_affinity(monkeypatch):
