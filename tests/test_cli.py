@@ -202,7 +202,7 @@ def test_ctrl_c_before_a_round_has_ended_says_so(values):
 
 def test_results_have_the_name_of_the_topology_and_not_of_its_file(values, tmp_path):
     path = tmp_path / "file.toml"
-    path.write_text('name = "mine"')
+    path.write_text('name = "mine"\n[[swap]]\nbackend = "file"')
     ended = run("compare", path, "kswapd_only_inline", path, "--input", values, "--json", *SHORT)
     names = [result["topology"] for result in json.loads(ended.stdout)["results"]]
     assert names == ["mine", "kswapd_only_inline", "mine #2"]
