@@ -170,7 +170,8 @@ class Shelf:
             case "stale":
                 slots.write(slot, self._stale(slot, held))
             case "misplaced":
-                there = rng.choice([slot for other in self.victims() for slot in self._of(other)])
+                of_all = [other for key in self.victims() for other in self._of(key)]
+                there = rng.choice(list(filter(slots.whole, of_all)))  # what is gone can't move
                 slots.write(slot, slots.raw(there))
                 slots.write(there, held)
             case "emptied":
