@@ -558,12 +558,7 @@ class Swapd:
         at_once = 1  # until the store is seen to take what it is given
         while self.device.takes_writes and failures < MAX_RECLAIM_RETRIES:
             spared = vm["zswap_second_chance"]
-            writes: list[StoreBatch] = []
-            while (
-                len(writes) < at_once
-                and (write := self._m.pageout.writeback(self.device)) is not None
-            ):
-                writes.append(write)
+            writes = await self._coldest(at_once)
             if writes:
                 taken = await self.store(writes)
                 failures, at_once = (0, SHRINK_BATCHES) if taken else (failures + 1, 1)
@@ -576,6 +571,23 @@ class Swapd:
         if node.zswap.wanted:
             node.cannot_write_back(self.device.index)
             self._m.verdicts.notify()
+
+    async def _coldest(self, nr: int) -> list[StoreBatch]:
+        """Return up to `nr` writes of the pool's coldest blobs."""
+        breath = Breath()
+        writes: list[StoreBatch] = []
+        try:
+            while len(writes) < nr:
+                write = self._m.pageout.writeback(self.device)
+                if write is None:
+                    break
+                writes.append(write)
+                await breath.take()
+        except BaseException:  # cancelled: nobody else ends them
+            for write in writes:
+                self._m.pageout.refuse(write)
+            raise
+        return writes
 
 
 class _TooSlow(BackendError):  # noqa: N818 - says what happened

@@ -470,6 +470,7 @@ class Node:
         assert len(live) + len(dead) == folios, "a folio without a key"
         assert memcg.compressed == compressed + pool, "compressed bytes drifted"
         assert self.zswap.total == pool, "pool bytes drifted"
+        assert self.zswap.leaving == 0 or self.nr_writes, "nobody writes back what is leaving"
         pool_pages = sum(
             nr_pages(mm.size[pfn], self.page_size)
             for pfn, state in enumerate(mm.state)

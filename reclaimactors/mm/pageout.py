@@ -241,7 +241,7 @@ class Pageout:
         mm, vm = node.mm, node.vmstat
         owned = [] if write.blobs else [pfn for pfn in write.pfns if mm.owner[pfn] == write.id]
         shadows = iter(self._ledger.shadows(owned))
-        node.write_ended()
+        self._ended(write)
         page = node.page_size
         done = pages = source = kept = nr_slots = 0
         for i, (pfn, slots, length) in enumerate(
@@ -301,7 +301,7 @@ class Pageout:
         """
         node = self._node
         mm = node.mm
-        node.write_ended()
+        self._ended(write)
         node.vmstat["swapout_error"] += 1
         left: list[int] = []
         for pfn, slots in zip(write.pfns, write.slots, strict=True):
@@ -309,7 +309,6 @@ class Pageout:
             if mm.owner[pfn] == write.id:
                 if write.blobs:
                     mm.owner[pfn] = 0
-                    node.zswap.rotate(pfn)
                     node.vmstat["reject_reclaim_fail"] += 1
                 else:
                     left.append(pfn)
@@ -321,7 +320,7 @@ class Pageout:
         """End a write without its store's answer: mailbox full, closing, or a crash (`retire`)."""
         node = self._node
         mm = node.mm
-        node.write_ended()
+        self._ended(write)
         left: list[int] = []
         for pfn, slots in zip(write.pfns, write.slots, strict=True):
             self._give_back_slots(write.device, slots, retire=retire)
@@ -351,19 +350,15 @@ class Pageout:
         """
         node = self._node
         mm, pool, vm = node.mm, node.zswap, node.vmstat
-        excess = pool.excess()
+        excess = pool.excess() - pool.leaving
         pfns: list[int] = []
         lengths: list[int] = []
         nr_bytes = 0
-        busy = 2 * node.nr_writes * SWAP_CLUSTER_MAX
-        for pfn in pool.coldest(MAX_VISITS + busy) if excess else ():
-            length = len(mm.data.get(pfn, b""))
-            if mm.owner[pfn]:
-                excess -= length
-                continue
+        for pfn in pool.coldest(MAX_VISITS) if excess > 0 else ():
             if nr_bytes >= excess or len(pfns) >= nr or nr_bytes >= MAX_WRITE_BYTES:
                 break
-            if not length or mm.refs[pfn]:
+            length = len(mm.data.get(pfn, b""))
+            if not length or mm.owner[pfn] or mm.refs[pfn]:
                 continue
             if pool.second_chance(pfn):
                 vm["zswap_second_chance"] += 1
@@ -376,7 +371,11 @@ class Pageout:
     def _write_of(
         self, device: SwapDevice, pfns: list[int], lengths: list[int]
     ) -> StoreBatch | None:
-        """Return a write of as many of these blobs as the device has slots for, None for none."""
+        """Return a write of as many of these blobs as the device has slots for, None for none.
+
+        They are the hottest from then on, as in shrink_memcg_cb(): who looks next does not meet
+        them first, and one that the store refuses is not tried again before the others.
+        """
         first = device.alloc(sum(map(self._slots, lengths)))
         slots: list[Sequence[int]] = []
         if first is not None:
@@ -392,7 +391,16 @@ class Pageout:
             return None
         write = self._new_write(device, None, frozenset())
         self._assign(write, pfns[: len(slots)], slots, lengths[: len(slots)])
+        for pfn in write.pfns:
+            self._node.zswap.rotate(pfn)
+        self._node.zswap.leaving += write.nr_bytes
         return write
+
+    def _ended(self, write: StoreBatch) -> None:
+        """A write has its verdict, whichever."""
+        if write.blobs:
+            self._node.zswap.leaving -= write.nr_bytes
+        self._node.write_ended()
 
 
 def _with_room(writes: Sequence[StoreBatch], device: SwapDevice, length: int) -> StoreBatch | None:

@@ -46,6 +46,7 @@ class Zswap:
         self.accept_below = int(self.limit * accept_threshold_percent / 100)
         self.total = 0  #: bytes of blobs in the pool
         self.pages = 0  #: base pages that those blobs stand for
+        self.leaving = 0  #: bytes of blobs that are being written back
         self.wanted = 0  #: bytes that reclaim wants written back though the pool is not full
         self.reached_full = False
         self.disk_swapins = 0  #: pages read from devices since `freeable` was last asked
@@ -102,7 +103,7 @@ class Zswap:
         self._lru.remove(0, pfn)
 
     def rotate(self, pfn: int) -> None:
-        """Make a blob the hottest: it was read where it lies, or a store refused it."""
+        """Make a blob the hottest: it was read where it lies, or a store is given it."""
         self._lru.remove(0, pfn)
         self._lru.add_tail(0, pfn)
 

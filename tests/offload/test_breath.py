@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from reclaimactors.offload import breath
-from reclaimactors.offload.breath import BREATH_S, FAIR_S, MOST, Breath, share
+from reclaimactors.offload.breath import FAIR_S, MOST, TURN_S, Breath, share
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ async def test_it_gives_way_only_when_its_time_is_up(clock):
         tasks.start_soon(other)
         await mine.take()
         assert (mine.due, turns) == (False, 0)
-        clock[0] += 1.1 * BREATH_S
+        clock[0] += 1.1 * TURN_S
         assert mine.due
         await mine.take()
         assert (mine.due, turns) == (False, 1)
@@ -48,12 +49,50 @@ async def test_its_next_time_grows_with_the_turn_of_the_others(clock):
     mine = Breath()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(busy)
-        clock[0] += 1.1 * BREATH_S
+        clock[0] += 1.1 * TURN_S
         await mine.take()
-    clock[0] += 1.9 * BREATH_S
+    clock[0] += 1.9 * TURN_S
     assert not mine.due
-    clock[0] += 0.2 * BREATH_S
+    clock[0] += 0.2 * TURN_S
     assert mine.due
     mine.begin()
-    clock[0] += 1.1 * BREATH_S
+    clock[0] += 1.1 * TURN_S
     assert mine.due
+
+
+async def test_a_turn_of_the_loop_is_shared_by_those_who_breathe(clock):
+    worked: list[float] = []
+
+    async def actor():
+        breath = Breath()
+        for _ in range(20):
+            started = clock[0]
+            while not breath.due:
+                clock[0] += TURN_S / 50
+            worked.append(clock[0] - started)
+            await breath.take()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(actor)
+    in_a_turn = [sum(worked[at : at + 4]) for at in range(8, 72, 4)]
+    assert TURN_S <= min(in_a_turn) <= max(in_a_turn) <= 1.3 * TURN_S
+
+
+async def test_one_that_is_cancelled_does_not_count_any_more(clock):
+    async def actor():
+        breath = Breath()
+        while True:
+            clock[0] += 1.1 * TURN_S
+            await breath.take()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(actor)
+        await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    breath = Breath()
+    clock[0] += 0.9 * TURN_S
+    assert not breath.due
+    clock[0] += 0.2 * TURN_S
+    assert breath.due
