@@ -10,7 +10,7 @@ from anyio.lowlevel import checkpoint
 __all__ = ["FAIR_S", "MOST", "SLICE_S", "TURN_S", "Breath", "share"]
 
 SLICE_S = 0.001  #: how long one step may hold the event loop
-TURN_S = SLICE_S / 8  #: how long all who breathe work in one turn of the loop
+TURN_S = 0.15 * SLICE_S  #: how long all who breathe work in one turn of the loop
 FAIR_S = SLICE_S / 2  #: others who keep the loop for longer are met with more work on end
 MOST = 4  #: times as much, at most
 
