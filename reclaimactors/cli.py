@@ -31,6 +31,7 @@ from reclaimactors.lab.compare import Comparison
 from reclaimactors.lab.data import load as load_input
 from reclaimactors.lab.run import Load, RunFailed, machine
 from reclaimactors.lab.workload import WORKLOADS, set_budgets
+from reclaimactors.opening import open_memory
 from reclaimactors.registry import known
 from reclaimactors.topology import builtin_names, explain, resolve
 from reclaimactors.topology.build import try_plugins
@@ -211,10 +212,20 @@ def compare(
 def check(
     topology: Annotated[str, typer.Argument(help=_WHICH)],
 ) -> None:
-    """Validate a topology and explain it: who compresses where, what when full, what fits."""
+    """Validate a topology, explain it, and open and close its stores once.
+
+    It says who compresses where, what happens when a queue is full, and what fits.
+    """
     resolved = resolve(topology)
     try_plugins(resolved)
     _print("\n".join(explain(resolved)))
+    anyio.run(_open_once, resolved)
+    _print("it opens here")
+
+
+async def _open_once(topology: Topology) -> None:
+    async with open_memory(topology):
+        pass
 
 
 @app.command()
@@ -248,13 +259,18 @@ def _status(argv: Sequence[str]) -> int:
     except _StdoutLost as exc:
         return _complain(str(exc), 1)
     except ReclaimError as exc:
-        return _complain(str(exc), 2)
+        return _complain(_words(exc), 2)
     except MemoryError:
         return _complain("this machine has not enough memory for that: try a smaller --budget", 2)
     except OSError as exc:  # above all the help of typer, to a stdout that takes nothing
         return _complain(f"the system refused: {exc}", 1)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
+
+
+def _words(exc: ReclaimError) -> str:
+    """Return what an error says, without the number in front that an OSError has."""
+    return exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
 
 
 def _interrupted() -> int:

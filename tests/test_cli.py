@@ -76,6 +76,14 @@ def test_check_explains_a_topology():
     ended = run("check", "kcompressd")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "kcompressd" in ended.stdout
+    assert "not used" not in ended.stdout
+    assert ended.stdout.endswith("it opens here\n")
+
+
+def test_check_says_what_means_nothing_in_a_mode(tmp_path):
+    path = tmp_path / "topology.toml"
+    path.write_text("compress = { mode = 'inline', fifo = 12, on_full = 'wait' }")
+    assert "not used with mode 'inline': fifo, on_full\n" in run("check", str(path)).stdout
 
 
 @pytest.mark.parametrize(
@@ -110,6 +118,10 @@ def test_what_a_user_may_mistype_is_one_line_and_status_2(args, says):
         ('policy = "lur"', "no policy plugin 'lur'"),
         ("compress = { compressor = { name = 'zlib', levle = 6 } }", "levle"),
         ("[[swap]]\nbackend = 'fil'", "(did you mean 'file'?)"),
+        (
+            "[[swap]]\nbackend = { name = 'file', path = '/absent' }",
+            "reclaimactors: swap 'file0' cannot be opened: cannot make a swap file in path",
+        ),
     ],
 )
 def test_check_says_what_run_would(tmp_path, text, says):

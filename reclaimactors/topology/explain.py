@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from reclaimactors import registry
 from reclaimactors.topology.build import pipeline_of
-from reclaimactors.topology.spec import usable_cpus
+from reclaimactors.topology.spec import CompressSpec, usable_cpus
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
@@ -19,6 +21,12 @@ _CPU = {
     "thread": "in worker threads",
     "process": "in worker processes",
 }
+
+_NOT_USED = {
+    "inline": ("workers", "fifo", "on_full", "ordered", "in_flight"),
+    "kcompressd": ("workers", "ordered"),
+    "padata": (),
+}  # keys that mean nothing in a mode
 
 IN_THIS_PROCESS = ("memory", "zram")  # stores whose bytes count within the budget
 
@@ -42,6 +50,7 @@ def explain(topology: Topology) -> list[str]:
         lines.append('one CPU is usable here: the default of `offload` is "inline"')
     if topology.compress.mode != "inline" and _workers_compress(topology):
         lines.append(_when_full(topology))
+    lines += _not_used(topology)
     lines += _tiers(topology)
     lines += [_capacity(topology, ratio) for ratio in (1, 2, 3)]
     return lines
@@ -79,6 +88,18 @@ def _when_full(topology: Topology) -> str:
     return f"the FIFO holds {holds} pages{cut}; when it is full, {rule}"
 
 
+def _not_used(topology: Topology) -> list[str]:
+    """Return a line for what is set, but means nothing in this mode."""
+    compress = topology.compress
+    keys = [
+        field.name
+        for field in attrs.fields(CompressSpec)
+        if field.name in _NOT_USED[compress.mode]
+        and getattr(compress, field.name) != field.default
+    ]
+    return [f"not used with mode {compress.mode!r}: {', '.join(keys)}"] if keys else []
+
+
 def _tiers(topology: Topology) -> list[str]:
     zswap = topology.zswap
     lines: list[str] = []
@@ -90,12 +111,11 @@ def _tiers(topology: Topology) -> list[str]:
         )
     else:
         lines.append("zswap is off: folios go to a store at once")
-    names = {id(spec): f"{spec.backend.name}{i}" for i, spec in enumerate(topology.swap)}
-    for spec in _by_priority(topology):
+    for i, spec in sorted(enumerate(topology.swap), key=lambda nr_spec: -nr_spec[1].priority):
         size = format_size(topology.swap_bytes(spec))
         within = ", within the budget" if spec.backend.name in IN_THIS_PROCESS else ""
         how = _how_it_compresses(topology, spec)
-        lines.append(f"swap {names[id(spec)]}: {size}{within}, priority {spec.priority}{how}")
+        lines.append(f"swap {spec.backend.name}{i}: {size}{within}, priority {spec.priority}{how}")
     if not topology.swap:
         lines.append("no swap: what the pool does not take stays in memory")
     return lines

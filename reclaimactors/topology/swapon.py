@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,8 @@ async def _open_backend(machine: Machine, swapd: Swapd, timeout_s: float) -> Non
     except Exception as exc:
         machine.check_open()  # whatever it makes of being cancelled
         if isinstance(exc, BackendError):
-            raise
+            msg = f"swap {name!r} cannot be opened: {exc.strerror or exc}"
+            raise BackendError(exc.errno or errno.EIO, msg) from exc
         if isinstance(exc, TimeoutError):
             raise BackendError(f"swap {name!r} did not open within {timeout_s:g} s") from exc
         raise BackendError(f"swap {name!r} cannot be opened: {exc!r}") from exc

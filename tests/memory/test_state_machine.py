@@ -700,4 +700,4 @@ class MemoryMachine(RuleBasedStateMachine):
 
 
 TestMemory = MemoryMachine.TestCase
-TestMemory.pytestmark = [pytest.mark.timeout(3000)]  # the nightly profile takes half an hour
+TestMemory.pytestmark = [pytest.mark.timeout(7200)]  # the nightly profile takes half an hour
