@@ -11,20 +11,21 @@ import sys
 from contextlib import asynccontextmanager
 from threading import get_ident
 from time import perf_counter
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import attrs
 from anyio.lowlevel import checkpoint
 
-from reclaimactors.actors.admission import Admission, Stalled
+from reclaimactors.actors.admission import Admission
 from reclaimactors.actors.base import closed
+from reclaimactors.actors.faults import Faults, joined
+from reclaimactors.actors.pins import Pins
 from reclaimactors.actors.proactive import Proactive
 from reclaimactors.advice import Advice
 from reclaimactors.errors import TopologyError
-from reclaimactors.mm.folio import DEAD, DEVICE, RESIDENT
-from reclaimactors.offload.breath import SLICE_S, share
+from reclaimactors.mm.folio import DEVICE, RESIDENT
+from reclaimactors.offload.breath import share
 from reclaimactors.topology import checks
 from reclaimactors.topology.swapon import swapoff, swapon
 from reclaimactors.units import format_size
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.abc import Backend
     from reclaimactors.actors.machine import Machine
-    from reclaimactors.actors.swapd import Swapd, Ticket
     from reclaimactors.mm.psi import Pressure
-    from reclaimactors.mm.swapin import Expanded
     from reclaimactors.topology import SwapSpec, Topology
 
 __all__ = ["Memory", "SwapInfo", "Usage"]
@@ -46,7 +45,6 @@ MIN_CALLS = 8  #: of one caller, however many others there are
 PUT_CALLS = 8  #: what a put counts for
 BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
 COPY_BYTES = 1 << 20  #: of a large value that are copied in one go
-_NOTHING: Mapping[int, Expanded] = MappingProxyType({})
 _BYTES_PER_CALL = BUDGET_BYTES // BUDGET_CALLS
 
 
@@ -116,6 +114,8 @@ class Memory:
         self._thread = get_ident()
         self._closed = False
         self._admission = Admission(machine)
+        self._faults = Faults(machine)
+        self._pins = Pins(machine, self._admission, self.get)
         self._credit = BUDGET_CALLS
         self._yielding = 0
         self._swapping = anyio.Lock()
@@ -149,7 +149,9 @@ class Memory:
             await self._yield()
         pfn = self._small.get(key)
         if pfn is None or self._state[pfn] != RESIDENT:
-            return await self._get(key)
+            value = await self._faults.get(key)
+            self._credit -= len(value) // _BYTES_PER_CALL
+            return value
         self._access(pfn)
         return self._data[pfn]
 
@@ -172,113 +174,11 @@ class Memory:
         elif self._state[pfn] == DEVICE:
             raise anyio.WouldBlock
         else:
-            return self._fault_one(pfn)
+            return self._faults.one(pfn)
         if DEVICE in [self._state[pfn] for pfn in pfns]:
             raise anyio.WouldBlock
-        return _join(self._fault(pfns, promote=self._machine.swapin.may_promote(pfns)))
-
-    async def _get(self, key: Hashable) -> bytes:
-        """The path of a fault: from the pool at once, from a store through its swapd."""
-        ready = _NOTHING
-        pfns = self._node.pfns(key)
-        if self._machine.takes_long(pfns):
-            ready = await self._machine.expand_ahead(pfns)
-            self._check()
-        elif len(pfns) == 1:
-            pfn = pfns[0]
-            known = self._load_one(pfn) if self._state[pfn] == DEVICE else self._fault_one(pfn)
-            if known is not None:
-                self._credit -= len(known) // _BYTES_PER_CALL
-                return known
-        while True:
-            pfns = self._node.pfns(key)
-            # All or nothing: what is asked for is reserved before the first load goes out.
-            promote = self._machine.swapin.may_promote(pfns)
-            now = self._load_now(pfns, promote=promote)
-            tickets = self._request([pfn for pfn in pfns if pfn not in now], promote=promote)
-            if tickets is None:
-                await self._full_swapd(pfns).room_for_loads()
-                self._check()
-                continue
-            parts = self._fault(pfns, promote=promote, ready=ready)
-            if now:
-                parts = [now.get(pfn, part) for pfn, part in zip(pfns, parts, strict=True)]
-            if tickets:
-                with Stalled(self._machine):
-                    for ticket in tickets:
-                        parts[pfns.index(ticket.load.pfn)] = await ticket.wait()
-            value = _join(parts)
-            self._credit -= len(value) // _BYTES_PER_CALL
-            return value
-
-    def _load_one(self, pfn: int) -> bytes | None:
-        """Read a folio from its store if that can be done at once."""
-        machine = self._machine
-        promote = machine.swapin.may_promote((pfn,))
-        return machine.swapds[self._node.mm.device[pfn]].load_now(pfn, promote=promote)
-
-    def _load_now(self, pfns: Sequence[int], *, promote: bool) -> dict[int, bytes]:
-        """Read what stores can give at once, each folio by itself, a slice's worth at most."""
-        state, mm, machine = self._state, self._node.mm, self._machine
-        now: dict[int, bytes] = {}
-        ends = perf_counter() + SLICE_S
-        for pfn in pfns:
-            if state[pfn] == DEVICE:
-                data = machine.swapds[mm.device[pfn]].load_now(pfn, promote=promote)
-                if data is None:
-                    break
-                now[pfn] = data
-                if perf_counter() > ends:
-                    break
-        return now
-
-    def _request(self, pfns: Sequence[int], *, promote: bool) -> list[Ticket] | None:
-        """Ask the stores for the folios that only they have; None where a mailbox is full."""
-        state = self._state
-        away = [pfn for pfn in pfns if state[pfn] == DEVICE]
-        if not away:
-            return []
-        machine = self._machine
-        tickets: list[Ticket] = []
-        for swapd in machine.swapds.values():
-            mine = [pfn for pfn in away if self._node.mm.device[pfn] == swapd.device.index]
-            if mine:
-                got = swapd.request(mine, promote=promote)
-                if got is None:
-                    return None
-                tickets += got
-        return tickets
-
-    def _full_swapd(self, pfns: Sequence[int]) -> Swapd:
-        """Return the swapd whose mailbox for loads was full."""
-        swapds, device = self._machine.swapds, self._node.mm.device
-        wanted = [swapds[device[pfn]] for pfn in pfns if self._state[pfn] == DEVICE]
-        return next((swapd for swapd in wanted if swapd.loads_full), wanted[0])
-
-    def _fault_one(self, pfn: int) -> bytes:
-        """Return the bytes of a folio that no store has to give: the path of a small value."""
-        machine = self._machine
-        swapin = machine.swapin
-        started = perf_counter()
-        data = swapin.fault(pfn, promote=swapin.may_promote((pfn,))) or b""
-        ended = perf_counter()
-        machine.psi.stall_full(started, ended)
-        machine.faulted(len(data), ended - started)
-        return data
-
-    def _fault(
-        self, pfns: Sequence[int], *, promote: bool, ready: Mapping[int, Expanded] = _NOTHING
-    ) -> list[bytes]:
-        """Return the bytes of each folio, b"" for those that a store must give."""
-        machine = self._machine
-        fault = machine.swapin.fault
-        started = perf_counter()
-        parts = [fault(pfn, promote=promote, ready=ready.get(pfn)) or b"" for pfn in pfns]
-        ended = perf_counter()
-        machine.psi.stall_full(started, ended)
-        if not ready:
-            machine.faulted(sum(map(len, parts)), ended - started)
-        return parts
+        promote = self._machine.swapin.may_promote(pfns)
+        return joined(self._faults.parts(pfns, promote=promote))
 
     def __contains__(self, key: Hashable) -> bool:
         self._check_thread()
@@ -413,87 +313,15 @@ class Memory:
             OutOfMemory: as `put`, if it does not fit beside what is pinned.
         """
         self._check()
-        pfn = await self._pin_folio(key)
+        pfn = await self._pins.folio(key)
         if pfn is None:
-            async with self._pin_copy(key) as view:
+            async with self._pins.copy(key) as view:
                 yield view
             return
         try:
             yield memoryview(self._data[pfn]).toreadonly()
         finally:
             self._node.unpin(pfn)
-
-    async def _pin_folio(self, key: Hashable) -> int | None:
-        """Make a value of one folio resident, and pin it; return its pfn, None if it has more."""
-        node = self._node
-        while len(pfns := node.pfns(key)) == 1:
-            pfn = pfns[0]
-            if not node.pins.get(pfn):
-                self._admission.must_fit(node.mm.size[pfn], node.memcg.overhead)
-            node.pin(pfn)
-            try:
-                await self._bring_in(pfn)
-            except BaseException:  # cancelled too: nobody else unpins it
-                node.unpin(pfn)
-                raise
-            if self._state[pfn] != DEAD:
-                return pfn
-            node.unpin(pfn)  # overwritten or deleted while we waited
-        return None
-
-    async def _bring_in(self, pfn: int) -> None:
-        """Make a pinned folio resident with a reservation of its own, unless it dies meanwhile."""
-        node, swapin = self._node, self._machine.swapin
-        reserved = 0
-
-        def short() -> int:
-            return swapin.shortfall((pfn,)) - reserved
-
-        try:
-            while self._state[pfn] != DEAD:
-                if short() > 0:  # again if its blob went to a store while we waited
-                    reserved += await self._admission.reserve(short)
-                elif self._state[pfn] == DEVICE:
-                    node.memcg.unreserve(reserved)  # the load reserves the same at once
-                    reserved = 0
-                    await self._load_folio(pfn)
-                else:
-                    spent, reserved = reserved, 0
-                    swapin.fault(pfn, promote=True, reserved=spent)
-                    return
-        finally:
-            node.memcg.unreserve(reserved)
-
-    async def _load_folio(self, pfn: int) -> None:
-        swapd = self._machine.swapds[self._node.mm.device[pfn]]
-        tickets = swapd.request((pfn,), promote=True)
-        if tickets is None:
-            await swapd.room_for_loads()
-            self._check()
-        else:
-            with Stalled(self._machine):
-                await tickets[0].wait()
-
-    @asynccontextmanager
-    async def _pin_copy(self, key: Hashable) -> AsyncGenerator[memoryview]:
-        node, memcg = self._node, self._node.memcg
-        reserved = 0
-        value: bytes | None = None
-
-        def short() -> int:
-            return sum(node.mm.size[pfn] for pfn in node.pfns(key)) - reserved
-
-        try:
-            while value is None or len(value) > reserved:  # again if it grew while we waited
-                self._admission.must_fit(short(), memcg.overhead)
-                more = await self._admission.reserve(short)
-                reserved += more
-                memcg.pinned += more
-                value = await self.get(key)
-            yield memoryview(value).toreadonly()
-        finally:
-            memcg.pinned -= reserved
-            memcg.unreserve(reserved)
 
     async def reclaim(self, nbytes: int) -> int:
         """Reclaim proactively, as writing to a cgroup's memory.reclaim; return the bytes freed.
@@ -536,8 +364,8 @@ class Memory:
         machine = self._machine
         if advice is Advice.WILLNEED:
             if machine.swapin.may_promote(pfns):
-                self._request(pfns, promote=True)
-                self._fault(pfns, promote=True)
+                self._faults.request(pfns, promote=True)
+                self._faults.parts(pfns, promote=True)
             return
         resident = [pfn for pfn in pfns if self._state[pfn] == RESIDENT]
         deactivate = getattr(self._node.policy, "deactivate", None)
@@ -708,7 +536,3 @@ class Memory:
         """Close for callers; `open_memory` calls this, and ends the actors by cancellation."""
         self._closed = True
         self._machine.refuse_calls()
-
-
-def _join(parts: list[bytes]) -> bytes:
-    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -189,5 +189,9 @@ class Admission:
         vm = self._m.node.vmstat
         failed = vm["reject_compress_fail"] + vm["reject_alloc_fail"]
         reasons = [f"the compressor failed on {failed} folios"] if failed else []
-        reasons += [swapd.last_error for swapd in self._m.swapds.values() if swapd.last_error]
+        reasons += [
+            swapd.backing.last_error
+            for swapd in self._m.swapds.values()
+            if swapd.backing.last_error
+        ]
         return f" ({'; '.join(reasons)})" if reasons else ""

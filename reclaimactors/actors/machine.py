@@ -184,7 +184,7 @@ class Machine:
     def wake_kswapd(self) -> None:
         """Wake kswapd where that is more than a no-op; wake-ups coalesce."""
         for swapd in self.swapds.values():
-            swapd.drop_readahead()
+            swapd.loads.drop_readahead()
         if self.kswapd.wants_to_run() and not self.closing:
             self.start()
             self.awake = True
@@ -206,7 +206,7 @@ class Machine:
         """Tell a swapd that slots are to be forgotten."""
         if not self.closing and device in self.swapds:
             self.start()
-            self.swapds[device].wake()
+            self.swapds[device].stores.wake()
 
     def wake_shrinkers(self) -> None:
         """Tell every swapd in service that the pool wants its coldest blobs written back."""
@@ -214,7 +214,7 @@ class Machine:
             for swapd in self.swapds.values():
                 if swapd.device.takes_writes:
                     self.start()
-                    swapd.wake_shrinker()
+                    swapd.stores.wake_shrinker()
 
     # -- how a batch ends -------------------------------------------------------------------------
 
@@ -294,7 +294,7 @@ class Machine:
                 swapd = self.swapds[write.device]
                 if write.kept is not None and not self.closing:
                     self.start()
-                    left += swapd.store_now(write)
+                    left += swapd.stores.store_now(write)
                 elif ram_only:
                     self.pageout.refuse(write)
                 else:
@@ -305,7 +305,7 @@ class Machine:
 
     def _mail(self, write: StoreBatch, swapd: Swapd) -> None:
         self.start()
-        if self.closing or not swapd.offer(write):
+        if self.closing or not swapd.stores.offer(write):
             self.pageout.refuse(write)
             self.kswapd.throttled = True
             self.node.vmstat["nr_throttled_written"] += len(write.pfns)
@@ -454,7 +454,7 @@ class Machine:
         """Try stores again that were full a while ago."""
         now = anyio.current_time()
         for swapd in self.swapds.values():
-            swapd.revive(now)
+            swapd.backing.revive(now)
 
     @property
     def idle(self) -> bool:

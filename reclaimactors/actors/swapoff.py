@@ -88,9 +88,9 @@ async def _bring_back(
         reserved = await _reserve(machine, admission, swapd, some)
         machine.node.memcg.unreserve(reserved)  # the loads reserve the same, in this very step
         waiting = _load_now(swapd, [pfn for pfn in still_there() if pfn in some])
-        tickets = swapd.request(waiting, promote=True)
+        tickets = swapd.loads.request(waiting, promote=True)
         if tickets is None:
-            await swapd.room_for_loads()
+            await swapd.loads.room()
             machine.check_open()
         else:
             for ticket in tickets:
@@ -105,7 +105,7 @@ def _load_now(swapd: Swapd, pfns: Sequence[int]) -> list[int]:
     for pfn in pfns:
         if breath.due:
             break
-        if swapd.load_now(pfn, promote=True) is None:
+        if swapd.loads.load_now(pfn, promote=True) is None:
             waiting.append(pfn)
     return waiting
 

@@ -94,8 +94,7 @@ def _not_used(topology: Topology) -> list[str]:
     keys = [
         field.name
         for field in attrs.fields(CompressSpec)
-        if field.name in _NOT_USED[compress.mode]
-        and getattr(compress, field.name) != field.default
+        if field.name in _NOT_USED[compress.mode] and getattr(compress, field.name) != field.default
     ]
     return [f"not used with mode {compress.mode!r}: {', '.join(keys)}"] if keys else []
 

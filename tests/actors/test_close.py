@@ -195,7 +195,7 @@ async def test_gets_behind_a_full_mailbox_of_loads_are_told(kit, callers):
         for i in range(400):
             callers.call(memory.get, i)
         await kit.settle(300)
-        assert memory._machine.swapds[0].loads_full
+        assert memory._machine.swapds[0].loads.full
     await kit.settle()
     assert callers.ends == [CLOSED] * 400
     assert nothing_in_flight(memory)

@@ -7,7 +7,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
-from reclaimactors.actors.swapd import FAILURES_TO_RETIRE
+from reclaimactors.actors.backing import FAILURES_TO_RETIRE
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import DEVICE, RESIDENT
@@ -134,7 +134,7 @@ async def test_one_slot_that_cannot_be_read_does_not_spoil_a_batch(kit, open_ove
         values = await swap_out(kit, memory, 5)
         store.load_errors = {1: EIO}  # the batch; each of its folios is then tried alone
         machine = memory._machine
-        tickets = machine.swapds[0].request(list(memory._node.small.values()), promote=False)
+        tickets = machine.swapds[0].loads.request(list(memory._node.small.values()), promote=False)
         assert [await ticket.wait() for ticket in tickets] == list(values.values())
         assert store.nr_loads == 1 + 5
 
@@ -183,7 +183,9 @@ async def test_many_loads_that_hang_together_end_at_one_deadline(kit, open_over)
         store.load_gate = Gate()
         started = anyio.current_time()
         machine = memory._machine
-        for ticket in machine.swapds[0].request(list(memory._node.small.values()), promote=False):
+        for ticket in machine.swapds[0].loads.request(
+            list(memory._node.small.values()), promote=False
+        ):
             with pytest.raises(ra.BackendError):
                 await ticket.wait()
         assert anyio.current_time() - started == pytest.approx(5.0)

@@ -186,7 +186,9 @@ async def main(rounds: int, seconds: float) -> None:
         if mine in rates and other in rates:
             print(f"{mine} / {other}: {rates[mine] / rates[other]:.2f}")
     for name in ("padata", "padata, wait"):
-        bound = 2e6 / (1e6 / rates["bare lz4"] + statistics.median(run.loop_us for run in runs[name]))
+        bound = 2e6 / (
+            1e6 / rates["bare lz4"] + statistics.median(run.loop_us for run in runs[name])
+        )
         print(f"{name} / its bound 2 / (c + l), {bound:,.0f}: {rates[name] / bound:.2f}")
     with suppress(AttributeError):  # Linux only
         os.sched_getaffinity(0)

@@ -225,7 +225,7 @@ async def life(store: str, zswap: dict, sizes: list[int], damages: list[str], se
         await shelf.compare(set(), store)
         for key in shelf.model:
             await memory.delete(key)
-        while memory._machine.swapds[0].tickets:  # reads of which nobody waits any more
+        while memory._machine.swapds[0].loads.tickets:  # reads of which nobody waits any more
             await asyncio.sleep(0)
         await memory.drain()
         assert memory._node.check()

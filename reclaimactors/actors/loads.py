@@ -1,0 +1,244 @@
+"""The loads of one swapd: who wants a folio of a store gets a ticket, and lanes read batches.
+
+A mailbox and lanes of their own, so that a load never waits for a store. Where seeking is dear,
+neighbours are read along.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import anyio
+import attrs
+
+from reclaimactors.actors.backing import TooSlow
+from reclaimactors.actors.base import Mailbox, closed
+from reclaimactors.errors import BackendError, CorruptData
+from reclaimactors.mm.readahead import MAX_PAGES, Readahead
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from reclaimactors.actors.backing import Backing
+    from reclaimactors.actors.machine import Machine
+    from reclaimactors.mm.rmap import Rmap
+    from reclaimactors.mm.swapin import Load
+
+__all__ = ["LOAD_LANES", "Loads", "Ticket"]
+
+LOAD_LANES = 4
+MAX_LOADS = 64  #: requests that wait
+LOAD_BATCH = 64  #: slots of one load_many
+
+
+@attrs.define(eq=False)
+class Ticket:
+    """One folio being read; everybody who wants it waits for the same ticket."""
+
+    load: Load
+    ahead: bool = False  #: nobody wants it: it is read along with a neighbour
+    done: anyio.Event = attrs.Factory(anyio.Event)
+    data: bytes | None = None
+    error: Exception | None = None
+
+    async def wait(self) -> bytes:
+        """Return the folio's bytes, or raise why there are none."""
+        await self.done.wait()
+        if self.data is None:
+            raise self.error or closed()
+        return self.data
+
+
+class Loads:
+    """What is read from one store, and what was read ahead."""
+
+    def __init__(self, machine: Machine, backing: Backing) -> None:
+        self._m = machine
+        self.backing = backing
+        self._mailbox: Mailbox[list[Ticket]] = Mailbox(MAX_LOADS)
+        self.tickets: dict[int, Ticket] = {}
+        self.readahead: Readahead | None = None
+        self._load_now: Callable[[Sequence[int]], Sequence[bytes] | None] | None
+        self._load_now = getattr(backing.backend, "load_now", None)
+
+    # -- what others ask --------------------------------------------------------------------------
+
+    def load_now(self, pfn: int, *, promote: bool) -> bytes | None:
+        """Read a folio here and now where the store can; None where it takes its turn in a lane.
+
+        Raises:
+            CorruptData: if what is there is not what was stored.
+        """
+        if pfn in self.tickets:
+            return None
+        ahead = self.readahead.hit(pfn) if self.readahead is not None else None
+        if ahead is None and self._load_now is None:
+            return None
+        load = self._m.swapin.begin_load(pfn, promote=promote)
+        stored = ahead
+        if stored is None and self._load_now is not None:
+            try:
+                stored = self._load_now(load.slots)
+            except Exception:  # noqa: BLE001 - `load_many` is asked instead, and says what is wrong
+                stored = None
+        if not isinstance(stored, (list, tuple)):
+            self._m.swapin.drop(load)
+            return None
+        try:
+            return self._m.swapin.finish(load, stored)
+        except CorruptData:
+            if ahead is None:
+                raise
+            return None  # it was read a while ago: what the store gives now is what counts
+
+    def request(self, pfns: Sequence[int], *, promote: bool) -> list[Ticket] | None:
+        """Return a ticket for each folio, those that are being read already shared.
+
+        Returns None where the mailbox is full: wait for `room_for_loads`, and look again.
+        """
+        swapin = self._m.swapin
+        tickets: list[Ticket] = []
+        new: list[Ticket] = []
+        for pfn in pfns:
+            ticket = self.tickets.get(pfn)
+            if ticket is None:
+                ticket = Ticket(swapin.begin_load(pfn, promote=promote))
+                new.append(ticket)
+            ticket.ahead = False
+            tickets.append(ticket)
+        if new:
+            self._m.start()
+            try:
+                self._mailbox.send_nowait(new)
+            except anyio.WouldBlock:
+                for ticket in new:
+                    swapin.drop(ticket.load)
+                return None
+            for ticket in new:
+                self.tickets[ticket.load.pfn] = ticket
+        return tickets
+
+    @property
+    def full(self) -> bool:
+        """Whether no further request for loads can wait."""
+        return len(self._mailbox.waiting) >= MAX_LOADS
+
+    async def room(self) -> None:
+        """Wait until a load was taken."""
+        await self._mailbox.taken.wait()
+
+    def read_ahead(self, rmap: Rmap) -> None:
+        """Have neighbours read with what is asked for: seeking is dear here."""
+        self.readahead = Readahead(self._m.node, self.backing.device.index, rmap)
+
+    def drop_readahead(self) -> None:
+        """Let go of what was read ahead: room is short."""
+        if self.readahead is not None:
+            self.readahead.drop()
+
+    def clear(self) -> None:
+        """Fail whatever waits: no lane is left to read it."""
+        self._mailbox.drain()
+        self.drop_readahead()
+        for ticket in list(self.tickets.values()):
+            stopped = self.backing.error("load", RuntimeError("its swapd stopped"))
+            self._end(ticket, error=anyio.ClosedResourceError() if self._m.closing else stopped)
+
+    def close(self) -> None:
+        """Fail whatever waits, and close the mailbox."""
+        self.clear()
+        self._mailbox.close()
+
+    # -- lanes ------------------------------------------------------------------------------------
+
+    async def lane(self) -> None:
+        """Read what is asked for, for ever."""
+        while True:
+            tickets = await self._mailbox.receive()
+            while sum(len(ticket.load.slots) for ticket in tickets) < LOAD_BATCH:
+                try:
+                    tickets += self._mailbox.receive_nowait()
+                except anyio.WouldBlock:
+                    break
+            await self.load(tickets)
+
+    async def load(self, tickets: list[Ticket], *, ahead: bool = True) -> None:
+        """Read a batch of folios; one that cannot be read does not spoil the others."""
+        near = self._begin_ahead(tickets) if ahead and self.readahead is not None else []
+        try:
+            stored = await self._read([ticket.load for ticket in tickets + near])
+        except BackendError as exc:
+            asked = self._asked_for(near)
+            if isinstance(exc, TooSlow) or (len(tickets) == 1 and not near):
+                for ticket in tickets + asked:
+                    self._end(ticket, error=exc)
+            else:
+                for some in [tickets] if near else [[ticket] for ticket in tickets]:
+                    await self.load(some, ahead=False)
+                for ticket in asked:
+                    await self.load([ticket], ahead=False)
+            return
+        for ticket, parts in zip(tickets + near, stored, strict=True):
+            if ticket.ahead and self.readahead is not None:
+                self._drop(ticket)
+                self.readahead.keep(ticket.load.pfn, parts)
+            else:
+                self._finish(ticket, parts)
+
+    def _asked_for(self, near: Sequence[Ticket]) -> list[Ticket]:
+        """Return what was read ahead and is wanted by now; the others end, unread."""
+        for ticket in near:
+            if ticket.ahead:
+                self._drop(ticket)
+        return [ticket for ticket in near if not ticket.ahead]
+
+    def _drop(self, ticket: Ticket) -> None:
+        if self.tickets.pop(ticket.load.pfn, None) is not None:
+            self._m.swapin.drop(ticket.load)
+
+    async def _read(self, loads: Sequence[Load]) -> list[Sequence[bytes]]:
+        """Return what the slots of each folio hold.
+
+        Raises:
+            BackendError: if they cannot be read.
+        """
+        slots = [slot for load in loads for slot in load.slots]
+        stored: Sequence[bytes] = await self.backing.call(
+            "load", self.backing.backend.load_many(slots)
+        )
+        if not isinstance(stored, (list, tuple)) or len(stored) != len(slots):
+            wrong = TypeError(f"load_many gave {stored!r:.80}, not a list of {len(slots)}")
+            raise self.backing.error("load", wrong)
+        parts = iter(stored)
+        return [list(islice(parts, len(load.slots))) for load in loads]
+
+    def _begin_ahead(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """Start reading the neighbours of what is wanted, where it is not too much as it is.
+
+        Whoever wants one of them meanwhile shares its ticket: no slot is read twice at a time.
+        """
+        assert self.readahead is not None
+        if len(tickets) >= MAX_PAGES:
+            return []
+        pfns = self.readahead.neighbours(tickets[0].load.slots[0], list(self.tickets))
+        near = [Ticket(self._m.swapin.begin_load(pfn, promote=False), ahead=True) for pfn in pfns]
+        self.tickets.update((ticket.load.pfn, ticket) for ticket in near)
+        return near
+
+    def _finish(self, ticket: Ticket, stored: Sequence[bytes]) -> None:
+        if self.tickets.pop(ticket.load.pfn, None) is None:
+            return
+        try:
+            ticket.data = self._m.swapin.finish(ticket.load, stored)
+        except CorruptData as exc:
+            ticket.error = exc
+        finally:
+            ticket.done.set()
+
+    def _end(self, ticket: Ticket, *, error: Exception) -> None:
+        if self.tickets.pop(ticket.load.pfn, None) is None:
+            return
+        self._m.swapin.fail(ticket.load)
+        ticket.error = error
+        ticket.done.set()

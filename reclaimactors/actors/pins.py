@@ -1,0 +1,103 @@
+"""Pins: a value made resident with a reservation of its own, and kept so while somebody looks."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from reclaimactors.actors.admission import Stalled
+from reclaimactors.mm.folio import DEAD, DEVICE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
+
+    from reclaimactors.actors.admission import Admission
+    from reclaimactors.actors.machine import Machine
+
+__all__ = ["Pins"]
+
+
+class Pins:
+    """How one machine pins."""
+
+    def __init__(
+        self, machine: Machine, admission: Admission, get: Callable[[Hashable], Awaitable[bytes]]
+    ) -> None:
+        self._machine = machine
+        self._admission = admission
+        self._get = get
+        self._node = machine.node
+        self._state = machine.node.mm.state
+
+    async def folio(self, key: Hashable) -> int | None:
+        """Make a value of one folio resident, and pin it; return its pfn, None if it has more."""
+        node = self._node
+        while len(pfns := node.pfns(key)) == 1:
+            pfn = pfns[0]
+            if not node.pins.get(pfn):
+                self._admission.must_fit(node.mm.size[pfn], node.memcg.overhead)
+            node.pin(pfn)
+            try:
+                await self._bring_in(pfn)
+            except BaseException:  # cancelled too: nobody else unpins it
+                node.unpin(pfn)
+                raise
+            if self._state[pfn] != DEAD:
+                return pfn
+            node.unpin(pfn)  # overwritten or deleted while we waited
+        return None
+
+    async def _bring_in(self, pfn: int) -> None:
+        """Make a pinned folio resident with a reservation of its own, unless it dies meanwhile."""
+        node, swapin = self._node, self._machine.swapin
+        reserved = 0
+
+        def short() -> int:
+            return swapin.shortfall((pfn,)) - reserved
+
+        try:
+            while self._state[pfn] != DEAD:
+                if short() > 0:  # again if its blob went to a store while we waited
+                    reserved += await self._admission.reserve(short)
+                elif self._state[pfn] == DEVICE:
+                    node.memcg.unreserve(reserved)  # the load reserves the same at once
+                    reserved = 0
+                    await self._load_folio(pfn)
+                else:
+                    spent, reserved = reserved, 0
+                    swapin.fault(pfn, promote=True, reserved=spent)
+                    return
+        finally:
+            node.memcg.unreserve(reserved)
+
+    async def _load_folio(self, pfn: int) -> None:
+        swapd = self._machine.swapds[self._node.mm.device[pfn]]
+        tickets = swapd.loads.request((pfn,), promote=True)
+        if tickets is None:
+            await swapd.loads.room()
+            self._machine.check_open()
+        else:
+            with Stalled(self._machine):
+                await tickets[0].wait()
+
+    @asynccontextmanager
+    async def copy(self, key: Hashable) -> AsyncGenerator[memoryview]:
+        """Pin a joined copy of a value of several folios, charged to the budget."""
+        node, memcg = self._node, self._node.memcg
+        reserved = 0
+        value: bytes | None = None
+
+        def short() -> int:
+            return sum(node.mm.size[pfn] for pfn in node.pfns(key)) - reserved
+
+        try:
+            while value is None or len(value) > reserved:  # again if it grew while we waited
+                self._admission.must_fit(short(), memcg.overhead)
+                more = await self._admission.reserve(short)
+                reserved += more
+                memcg.pinned += more
+                value = await self._get(key)
+            yield memoryview(value).toreadonly()
+        finally:
+            memcg.pinned -= reserved
+            memcg.unreserve(reserved)

@@ -1,0 +1,292 @@
+"""The writes of one swapd: store batches, forget slots, write the pool's coldest blobs back.
+
+A mailbox and lanes of their own; full: the folios stay dirty, and kswapd throttles. Slots are
+handed out again only after the store has forgotten them and nobody reads them, so that calls on one
+slot never overlap.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from reclaimactors.abc import Backend, Verdict
+from reclaimactors.actors.backing import TooSlow
+from reclaimactors.actors.base import Mailbox
+from reclaimactors.errors import BackendError, BackendFull
+from reclaimactors.log import log
+from reclaimactors.mm.folio import DEAD, DEVICE
+from reclaimactors.mm.rmap import Rmap
+from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
+from reclaimactors.offload.breath import Breath
+
+if TYPE_CHECKING:
+    from reclaimactors.actors.backing import Backing
+    from reclaimactors.actors.machine import Machine
+    from reclaimactors.mm.batch import StoreBatch
+
+__all__ = ["STORE_LANES", "Stores"]
+
+STORE_LANES = 2
+MAX_STORES = 32  #: writes of up to 1 MiB that wait
+SHRINK_BATCHES = 4  #: of 32 blobs that the shrinker writes with one call, to pay for its hop
+FORGET_RUNS = 64  #: runs of slots of one invalidate_many: a fraction of a slice
+STORE_BYTES = 1 << 19  #: after which a store_many takes no further write that waits
+
+
+class Stores:
+    """What is written to one store, and forgotten by it."""
+
+    def __init__(self, machine: Machine, backing: Backing) -> None:
+        self._m = machine
+        self.backing = backing
+        self._mailbox: Mailbox[StoreBatch | None] = Mailbox(MAX_STORES)
+        self._shrink_asked = False
+        self.rmap: Rmap | None = None  #: from slots to folios, where somebody asks
+        footprint = getattr(self.backing.backend, "footprint", None)
+        elsewhere = getattr(footprint, "__func__", None) is Backend.footprint
+        self._footprint = None if elsewhere else footprint
+        if (
+            self._footprint is not None
+            and getattr(self.backing.backend, "compressor", None) is not None
+        ):
+            self.rmap = Rmap()
+            self.backing.backend.on_shrunk = self._shrunk
+
+    # -- what others ask --------------------------------------------------------------------------
+
+    def offer(self, write: StoreBatch) -> bool:
+        """Take a write if the mailbox has room."""
+        try:
+            self._mailbox.send_nowait(write)
+        except (anyio.WouldBlock, anyio.ClosedResourceError):
+            return False
+        return True
+
+    def store_now(self, write: StoreBatch) -> list[StoreBatch]:
+        """Store at once what was compressed for this store, as much of it as has room.
+
+        Returns:
+            Writes to other devices, of what has not.
+        """
+        left = [write]
+        try:
+            slots, sizes, kept = self._m.pageout.squeezed_items(write)
+            error: BackendError | None = None
+            done = 0
+            try:
+                done = self.backing.backend.store_squeezed(slots, sizes, kept)
+            except BackendFull as exc:
+                error = exc
+            except Exception as exc:  # noqa: BLE001 - translated, as those of `_call`
+                error = self.backing.error("store", exc)
+            if done < len(slots):
+                left.append(self._m.pageout.split(write, done))
+            self._stored(write)
+            del left[0]
+            if left:
+                why = getattr(self.backing.backend, "why_full", Backend.why_full)
+                return self._failed(left.pop(), error or BackendFull(why))
+            self.backing.is_well()
+            return []
+        finally:
+            for part in left:  # a policy broke its contract in the middle
+                self._m.pageout.refuse(part)
+
+    def wake(self) -> None:
+        """Have a look at the slots to forget. A busy lane looks anyway."""
+        if not self._mailbox.waiting:
+            self._offer_nothing()
+
+    def wake_shrinker(self) -> None:
+        """Have the pool written back. Being woken for anything else does not start that."""
+        self._shrink_asked = True
+        self.wake()
+
+    def _offer_nothing(self) -> None:
+        """Put an empty message in, which only makes a store lane look around."""
+        try:
+            self._mailbox.send_nowait(None)
+        except (anyio.WouldBlock, anyio.ClosedResourceError):
+            return
+
+    def clear(self) -> None:
+        """Hand back whatever waits: no lane is left to write it."""
+        for write in self._mailbox.drain():
+            if write is not None:
+                self._m.pageout.refuse(write)
+
+    def close(self) -> None:
+        """Hand back whatever waits, and close the mailbox."""
+        self.clear()
+        self._mailbox.close()
+
+    # -- lanes ------------------------------------------------------------------------------------
+
+    async def lane(self) -> None:
+        """Write, forget and shrink, for ever."""
+        while True:
+            message = await self._mailbox.receive()
+            writes = [message] if message is not None else []
+            while sum(write.nr_bytes for write in writes) < STORE_BYTES:
+                try:
+                    message = self._mailbox.receive_nowait()
+                except anyio.WouldBlock:
+                    break
+                if message is not None:
+                    writes.append(message)
+            if writes:
+                await self.store(writes)
+            await self._forget()
+            if self._shrink_asked:
+                self._shrink_asked = False
+                await self._shrink()
+
+    async def store(self, writes: list[StoreBatch]) -> bool:
+        """Write batches in one call, and give their verdicts; if it fails, one after the other.
+
+        Returns:
+            Whether the store has taken what it was given at once.
+        """
+        machine = self._m
+        left, taken = list(writes), False
+        try:
+            breath = Breath()
+            items: list[tuple[int, bytes]] = []
+            for write in writes:
+                items += machine.pageout.items(write)
+                await breath.take()
+            if items:
+                await self.backing.call("store", self.backing.backend.store_many(items))
+            for write in writes:
+                await breath.take()
+                self._stored(write)
+                left.remove(write)
+            self.backing.is_well()
+            taken = True
+        except BackendError as exc:
+            single, left = left, []
+            if len(single) == 1 or isinstance(exc, TooSlow):
+                for write in single:
+                    machine.offer(self._failed(write, exc))
+            else:
+                left = single
+                while left:
+                    await self.store([left.pop(0)])
+        finally:
+            for write in left:
+                machine.pageout.refuse(write, retire=True)
+            # Half of the mailbox at least: kswapd isolates in vain where there is room for one.
+            if len(self._mailbox.waiting) <= MAX_STORES // 2:
+                machine.kswapd.throttled = False
+            machine.verdicts.notify()
+        return taken
+
+    def _stored(self, write: StoreBatch) -> None:
+        if self.rmap is not None:
+            self.rmap.note(write.pfns, write.slots)
+        self._m.pageout.stored(write, self._charges(write))
+
+    def _charges(self, write: StoreBatch) -> list[int] | None:
+        """Return what this process holds for each folio, at most as much as it has freed.
+
+        One that was cancelled meanwhile has no charge.
+        """
+        footprint = self._footprint
+        if footprint is None:
+            return None
+        owner = self._m.node.mm.owner
+        return [
+            min(length, footprint(slots)) if owner[pfn] == write.id else 0
+            for pfn, slots, length in zip(write.pfns, write.slots, write.lengths, strict=True)
+        ]
+
+    def _shrunk(self, slot: int) -> None:
+        """The store has made a slot lighter: give back what is charged too much for its folio."""
+        node = self._m.node
+        pfn = self.rmap.folio(slot) if self.rmap is not None else None
+        if (
+            pfn is None
+            or self._footprint is None
+            or node.mm.device[pfn] != self.backing.device.index
+        ):
+            return
+        state = node.mm.state[pfn]
+        if state == DEVICE or (state == DEAD and node.mm.data.get(pfn) is None):
+            slots = node.slots_of(pfn)
+            if slot in slots:
+                self._m.ledger.freed_total += node.recharge(pfn, self._footprint(slots))
+
+    def _failed(self, write: StoreBatch, exc: BackendError) -> list[StoreBatch]:
+        """A write has failed; return writes to other devices."""
+        verdict = Verdict.ACTIVATE if self.backing.failed(exc) else Verdict.ERROR
+        late = isinstance(exc, TooSlow)
+        return self._m.pageout.store_failed(write, verdict, retire=late)
+
+    async def _forget(self) -> None:
+        breath = Breath()
+        while runs := self._m.node.take_stale(self.backing.device.index, FORGET_RUNS):
+            await self._forget_some(runs)
+            await breath.take()
+
+    async def _forget_some(self, runs: list[tuple[int, int]]) -> None:
+        node = self._m.node
+        forgotten = False
+        try:
+            slots = [slot for first, nr in runs for slot in range(first, first + nr)]
+            await self.backing.call("forget", self.backing.backend.invalidate_many(slots))
+            forgotten = True
+        except BackendError as exc:
+            log.warning("swapd.forget_failed", device=self.backing.device.name, error=str(exc))
+            # Storing replaces what is there, so a refusal does no harm; a late success would.
+            forgotten = not isinstance(exc, TooSlow)
+        finally:
+            if forgotten:
+                node.forgotten(self.backing.device.index, runs)
+            else:
+                node.never_forgotten(self.backing.device.index, runs)
+            self._m.verdicts.notify()
+
+    async def _shrink(self) -> None:
+        """The shrink worker: the pool's coldest blobs to this store, down to the threshold.
+
+        After MAX_RECLAIM_RETRIES failed writes in a row it gives up until it is woken again.
+        """
+        node = self._m.node
+        vm = node.vmstat
+        failures = 0
+        at_once = 1  # until the store is seen to take what it is given
+        while self.backing.device.takes_writes and failures < MAX_RECLAIM_RETRIES:
+            spared = vm["zswap_second_chance"]
+            writes = await self._coldest(at_once)
+            if writes:
+                taken = await self.store(writes)
+                failures, at_once = (0, SHRINK_BATCHES) if taken else (failures + 1, 1)
+                await self._forget()
+            elif vm["zswap_second_chance"] == spared:
+                break
+            else:
+                await checkpoint()
+        vm["zswap_shrink_gave_up"] += failures == MAX_RECLAIM_RETRIES
+        if node.zswap.wanted:
+            node.cannot_write_back(self.backing.device.index)
+            self._m.verdicts.notify()
+
+    async def _coldest(self, nr: int) -> list[StoreBatch]:
+        """Return up to `nr` writes of the pool's coldest blobs."""
+        breath = Breath()
+        writes: list[StoreBatch] = []
+        try:
+            while len(writes) < nr:
+                write = self._m.pageout.writeback(self.backing.device)
+                if write is None:
+                    break
+                writes.append(write)
+                await breath.take()
+        except BaseException:  # cancelled: nobody else ends them
+            for write in writes:
+                self._m.pageout.refuse(write)
+            raise
+        return writes
