@@ -3,8 +3,8 @@
 One rule is one thing that an application, an administrator or fate can do. After each of them the
 core's invariants hold: above all, each folio has exactly one authoritative copy. Values are
 compared whenever they can be read, and all of them once the faults are over. Short in an ordinary
-run; ``HYPOTHESIS_PROFILE=nightly`` makes it half an hour: without ``--hypothesis-seed``, which would
-have each part do the same.
+run; ``HYPOTHESIS_PROFILE=nightly`` makes it half an hour, without ``--hypothesis-seed``, which
+would have each part do the same.
 """
 
 from __future__ import annotations
