@@ -25,7 +25,7 @@ from reclaimactors.actors.proactive import Proactive
 from reclaimactors.advice import Advice
 from reclaimactors.errors import TopologyError
 from reclaimactors.mm.folio import DEVICE, RESIDENT
-from reclaimactors.offload.breath import share
+from reclaimactors.offload.breath import Away
 from reclaimactors.topology import checks
 from reclaimactors.topology.swapon import swapoff, swapon
 from reclaimactors.units import format_size
@@ -518,10 +518,10 @@ class Memory:
     async def _yield(self) -> None:
         """Let the loop turn. Callers who yield share the calls of a turn, however many they are.
 
-        A single one has more where others keep the loop for long (see `share`).
+        A single one has more where others keep the loop for long (see `Away`).
         """
         self._yielding += 1
-        left = perf_counter()
+        away = Away(perf_counter())
         try:
             await checkpoint()
         finally:
@@ -529,7 +529,7 @@ class Memory:
         if self._yielding:
             self._credit = max(MIN_CALLS, BUDGET_CALLS // (self._yielding + 1))
         else:
-            self._credit = int(BUDGET_CALLS * share(perf_counter() - left))
+            self._credit = int(BUDGET_CALLS * away.share(perf_counter()))
         self._check()
 
     def refuse_calls(self) -> None:

@@ -7,30 +7,41 @@ from time import perf_counter
 
 from anyio.lowlevel import checkpoint
 
-__all__ = ["FAIR_S", "MOST", "SLICE_S", "TURN_S", "Breath", "share"]
+__all__ = ["FAIR_S", "MOST", "SLICE_S", "TURN_S", "Away", "Breath"]
 
 SLICE_S = 0.001  #: how long one step may hold the event loop
 TURN_S = 0.15 * SLICE_S  #: how long all who breathe work in one turn of the loop
-FAIR_S = SLICE_S / 2  #: others who keep the loop for longer are met with more work on end
+FAIR_S = SLICE_S / 4  #: others who keep the loop for longer are met with more work on end
 MOST = 4  #: times as much, at most
 
 
-def share(away_s: float) -> float:
-    """Return how many times the usual work may follow a turn in which others took so long.
-
-    Beside a program that is busy itself, small steps would only wait for each other: what is worked
-    in a turn of the loop grows with the turn, and so do the rates.
-    """
-    return min(MOST, max(1.0, away_s / FAIR_S))
-
-
 class _Breathing(threading.local):
-    """Of the event loop of this thread: how many have given way, and wait for their turn."""
+    """Of the event loop of this thread."""
 
-    waiting = 0
+    waiting = 0  #: have given way, and wait for their turn
+    worked_s = 0.0  #: by all who breathe, since the start
 
 
 _breathing = _Breathing()
+
+
+class Away:
+    """Measures how long others keep the loop while one gives way."""
+
+    __slots__ = ("_left", "_worked")
+
+    def __init__(self, left: float) -> None:
+        self._left = left
+        self._worked = _breathing.worked_s
+
+    def share(self, back: float) -> float:
+        """Return how many times the usual work may follow, 1 to MOST.
+
+        Beside a program that is busy itself, small steps would only wait for each other: what is
+        worked in a turn of the loop grows with what others do in it, and so do the rates.
+        """
+        by_others = back - self._left - (_breathing.worked_s - self._worked)
+        return min(MOST, max(1.0, by_others / FAIR_S))
 
 
 class Breath:
@@ -43,7 +54,7 @@ class Breath:
         seconds: instead of TURN_S, and not shared with others.
     """
 
-    __slots__ = ("_ends", "_seconds")
+    __slots__ = ("_began", "_ends", "_seconds")
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._seconds = seconds
@@ -51,7 +62,8 @@ class Breath:
 
     def begin(self) -> None:
         """Work begins now: the owner has just been given its turn."""
-        self._ends = perf_counter() + self._on_end()
+        self._began = perf_counter()
+        self._ends = self._began + self._on_end()
 
     def _on_end(self) -> float:
         return self._seconds or TURN_S / (_breathing.waiting + 1)
@@ -65,10 +77,13 @@ class Breath:
         """Give way to the others if that is due."""
         left = perf_counter()
         if left > self._ends:
+            # Its owner may have waited for something else since: that was no work.
+            _breathing.worked_s += min(left - self._began, SLICE_S)
+            away = Away(left)
             _breathing.waiting += 1
             try:
                 await checkpoint()
             finally:
                 _breathing.waiting -= 1
-            back = perf_counter()
-            self._ends = back + self._on_end() * share(back - left)
+            self._began = perf_counter()
+            self._ends = self._began + self._on_end() * away.share(self._began)

@@ -7,7 +7,7 @@ import anyio.lowlevel
 import pytest
 
 from reclaimactors.offload import breath
-from reclaimactors.offload.breath import FAIR_S, MOST, TURN_S, Breath, share
+from reclaimactors.offload.breath import FAIR_S, MOST, TURN_S, Away, Breath
 
 
 @pytest.fixture
@@ -18,10 +18,24 @@ def clock(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("away", "times"), [(0.0, 1.0), (FAIR_S, 1.0), (2 * FAIR_S, 2.0), (99.0, MOST)]
+    ("by_others", "times"), [(0.0, 1.0), (FAIR_S, 1.0), (2 * FAIR_S, 2.0), (99.0, MOST)]
 )
-def test_more_work_follows_a_long_turn_of_others(away, times):
-    assert share(away) == pytest.approx(times)
+def test_more_work_follows_a_long_turn_of_others(by_others, times):
+    assert Away(7.0).share(7.0 + by_others) == pytest.approx(times)
+
+
+async def test_the_work_of_those_who_breathe_too_is_not_that_of_others(clock):
+    async def actor():
+        breath = Breath()
+        clock[0] += 1.5 * TURN_S
+        await breath.take()
+
+    away = Away(clock[0])
+    async with anyio.create_task_group() as tasks:
+        for _ in range(30):
+            tasks.start_soon(actor)
+    assert clock[0] - 100.0 > 10 * FAIR_S
+    assert away.share(clock[0]) == 1.0
 
 
 async def test_it_gives_way_only_when_its_time_is_up(clock):
