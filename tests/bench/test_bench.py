@@ -55,6 +55,16 @@ async def test_rates_are_of_pages_that_really_left(name, monkeypatch):
     assert min(measured) > 0
 
 
+@pytest.mark.parametrize("name", ["hits of 4 KiB", "puts of 64 KiB, padata"])
+async def test_lag_is_measured_where_there_is_reclaim_and_where_there_is_none(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    bench = load("lag")
+    monkeypatch.setattr(bench, "BUDGET", 8 << 20)
+    measured = await bench.measure(name, bench.real_pages(400), 0.3)
+    assert measured.max_ms >= measured.p99_ms > 0
+    assert (measured.pages > 0) == ("puts" in name)
+
+
 @pytest.mark.parametrize("rule", ["inline", "steal_oldest", "wait"])
 async def test_each_rule_for_a_full_queue_is_measured(rule, monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
