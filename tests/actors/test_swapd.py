@@ -13,6 +13,7 @@ from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import DEVICE, RESIDENT
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
+from reclaimactors.offload.breath import Breath
 from reclaimactors.testing import Gate
 
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
@@ -436,6 +437,34 @@ async def test_the_shrinker_gives_up_after_sixteen_failures_until_it_is_woken_ag
         node.zswap.wanted = 1
         machine.wake_shrinkers()
         await memory.drain()  # what is wanted is given up with it: nothing is pending for ever
+        assert {key: await memory.get(key) for key in values} == values
+        assert node.check()
+
+
+async def test_a_shrinker_that_ends_between_two_writes_hands_both_back(kit, open_over, monkeypatch):
+    async with open_over(MemoryBackend()) as memory:
+        machine, node = memory._machine, memory._node
+        values = {i: kit.noise(i, 200) + bytes(312) for i in range(100)}
+        for key, value in values.items():
+            await memory.put(key, value)
+        await memory.reclaim(EVERYTHING)
+        await memory.drain()
+        node.zswap.wanted = node.zswap.total
+        machine.pageout.writeback(machine.swapds[0].device)  # every blob's second chance
+        seen = []
+
+        async def take(_):
+            seen.append(node.nr_writes)
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Breath, "take", take)
+        with pytest.raises(KeyboardInterrupt):
+            await machine.swapds[0].stores._coldest(4)
+        monkeypatch.undo()
+        node.zswap.wanted = 0
+        assert seen == [1, 2]
+        assert (node.nr_writes, node.zswap.leaving) == (0, 0)
         assert {key: await memory.get(key) for key in values} == values
         assert node.check()
 

@@ -523,6 +523,32 @@ def test_one_pass_looks_at_a_bounded_number_of_blobs_and_writes_a_cluster():
     core.write([write])
 
 
+def test_blobs_on_their_way_out_count_as_written_and_are_not_met_again():
+    core = Core(devices=[None])
+    for i in range(100):
+        core.put(i, text(i))
+    while core.reclaim():
+        pass
+    node, pool = core.node, core.node.zswap
+    sizes = [len(node.mm.data[pfn]) for pfn in pool.coldest(100)]
+    pool.wanted = sum(sizes[: SWAP_CLUSTER_MAX + 1])  # one more than fits a write
+    first = core.writeback()
+    assert len(first.pfns) == SWAP_CLUSTER_MAX
+    assert not set(pool.coldest(100 - SWAP_CLUSTER_MAX)) & set(first.pfns)
+    second = core.writeback()
+    assert 1 <= len(second.pfns) <= 2  # what is left of what is wanted
+    assert not set(second.pfns) & set(first.pfns)
+    assert pool.leaving == first.nr_bytes + second.nr_bytes
+    assert core.writeback() is None
+    core.broken = {0}
+    core.write([first])
+    assert pool.leaving == second.nr_bytes
+    core.broken = set()
+    core.write([second])
+    assert pool.leaving == 0
+    core.check()
+
+
 @pytest.mark.parametrize("every", [1, 7, 40])
 def test_the_shrinkers_work_is_bounded_by_what_was_stored_however_long_the_pool_is_full(every):
     """A steady stream of puts; the shrinker has a turn of one pass every so many of them."""
