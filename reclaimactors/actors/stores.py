@@ -80,7 +80,7 @@ class Stores:
                 done = self.backing.backend.store_squeezed(slots, sizes, kept)
             except BackendFull as exc:
                 error = exc
-            except Exception as exc:  # noqa: BLE001 - translated, as those of `_call`
+            except Exception as exc:  # noqa: BLE001 - translated, as those of `call`
                 error = self.backing.error("store", exc)
             if done < len(slots):
                 left.append(self._m.pageout.split(write, done))
