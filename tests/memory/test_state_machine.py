@@ -405,7 +405,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def drain(self) -> None:
         async def call():
             await self.memory.drain()
-            # A turn later what advice has had read may have woken kswapd again.
+            # As it returns: a kswapd that has crashed comes back, after a while, to go on.
             return self.memory._node.memcg.in_flight
 
         self.open_gates()
