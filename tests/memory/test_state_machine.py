@@ -198,6 +198,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self.faults: list[Fault] = []
         self.pinned: list[tuple] = []
         self.leaving: asyncio.Task | None = None
+        self.mended: set[str] = set()  # stores of which a read that began earlier may still fail
         mode = shape["mode"]
         self.spec = {
             "budget": BUDGET,
@@ -336,9 +337,23 @@ class MemoryMachine(RuleBasedStateMachine):
 
     def explain(self, exc: Exception) -> None:
         """A value cannot be read: only while its store cannot, and the error names that one."""
+        assert any(name in str(exc) for name in self.unreadable() | self.mended), exc
+
+    def unreadable(self) -> set[str]:
+        """The names of the stores that give errors, or other bytes."""
         swaps = [(info.name, fault_of(info.backend)) for info in self.memory.swaps()]
-        failing = [name for name, fault in swaps if fault is not None and fault.unreadable]
-        assert any(name in str(exc) for name in failing), exc
+        return {name for name, fault in swaps if fault is not None and fault.unreadable}
+
+    def mend(self, store: Fault) -> None:
+        """What is being read meanwhile may still be bad."""
+        before = self.unreadable()
+        store.mend()
+        self.mended |= before - self.unreadable()
+
+    def reads(self) -> bool:
+        """Whether somebody reads from a store."""
+        swapds = self.memory._machine.swapds.values()
+        return self.leaving is not None or any(swapd.loads.tickets for swapd in swapds)
 
     @property
     def names(self) -> list[str]:
@@ -571,7 +586,7 @@ class MemoryMachine(RuleBasedStateMachine):
         if not self.faults:
             return
         store = self.faults[nr % len(self.faults)]
-        store.mend()
+        self.mend(store)
         match kind:
             case "full":
                 store.fail_stores(ra.BackendFull())
@@ -588,7 +603,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def all_is_mended(self) -> None:
         self.open_gates()
         for store in self.faults:
-            store.mend()
+            self.mend(store)
 
     def open_gates(self) -> None:
         gates = [store.store_gate for store in self.faults if store.store_gate is not None]
@@ -627,6 +642,8 @@ class MemoryMachine(RuleBasedStateMachine):
     @invariant()
     def check(self) -> None:
         if hasattr(self, "memory"):
+            if not self.reads():
+                self.mended.clear()
             assert self.memory._node.check()
             for zram in self.zrams():
                 zram.table.check()
@@ -685,12 +702,18 @@ class MemoryMachine(RuleBasedStateMachine):
                 self.unpin()
             self.all_is_mended()
             self.swapoff_ends(cancelled=False)
+            self.run(self.nobody_reads())
+            self.mended.clear()
             for key in list(self.model):
                 self.run(self.compare(key))
             self.check()
             self.run(self.close())
         finally:
             self.runner.close()
+
+    async def nobody_reads(self) -> None:
+        while self.reads():
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         self.leave.set()
