@@ -36,7 +36,7 @@ from reclaimactors.testing import FaultyBackend, Gate
 from reclaimactors.testing.faults import Damage
 
 # In parts, since hypothesis remembers all examples of a run: a MiB for each.
-PARTS = 6 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 1
+PARTS = 8 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 1
 BUDGET = 256 << 10  # a third of what the keys may hold
 KEYS = st.integers(0, 40)
 ABSENT = None
