@@ -353,7 +353,8 @@ class MemoryMachine(RuleBasedStateMachine):
     def reads(self) -> bool:
         """Whether somebody reads from a store."""
         swapds = self.memory._machine.swapds.values()
-        return self.leaving is not None or any(swapd.loads.tickets for swapd in swapds)
+        swaps_off = self.leaving is not None and not self.leaving.done()
+        return swaps_off or any(swapd.loads.tickets for swapd in swapds)
 
     @property
     def names(self) -> list[str]:
