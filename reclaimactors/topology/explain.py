@@ -22,11 +22,7 @@ _CPU = {
     "process": "in worker processes",
 }
 
-_NOT_USED = {
-    "inline": ("workers", "fifo", "on_full", "ordered", "in_flight"),
-    "kcompressd": ("workers", "ordered"),
-    "padata": (),
-}  # keys that mean nothing in a mode
+_OF_THE_QUEUE = ("fifo", "on_full", "in_flight")  # keys that mean nothing with mode "inline"
 
 IN_THIS_PROCESS = ("memory", "zram")  # stores whose bytes count within the budget
 
@@ -50,7 +46,8 @@ def explain(topology: Topology) -> list[str]:
         lines.append('one CPU is usable here: the default of `offload` is "inline"')
     if topology.compress.mode != "inline" and _workers_compress(topology):
         lines.append(_when_full(topology))
-    lines += _not_used(topology)
+    if topology.compress.mode == "inline":
+        lines += _not_used(topology)
     lines += _tiers(topology)
     lines += [_capacity(topology, ratio) for ratio in (1, 2, 3)]
     return lines
@@ -89,14 +86,10 @@ def _when_full(topology: Topology) -> str:
 
 
 def _not_used(topology: Topology) -> list[str]:
-    """Return a line for what is set, but means nothing in this mode."""
-    compress = topology.compress
-    keys = [
-        field.name
-        for field in attrs.fields(CompressSpec)
-        if field.name in _NOT_USED[compress.mode] and getattr(compress, field.name) != field.default
-    ]
-    return [f"not used with mode {compress.mode!r}: {', '.join(keys)}"] if keys else []
+    """Return a line for what is set, but means nothing where there is no queue."""
+    compress, fields = topology.compress, attrs.fields_dict(CompressSpec)
+    keys = [key for key in _OF_THE_QUEUE if getattr(compress, key) != fields[key].default]
+    return [f"not used with mode 'inline': {', '.join(keys)}"] if keys else []
 
 
 def _tiers(topology: Topology) -> list[str]:
