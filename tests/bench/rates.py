@@ -37,7 +37,7 @@ from reclaimactors.lab.measure import Histogram
 
 PAGE = 4096
 BUDGET = 32 << 20
-NR_PAGES = 2000  #: of the source, which lz4 makes 2.03:1
+NR_PAGES = 2000  #: of the source
 ZSTD = {"name": "zstd", "level": 3}
 CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
     "kswapd_only_inline": ("kswapd_only_inline", {}),
