@@ -41,16 +41,17 @@ class KswapdActor:
         """Balance at each wake-up, for ever."""
         machine = self._m
         try:
-            machine.kswapd.running = False  # a crash may have left a run half done
+            machine.kswapd.running = machine.awake = False  # a crash may have left a run half done
             while True:
                 machine.wake_kswapd()
+                if not machine.awake:
+                    machine.verdicts.notify()  # nothing is left to do: who waited for it goes on
                 await machine.woken()
                 machine.revive()
                 await self.balance()
                 log.debug("kswapd.slept", hopeless=machine.kswapd.hopeless)
         finally:
-            machine.awake = False
-            self._hand_back()
+            self._hand_back()  # still awake, if it was: it comes back after a crash, or all ends
 
     async def balance(self) -> None:
         """One stay awake: until balanced or hopeless."""

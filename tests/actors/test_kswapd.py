@@ -5,11 +5,14 @@ from itertools import groupby
 import anyio
 import pytest
 
+import reclaimactors as ra
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
 from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
 from reclaimactors.mm.vmscan import DEF_PRIORITY, MAX_RECLAIM_RETRIES, Step
 from reclaimactors.offload.process import WorkerDied
+
+virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
 
 def isolate(machine):
@@ -183,6 +186,47 @@ async def test_a_kswapd_that_crashes_with_a_batch_in_its_hands_hands_it_back(
         await KswapdActor(machine).run()
     assert machine.node.nr_in_flight == 0
     assert machine.node.check()
+
+
+@virtual
+async def test_a_drain_waits_for_a_kswapd_that_has_crashed_to_come_back(kit, monkeypatch):
+    async with ra.open_memory(**kit.spec()) as memory:
+        machine = memory._machine
+        right, left = machine.fifo.room, [1]
+
+        def room(pages, who):
+            if left:
+                left.pop()
+                raise ValueError("as told")
+            return right(pages, who)
+
+        monkeypatch.setattr(machine.fifo, "room", room)
+        kit.fill(machine)
+        machine.wake_kswapd()
+        await memory.drain()
+        assert memory.vmstat["actor_restarts"] == 1
+        assert memory.usage().free >= machine.node.marks.high
+        assert memory.usage().in_flight == 0
+
+
+@virtual
+async def test_a_kswapd_that_comes_back_to_nothing_keeps_nobody_waiting(kit, monkeypatch):
+    async with ra.open_memory(**kit.spec()) as memory:
+        machine = memory._machine
+
+        def room(pages, who):
+            raise ValueError("as told")
+
+        monkeypatch.setattr(machine.fifo, "room", room)
+        kit.fill(machine)
+        machine.wake_kswapd()
+        await kit.settle()
+        assert memory.vmstat["actor_restarts"] == 1
+        assert machine.awake
+        for key in memory.keys():  # noqa: SIM118 - a Memory is no dict
+            await memory.delete(key)
+        await memory.drain()
+        assert not machine.awake
 
 
 # the whole stay awake

@@ -1,6 +1,6 @@
 """Print how late the event loop is beside reclaim at full speed, for values of several sizes.
 
-    python tests/bench/lag.py [ROUNDS [SECONDS]]        default 3 rounds of 2 s: two minutes
+    python tests/bench/lag.py [ROUNDS [SECONDS]]        default 5 rounds of 1.5 s: two minutes
 
 A task that wakes each millisecond measures the lag: beside nothing, beside one client that only
 reads resident values, beside one that overwrites as fast as it can (no swap, 1.3 x the budget is
@@ -102,5 +102,5 @@ async def main(rounds: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    nr_rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    anyio.run(main, nr_rounds, float(sys.argv[2]) if len(sys.argv) > 2 else 2.0)
+    nr_rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    anyio.run(main, nr_rounds, float(sys.argv[2]) if len(sys.argv) > 2 else 1.5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import runpy
 import subprocess
 import sys
 from itertools import pairwise
@@ -135,3 +136,18 @@ def test_refault_distance_is_worth_what_the_readme_says():
     *smaller, largest = worth["active_inactive"]
     assert all(0 < points < 0.005 for points in smaller)
     assert -0.002 < largest < 0  # with room for 40 % of the keys it does a little harm
+
+
+def test_the_script_of_all_benchmarks_knows_each_of_them():
+    scripts = {path.stem for path in HERE.glob("*.py") if "test" not in path.stem}
+    names = runpy.run_path(str(HERE / "__main__.py"), run_name="all of them")["NAMES"]
+    assert {*names} == scripts - {"__main__", "hot_paths"}
+
+
+@pytest.mark.parametrize(("name", "status"), [("policies", 0), ("polices", 2)])
+def test_the_script_of_all_benchmarks_runs_what_is_named(name, status):
+    ended = subprocess.run(
+        [sys.executable, str(HERE), name], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == status, ended.stderr
+    assert ("compulsory" if status == 0 else "there is no 'polices'") in ended.stdout + ended.stderr
