@@ -421,11 +421,11 @@ class MemoryMachine(RuleBasedStateMachine):
     def drain(self) -> None:
         async def call():
             await self.memory.drain()
+            # As it returns: a swapoff goes on, and wakes kswapd again.
             return self.memory._node.memcg.in_flight
 
         self.open_gates()
         assert self.run(call()) == 0
-        assert self.memory._node.idle
 
     @rule(steps=st.integers(1, 20))
     def let_actors_run(self, steps) -> None:
