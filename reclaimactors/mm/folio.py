@@ -36,6 +36,8 @@ SAME: Final = 4  #: one machine word repeated: the word is in `entry`
 DEVICE: Final = 5  #: a backing store has it, from slot `entry` on
 DEAD: Final = 6  #: its key is gone, somebody still holds a ref
 
+_ROWS = 256
+
 
 class MemMap:
     """Columns of folios. A pfn is handed out by `alloc` and taken back by `free`."""
@@ -66,23 +68,24 @@ class MemMap:
 
     def alloc(self, data: bytes) -> int:
         """Return the pfn of a new RESIDENT folio that holds `data`."""
-        if self._free:
-            pfn = self._free.pop()
-            self.state[pfn] = RESIDENT
-            self.data[pfn] = data
-            self.size[pfn] = len(data)
-            return pfn
-        pfn = len(self.state)
-        self.state.append(RESIDENT)
+        if not self._free:
+            self._grow()
+        pfn = self._free.pop()
+        self.state[pfn] = RESIDENT
         self.data[pfn] = data
-        self.size.append(len(data))
-        for column in (self.owner, self.refs, self.entry, self.length, self.crc, self.charge):
-            column.append(0)
-        self.shadow.append(-1)
-        self.device.append(0)
-        self.codec.append(0)
-        self.cached.append(0)
+        self.size[pfn] = len(data)
         return pfn
+
+    def _grow(self) -> None:
+        """Add _ROWS rows to each column: a row at a time costs as much as the rest of a put."""
+        nr = len(self.state)
+        for column in (self.size, self.owner, self.refs, self.entry, self.length, self.crc,
+                       self.charge):  # fmt: skip
+            column.frombytes(bytes(_ROWS * column.itemsize))
+        for flags in (self.state, self.device, self.codec, self.cached):
+            flags.extend(bytes(_ROWS))
+        self.shadow.extend(array("q", [-1]) * _ROWS)
+        self._free.extend(range(nr + _ROWS - 1, nr - 1, -1))
 
     def free(self, pfn: int) -> None:
         """Take a pfn back. Nobody may hold a ref."""
