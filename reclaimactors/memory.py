@@ -46,6 +46,7 @@ PUT_CALLS = 8  #: what a put counts for
 BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
 COPY_BYTES = 1 << 20  #: of a large value that are copied in one go
 _BYTES_PER_CALL = BUDGET_BYTES // BUDGET_CALLS
+_NOBODY = -1  # no thread's ident
 
 
 @attrs.frozen
@@ -112,7 +113,7 @@ class Memory:
         self._machine = machine
         self._node = node = machine.node
         self._thread = get_ident()
-        self._closed = False
+        self._callers = self._thread  # whose calls are served: nobody's once it is closed
         self._admission = Admission(machine)
         self._faults = Faults(machine)
         self._pins = Pins(machine, self._admission, self.get)
@@ -142,18 +143,21 @@ class Memory:
             BackendError: if the store that has the only copy cannot read it; it is tried again by
                 the next get.
         """
-        if self._closed or get_ident() != self._thread:
+        if get_ident() != self._callers:
             self._refuse()
         self._credit -= 1
         if self._credit < 0:
             await self._yield()
-        pfn = self._small.get(key)
-        if pfn is None or self._state[pfn] != RESIDENT:
-            value = await self._faults.get(key)
-            self._credit -= len(value) // _BYTES_PER_CALL
-            return value
-        self._access(pfn)
-        return self._data[pfn]
+        try:  # costs a hit nothing; a call of dict.get does
+            pfn = self._small[key]
+        except KeyError:
+            pfn = None
+        if pfn is not None and self._state[pfn] == RESIDENT:
+            self._access(pfn)
+            return self._data[pfn]
+        value = await self._faults.get(key)
+        self._credit -= len(value) // _BYTES_PER_CALL
+        return value
 
     def get_nowait(self, key: Hashable) -> bytes:
         """Return the value of `key` if it is in memory, compressed or not.
@@ -163,9 +167,12 @@ class Memory:
             WouldBlock: if only a store has it.
             CorruptData: if a blob of the pool is damaged.
         """
-        if self._closed or get_ident() != self._thread:
+        if get_ident() != self._callers:
             self._refuse()
-        pfn = self._small.get(key)
+        try:
+            pfn = self._small[key]
+        except KeyError:
+            pfn = None
         if pfn is None:
             pfns: Sequence[int] = self._node.large[key]
         elif self._state[pfn] == RESIDENT:
@@ -207,7 +214,7 @@ class Memory:
             OutOfMemory: if the value can never fit, at once; or if reclaim freed nothing for it.
             TypeError: if `data` is not bytes-like.
         """
-        if self._closed or get_ident() != self._thread:
+        if get_ident() != self._callers:
             self._refuse()
         self._credit -= PUT_CALLS
         if self._credit < 0:
@@ -501,7 +508,7 @@ class Memory:
     # -- guards -----------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        if self._closed or get_ident() != self._thread:
+        if get_ident() != self._callers:
             self._refuse()
 
     def _check_thread(self) -> None:
@@ -534,5 +541,5 @@ class Memory:
 
     def refuse_calls(self) -> None:
         """Close for callers; `open_memory` calls this, and ends the actors by cancellation."""
-        self._closed = True
+        self._callers = _NOBODY
         self._machine.refuse_calls()
