@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -244,6 +245,8 @@ def main() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:  # a result is not lost to a narrow encoding
         reconfigure(errors="replace")
+    # What failed is said in one line at the end: log lines would come in between.
+    logging.getLogger("reclaimactors").addHandler(logging.NullHandler())
     sys.exit(_status(sys.argv[1:] or ["--help"]))
 
 

@@ -1,50 +1,95 @@
-"""Where log lines go: to structlog if the host program configured it, else nowhere by default.
+"""Log lines: said by a structlog logger of our own, heard where the host program listens.
 
-Importing or using the package configures nothing and prints nothing. A host that does not use
-structlog gets the same lines from the standard logger ``reclaimactors`` once it sets up logging.
-(structlog is looked up, not imported: whoever configured it has imported it, and importing it costs
-a tenth of a second that an embedder should not pay.)
+Importing or using the package configures nothing. A host that configured structlog gets the lines
+as it gets its own. Any other host gets them from the standard logger ``reclaimactors``: errors in
+any case (logging's last resort writes them to stderr where no handler is), the rest once the host
+has set up logging.
+
+structlog takes a tenth of a second to import, so that waits for the first line that is heard.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["log"]
+if TYPE_CHECKING:
+    from structlog.typing import EventDict
+
+__all__ = ["Log", "log"]
 
 _stdlib = logging.getLogger("reclaimactors")
-_stdlib.addHandler(logging.NullHandler())
 
 
-class _Log:
-    """One line per change of state: ``log.info("kswapd.slept", nid=0)``."""
+class Log:
+    """One line per change of state: ``log.info("swapoff.started", slots=3)``."""
 
-    def __call__(self, level: int, event: str, **facts: Any) -> None:
-        structlog = sys.modules.get("structlog")
-        if structlog is not None and structlog.is_configured():
-            structlog.get_logger("reclaimactors").log(level, event, **facts)
-        elif _stdlib.isEnabledFor(level):
-            error = facts.pop("exc_info", None)
-            told = " ".join(f"{name}={value!r}" for name, value in facts.items())
-            _stdlib.log(level, "%s %s", event, told, exc_info=error)
+    def __init__(self, **bound: Any) -> None:
+        self._bound = bound
+
+    def bind(self, **facts: Any) -> Log:
+        """Return a logger whose lines say these facts as well."""
+        return Log(**{**self._bound, **facts})
 
     def debug(self, event: str, **facts: Any) -> None:
         """Routine: kswapd woke or slept."""
-        self(logging.DEBUG, event, **facts)
+        self._say(logging.DEBUG, "debug", event, facts)
 
     def info(self, event: str, **facts: Any) -> None:
         """A change that a person may want to see once."""
-        self(logging.INFO, event, **facts)
+        self._say(logging.INFO, "info", event, facts)
 
     def warning(self, event: str, **facts: Any) -> None:
         """Something is worse than configured; work goes on."""
-        self(logging.WARNING, event, **facts)
+        self._say(logging.WARNING, "warning", event, facts)
 
     def error(self, event: str, **facts: Any) -> None:
         """Something failed; the line says what still holds."""
-        self(logging.ERROR, event, **facts)
+        self._say(logging.ERROR, "error", event, facts)
+
+    def _say(self, level: int, method: str, event: str, facts: dict[str, Any]) -> None:
+        logger = _listener(level)
+        if logger is not None:  # by the method's name: not every host's logger has `log`
+            getattr(logger.bind(**self._bound), method)(event, **facts)
 
 
-log = _Log()
+def _listener(level: int) -> Any:
+    """Return the structlog logger that takes a line of this level, None if nobody would hear it."""
+    if "structlog" in sys.modules:  # whoever configured it has imported it
+        import structlog  # noqa: PLC0415
+
+        if structlog.is_configured():
+            return structlog.get_logger("reclaimactors")
+    if level < logging.ERROR and not _stdlib.hasHandlers():
+        return None  # logging's last resort would show warnings too
+    return _ours() if _stdlib.isEnabledFor(level) else None
+
+
+@cache
+def _ours() -> Any:
+    """Return a logger that ends in the standard one, whatever structlog's defaults are."""
+    import structlog  # noqa: PLC0415 - a tenth of a second, for a line that is rarely said
+
+    facts_of = structlog.processors.KeyValueRenderer()
+
+    def to_logging(
+        logger: logging.Logger, method: str, facts: EventDict
+    ) -> tuple[tuple[str, str, str], dict[str, Any]]:
+        error = facts.pop("exc_info", None)
+        event = facts.pop("event")
+        if not logger.hasHandlers():  # stderr as it is: no format there says whose line this is
+            event = f"reclaimactors: {event}"
+        return ("%s %s", event, str(facts_of(logger, method, facts))), {"exc_info": error}
+
+    return structlog.wrap_logger(
+        _stdlib,
+        processors=[to_logging],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        context_class=dict,
+        cache_logger_on_first_use=True,
+    )
+
+
+log = Log()

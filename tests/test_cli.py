@@ -133,6 +133,23 @@ def test_check_says_what_run_would(tmp_path, text, says):
     assert ended.stderr.count("\n") == 1
 
 
+BROKEN_POLICY = """
+from reclaimactors.mm.lru import ActiveInactive
+
+class Broken(ActiveInactive):
+    def isolate(self, nr):
+        raise RuntimeError("a bug in it")
+"""
+
+
+def test_a_plugin_that_raises_what_it_may_not_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "broken_policy.py").write_text(BROKEN_POLICY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    path = tmp_path / "topology.toml"
+    path.write_text('policy = "broken_policy:Broken"')
+    assert_one_line(run("run", path, *SHORT), 1, "a bug in it")
+
+
 @pytest.mark.parametrize(
     ("toml", "says"),
     [

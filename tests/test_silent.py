@@ -1,4 +1,7 @@
-"""Embedded, the package is silent: nothing on stdout or stderr, no logging configured."""
+"""Embedded, the package is silent but for errors: no print, no logging configured.
+
+Errors reach stderr as those of any library do: through logging's last resort.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ assert not logging.getLogger().handlers, logging.getLogger().handlers
 assert logging.getLogger().level == logging.WARNING
 ours = [logging.getLogger(name) for name in logging.root.manager.loggerDict
         if name.partition(".")[0] == "reclaimactors"]
-assert all(type(h) is logging.NullHandler for log in ours for h in log.handlers)
+assert not any(log.handlers for log in ours)
 assert all(log.level == logging.NOTSET and log.propagate for log in ours)
 """
 
@@ -107,12 +110,24 @@ async def wrong_use():
 RUN = "anyio.run({})\n"
 
 
-def silent(program: str) -> None:
+def errors_of(program: str) -> list[str]:
+    """Run a program that configures nothing; return the lines of the log that it shows."""
     ended = subprocess.run(
         [sys.executable, "-W", "default", "-c", program],  # -X dev has asyncio time callbacks
         capture_output=True, text=True, check=False, timeout=50,
     )  # fmt: skip
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
+    lines = ended.stderr.splitlines()
+    lines = [line for line in lines if line.strip(" ^~")]  # marks below a line of a traceback
+    heads = [line for line in lines if line.startswith("reclaimactors: ")]
+    rest = [line for line in lines if line not in heads and not line.startswith("  ")]
+    about = ("Traceback (most", "RuntimeError: crash as told")
+    assert all(line.startswith(about) for line in rest), rest
+    return heads
+
+
+def silent(program: str) -> None:
+    assert errors_of(program) == []
 
 
 def test_importing_prints_and_configures_nothing():
@@ -123,16 +138,28 @@ def test_importing_does_not_load_the_command_line_or_test_tools():
     silent(IMPORT + "assert not {'typer', 'pytest', 'hypothesis'} & set(sys.modules)\n")
 
 
-def test_failing_stores_print_nothing():
-    silent(IMPORT + USE + RUN.format("failing_stores") + CONFIGURED)
+def test_what_is_shown_of_failing_stores_is_errors_alone():
+    shown = errors_of(IMPORT + USE + RUN.format("failing_stores") + CONFIGURED)
+    assert {line.split()[1] for line in shown} == {"swapd.out_of_service"}
 
 
-def test_crashing_actors_print_nothing():
-    silent(IMPORT + USE + RUN.format("crashing_actors") + CONFIGURED)
+def test_a_crash_of_an_actor_is_shown():
+    [first, *_] = errors_of(IMPORT + USE + RUN.format("crashing_actors") + CONFIGURED)
+    assert first.startswith("reclaimactors: actor.crashed ")
+    assert "actor='kswapd'" in first
 
 
-def test_the_loud_end_is_an_exception_and_no_print():
-    silent(IMPORT + USE + RUN.format("loud_end") + CONFIGURED)
+def test_the_loud_end_is_shown_and_an_exception():
+    shown = errors_of(IMPORT + USE + RUN.format("loud_end") + CONFIGURED)
+    assert "memory.crashed" in shown[-1]
+    assert "crash as told" in shown[-1]
+
+
+def test_a_line_that_nobody_hears_does_not_import_structlog():
+    """It takes a tenth of a second, which a program that meets no error should not pay."""
+    quiet = "logging.getLogger('reclaimactors').setLevel(logging.CRITICAL)\n"
+    unseen = "assert 'structlog' not in sys.modules\n"
+    silent(IMPORT + quiet + USE + RUN.format("failing_stores") + unseen)
 
 
 def test_wrong_use_prints_nothing():

@@ -1,0 +1,112 @@
+"""Who hears a line of the log: structlog as the host configured it, else the standard logger."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from reclaimactors.log import log
+
+LINES = """
+from reclaimactors.log import log
+ours = log.bind(memory="m", nid=0)
+ours.debug("d")
+ours.info("i")
+ours.warning("w", why="it is so")
+try:
+    raise KeyError("k")
+except KeyError as exc:
+    ours.error("e", exc_info=exc)
+"""
+
+
+def output_of(host: str) -> tuple[list[str], list[str]]:
+    """Run a host that says four lines; return those of stdout and of stderr."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import logging\n{host}\n{LINES}"],
+        capture_output=True, text=True, check=True, timeout=50,
+    )  # fmt: skip
+    return ended.stdout.splitlines(), ended.stderr.splitlines()
+
+
+def test_without_a_host_that_listens_errors_go_to_stderr_and_say_whose_they_are():
+    stdout, (line, *trace) = output_of("")
+    assert stdout == []
+    assert line == "reclaimactors: e memory='m' nid=0"
+    assert trace[0].startswith("Traceback")
+    assert trace[-1] == "KeyError: 'k'"
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [("DEBUG", "DIWE"), ("INFO", "IWE"), ("WARNING", "WE"), ("ERROR", "E"), ("CRITICAL", "")],
+)
+def test_a_host_with_logging_gets_what_its_level_says(level, shown):
+    _, stderr = output_of(f"logging.basicConfig(level='{level}', format='%(levelname).1s %(name)s %(message)s')")  # fmt: skip # noqa: E501
+    heads = [line for line in stderr if " reclaimactors " in line]
+    assert "".join(line[0] for line in heads) == shown
+    if "W" in shown:
+        assert "W reclaimactors w memory='m' nid=0 why='it is so'" in heads
+    assert ("KeyError: 'k'" in stderr) == ("E" in shown)
+
+
+def test_a_host_can_have_silence():
+    silence = "logging.getLogger('reclaimactors').addHandler(logging.NullHandler())"
+    assert output_of(silence) == ([], [])
+
+
+JSON = "processors=[structlog.processors.add_log_level, structlog.processors.format_exc_info, "
+JSON += "structlog.processors.JSONRenderer()]"
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "shown"),
+    [
+        ("structlog.make_filtering_bound_logger(logging.WARNING)", "we"),
+        ("structlog.BoundLogger", "diwe"),  # it has no method `log`
+    ],
+    ids=["filtering", "generic"],
+)
+def test_a_host_with_structlog_gets_the_lines_as_its_own(wrapper, shown):
+    stdout, stderr = output_of(
+        f"import structlog; structlog.configure(wrapper_class={wrapper}, {JSON})"
+    )
+    lines = [json.loads(line) for line in stdout]
+    assert stderr == []
+    assert "".join(line["event"] for line in lines) == shown
+    assert all((line["memory"], line["nid"]) == ("m", 0) for line in lines)
+    assert lines[-1]["level"] == "error"
+    assert lines[-1]["exception"].endswith("KeyError: 'k'")
+
+
+def test_a_host_with_structlog_over_logging_gets_them_under_our_name():
+    stdout, stderr = output_of(
+        "import structlog; logging.basicConfig(format='%(name)s %(message)s');"
+        "structlog.configure(logger_factory=structlog.stdlib.LoggerFactory(),"
+        f"wrapper_class=structlog.stdlib.BoundLogger, {JSON})"
+    )
+    assert stdout == []
+    assert [line.partition(" ")[0] for line in stderr] == ["reclaimactors"] * 2
+
+
+def test_a_host_that_imports_structlog_and_configures_nothing_gets_no_print():
+    stdout, stderr = output_of("import structlog")
+    assert stdout == []
+    assert len([line for line in stderr if line.startswith("reclaimactors: ")]) == 1
+
+
+def test_what_is_bound_stays_with_its_logger(caplog):
+    first = log.bind(memory="a", nid=0)
+    first.bind(memory="b").warning("w")
+    first.warning("w", nid=1)
+    log.warning("w")
+    assert [record.getMessage().strip() for record in caplog.records] == [
+        "w memory='b' nid=0",
+        "w memory='a' nid=1",
+        "w",
+    ]
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
