@@ -171,6 +171,10 @@ class Backend:
 
         They are charged to the budget, up to the bytes that were stored: a store that holds more
         than that frees nothing.
+
+        Such a store gives way: it is written to while it holds less than half of the budget, or no
+        other store has room, and its coldest folios move to a store outside where nothing else is
+        left to reclaim. They are read with `load_now`, one slot at a time.
         """
         return 0
 

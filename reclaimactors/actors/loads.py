@@ -76,13 +76,8 @@ class Loads:
         if ahead is None and self._load_now is None:
             return None
         load = self._m.swapin.begin_load(pfn, promote=promote)
-        stored = ahead
-        if stored is None and self._load_now is not None:
-            try:
-                stored = self._load_now(load.slots)
-            except Exception:  # noqa: BLE001 - `load_many` is asked instead, and says what is wrong
-                stored = None
-        if not isinstance(stored, (list, tuple)):
+        stored = ahead if ahead is not None else self.slots_now(load.slots)
+        if stored is None:
             self._m.swapin.drop(load)
             return None
         try:
@@ -91,6 +86,16 @@ class Loads:
             if ahead is None:
                 raise
             return None  # it was read a while ago: what the store gives now is what counts
+
+    def slots_now(self, slots: Sequence[int]) -> Sequence[bytes] | None:
+        """Return what slots hold where the store can say at once, else None."""
+        if self._load_now is None:
+            return None
+        try:
+            stored = self._load_now(slots)
+        except Exception:  # noqa: BLE001 - `load_many` is asked instead, and says what is wrong
+            return None
+        return stored if isinstance(stored, (list, tuple)) else None
 
     def request(self, pfns: Sequence[int], *, promote: bool) -> list[Ticket] | None:
         """Return a ticket for each folio, those that are being read already shared.

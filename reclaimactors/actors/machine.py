@@ -209,8 +209,9 @@ class Machine:
             self.swapds[device].stores.wake()
 
     def wake_shrinkers(self) -> None:
-        """Tell every swapd in service that the pool wants its coldest blobs written back."""
-        if self.node.zswap.excess() and not self.closing:
+        """Tell every swapd in service that what is not resident is to be written back."""
+        wanted = self.node.zswap.excess() or self.node.demotion.wanted
+        if wanted and not self.closing:
             for swapd in self.swapds.values():
                 if swapd.device.takes_writes:
                     self.start()
@@ -373,8 +374,9 @@ class Machine:
         limit = min(self.slice_bytes(), max_bytes or self.pipeline.max_bytes)
         batch = self.swapout.isolate(nr, limit, who, producer)
         if batch is None:
-            if not ram_only:
-                self.node.want_writeback()
+            # The caller's need is not known here: free memory may be at *high*, and too little.
+            cluster = SWAP_CLUSTER_MAX * self.node.page_size
+            self.node.want_writeback(cluster if who is Reclaimer.DIRECT else 0)
             return 0
         if self.kcompressd and self.node.zswap.enabled:
             self.node.vmstat["kcompressd_bypassed"] += batch.nr_pages

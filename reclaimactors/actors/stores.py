@@ -15,7 +15,7 @@ from anyio.lowlevel import checkpoint
 from reclaimactors.abc import Backend, Verdict
 from reclaimactors.actors.backing import TooSlow
 from reclaimactors.actors.base import Mailbox
-from reclaimactors.errors import BackendError, BackendFull
+from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.log import log
 from reclaimactors.mm.folio import DEAD, DEVICE
 from reclaimactors.mm.rmap import Rmap
@@ -270,23 +270,51 @@ class Stores:
             else:
                 await checkpoint()
         vm["zswap_shrink_gave_up"] += failures == MAX_RECLAIM_RETRIES
-        if node.zswap.wanted:
+        if node.writeback_wanted:
             node.cannot_write_back(self.backing.device.index)
             self._m.verdicts.notify()
 
     async def _coldest(self, nr: int) -> list[StoreBatch]:
-        """Return up to `nr` writes of the pool's coldest blobs."""
+        """Return up to `nr` writes of what is coldest: of other stores, and of the pool."""
         breath = Breath()
         writes: list[StoreBatch] = []
+        pageout, device = self._m.pageout, self.backing.device
         try:
             while len(writes) < nr:
-                write = self._m.pageout.writeback(self.backing.device)
+                write = pageout.demote(device) or pageout.writeback(device)
                 if write is None:
                     break
                 writes.append(write)
+                if write.moved is not None:
+                    await self._read_moved(write, write.moved, breath)
                 await breath.take()
         except BaseException:  # cancelled: nobody else ends them
             for write in writes:
                 self._m.pageout.refuse(write)
             raise
         return writes
+
+    async def _read_moved(self, write: StoreBatch, moved: dict[int, bytes], breath: Breath) -> None:
+        """Read folios of stores in the budget that are to move here; the write holds them.
+
+        Slot by slot and at once, each only if the folio is still the write's: so no slot is read
+        here that a fault has given back meanwhile.
+        """
+        node = self._m.node
+        for pfn in write.pfns:
+            device, slots = node.mm.device[pfn], node.slots_of(pfn)
+            loads = self._m.swapds[device].loads
+            stored: list[bytes] = []
+            for slot in slots:
+                if node.mm.owner[pfn] != write.id:
+                    break
+                stored += loads.slots_now((slot,)) or ()
+                await breath.take()
+            if len(stored) == len(slots) and node.mm.owner[pfn] == write.id:
+                try:
+                    moved[pfn] = self._m.swapin.as_stored(pfn, device, slots, stored)
+                    continue
+                except CorruptData as exc:
+                    node.vmstat["swapin_error"] += 1
+                    log.warning("swapd.cannot_move", device=device, error=str(exc))
+            self._m.pageout.cannot_move(pfn, write)

@@ -88,3 +88,11 @@ class StoreBatch:
     """What a device that compresses is to keep of each page, by pfn (see `Backend.store_squeezed`);
     None: it compresses for itself."""
     failed: frozenset[int] = frozenset()  #: devices that did not take these folios
+    moved: dict[int, bytes] | None = None
+    """Bytes by pfn, once they are read, where they come from a store in the budget; else None."""
+    leaving: int = 0  #: bytes of the budget that go with it, from the pool or such a store
+
+    @property
+    def reclaims(self) -> bool:
+        """Whether its folios are resident, so that each of them is owed a verdict."""
+        return not self.blobs and self.moved is None

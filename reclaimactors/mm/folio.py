@@ -9,7 +9,7 @@ States of a folio, and who may move it on::
 A folio in WRITEBACK has an owner: the batch that was isolated with it. Its source bytes stay
 readable, and only a verdict from that very batch counts; a fault, overwrite or delete takes the
 ownership away, and the late verdict is thrown away. A blob on its way to a store stays in ZSWAP,
-owned by that write.
+owned by that write; so is a folio that moves from one device to another in DEVICE.
 
 `refs` counts those who still look at the bytes or the slot whatever becomes of the key: a worker
 thread, a store's write or load in flight, a pin. A folio deleted meanwhile is DEAD, charged, and
@@ -112,7 +112,7 @@ class MemMap:
                 assert len(data) == self.size[pfn], f"pfn {pfn}: wrong size"
             if state == WRITEBACK:
                 assert self.owner[pfn], f"pfn {pfn}: in writeback, owned by nobody"
-            elif state != ZSWAP:
+            elif state not in {ZSWAP, DEVICE}:
                 assert not self.owner[pfn], f"pfn {pfn}: state {state} has an owner"
             if state == FREE:
                 assert not self.refs[pfn], f"pfn {pfn}: free with refs"

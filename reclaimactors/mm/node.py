@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from reclaimactors.errors import ProtocolViolation
+from reclaimactors.mm.demotion import Demotion
 from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, SAME, WRITEBACK, ZSWAP, MemMap
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
 from reclaimactors.mm.swap import runs
@@ -76,6 +77,8 @@ class Node:
     """pfn -> slots of a folio that found no run of them"""
     swapcache: SwapCache = attrs.field(init=False)
     """resident folios that still have their slots"""
+    demotion: Demotion = attrs.field(init=False)
+    """folios that stores hold within the budget"""
     stale: dict[int, list[tuple[int, int]]] = attrs.Factory(dict[int, "list[tuple[int, int]]"])
     """device -> (first slot, slots) that its store must still forget before they are reused"""
     on_wake: Callable[[], None] = _ignore
@@ -88,6 +91,7 @@ class Node:
 
     def __attrs_post_init__(self) -> None:
         self.swapcache = SwapCache(self)
+        self.demotion = Demotion(self)
 
     def new_id(self) -> int:
         """Return an id for a batch, never used before."""
@@ -193,6 +197,7 @@ class Node:
                 pages = 1 if old <= self.page_size else nr_pages(old, self.page_size)
                 self.zswap.remove(pfn, held, pages)
             elif state == DEVICE:
+                self.demotion.forget(pfn)
                 self.release_slots(pfn)
             memcg.compressed -= held
             memcg.resident += size
@@ -275,6 +280,8 @@ class Node:
             self.nr_resident -= 1
         if mm.cached[pfn]:
             self.swapcache.drop(pfn)
+        if state == DEVICE:
+            self.demotion.forget(pfn)
         mm.owner[pfn] = 0
         if mm.refs[pfn]:
             mm.state[pfn] = DEAD
@@ -337,6 +344,8 @@ class Node:
         less = max(0, self.mm.charge[pfn] - nr_bytes)
         if less:
             self.mm.charge[pfn] -= less
+            if not self.mm.charge[pfn]:
+                self.demotion.forget(pfn)
             self.memcg.adjust(compressed=-less)
         return less
 
@@ -399,24 +408,41 @@ class Node:
             self.nr_in_flight
             or self.nr_writes
             or self.nr_forgetting
-            or self.zswap.wanted
+            or self.writeback_wanted
             or any(self.stale.values())
         )
 
-    def want_writeback(self) -> None:
-        """Nothing resident is left to reclaim: ask for cold blobs to go to a device instead.
+    @property
+    def writeback_wanted(self) -> int:
+        """Bytes of the budget that reclaim wants written to devices, though they are not resident.
 
-        Mirrors zswap's dynamic shrinker, which memory pressure drives whether the pool is full or
-        not; `Zswap.freeable` says how much it may take. What is asked for is pending progress until
-        a swapd has done it or given it up.
+        That is pending progress until a swapd has done it, or none of them can.
         """
-        pool = self.zswap
-        short = self.marks.high - self.memcg.free
-        if short > 0 and pool.shrinker and len(pool) and self.swap.has_room:
-            if not pool.wanted:
-                self.unwilling.clear()
-                pool.wanted = pool.freeable()
-            pool.wanted = min(short, pool.wanted)
+        return self.zswap.wanted + self.demotion.wanted
+
+    def want_writeback(self, at_least: int = 0) -> None:
+        """Nothing resident is left to reclaim: ask for what else is held to go to a device instead.
+
+        First come the folios of stores in the budget, then cold blobs of the pool. The latter
+        mirrors zswap's dynamic shrinker, which memory pressure drives whether the pool is full or
+        not; `Zswap.freeable` says how much it may take.
+
+        Args:
+            at_least: bytes, for a caller who needs more than brings free memory to *high*.
+        """
+        pool, demotion = self.zswap, self.demotion
+        short = max(at_least, self.marks.high - self.memcg.free)
+        if short <= 0 or not self.swap.has_room:
+            return
+        if not self.writeback_wanted:
+            self.unwilling.clear()
+        demotion.wanted = min(short, demotion.held) if demotion.outside_has_room else 0
+        rest = short - demotion.wanted
+        if pool.shrinker and len(pool) and rest:
+            pool.wanted = min(rest, pool.wanted or pool.freeable())
+        else:
+            pool.wanted = 0
+        if self.writeback_wanted:
             self.on_pool_full()
 
     def cannot_write_back(self, device: int) -> None:
@@ -436,10 +462,10 @@ class Node:
 
     def _nobody_writes_back(self) -> None:
         """Nothing is pending once no device can take what is wanted, and no write is on its way."""
-        if self.zswap.wanted and not self.nr_writes:
+        if self.writeback_wanted and not self.nr_writes:
             others = [other for other in self.swap if other.index not in self.unwilling]
             if not any(other.takes_writes for other in others):
-                self.zswap.wanted = 0
+                self.zswap.wanted = self.demotion.wanted = 0
 
     def check(self) -> bool:
         """Assert every invariant of the core; returns True. O(everything): for tests."""
@@ -479,6 +505,7 @@ class Node:
         assert self.zswap.pages == pool_pages, "pool pages drifted"
         self.swap.check()
         self.swapcache.check()
+        self.demotion.check()
         self._check_slots()
         vm.check()
         assert memcg.in_flight == in_flight, "in-flight bytes drifted"

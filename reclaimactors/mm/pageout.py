@@ -59,19 +59,22 @@ class Pageout:
         what workers made of the pages, for devices that take that.
         """
         size = self._node.mm.size
+        over = failed | self._node.demotion.place()
         out: list[StoreBatch] = []
         homeless: list[int] = []
         found: list[tuple[SwapDevice, list[int], Sequence[Sequence[int]], list[int]]]
         for group in self._groups(pfns):
             lengths = [size[pfn] for pfn in group]
-            run = self._node.swap.alloc_best(sum(map(self._slots, lengths)), failed)
+            run = self._node.swap.alloc_best(sum(map(self._slots, lengths)), over)
             if run is not None:
                 device, first = run
                 found = [(device, group, self._cut(first, lengths), lengths)]
             else:
                 found = []
                 for pfn, length in zip(group, lengths, strict=True):
-                    place = self._place(length, failed)
+                    place = self._place(length, over)
+                    if place is None and over != failed:
+                        place = self._place(length, failed)
                     if place is None:
                         homeless.append(pfn)
                     else:
@@ -176,7 +179,7 @@ class Pageout:
         mm, page = node.mm, node.page_size
         out: list[tuple[int, bytes]] = []
         for pfn, slots, length in zip(write.pfns, write.slots, write.lengths, strict=True):
-            data = mm.data.get(pfn)
+            data = (mm.data if write.moved is None else write.moved).get(pfn)
             if mm.owner[pfn] != write.id or data is None:
                 continue
             if not mm.crc[pfn]:  # a worker process has taken it already
@@ -239,7 +242,7 @@ class Pageout:
         """
         node = self._node
         mm, vm = node.mm, node.vmstat
-        owned = [] if write.blobs else [pfn for pfn in write.pfns if mm.owner[pfn] == write.id]
+        owned = [pfn for pfn in write.pfns if mm.owner[pfn] == write.id] if write.reclaims else []
         shadows = iter(self._ledger.shadows(owned))
         self._ended(write)
         page = node.page_size
@@ -247,15 +250,22 @@ class Pageout:
         for i, (pfn, slots, length) in enumerate(
             zip(write.pfns, write.slots, write.lengths, strict=True)
         ):
-            if mm.owner[pfn] != write.id:
+            if mm.owner[pfn] != write.id or not self._may_move(pfn, write):
                 node.forget_slots(write.device, slots)
                 node.release(pfn)
                 continue
             nr = 1 if mm.size[pfn] <= page else nr_pages(mm.size[pfn], page)
+            charged = length
             if write.blobs:
                 node.zswap.remove(pfn, length, nr)
+                mm.codec[pfn] = _BLOB
+            elif write.moved is not None:  # its codec and checksum go with it
+                charged = mm.charge[pfn]
+                node.demotion.forget(pfn)
+                node.release_slots(pfn)
             else:
                 mm.shadow[pfn] = next(shadows)
+                mm.codec[pfn] = _RAW
             mm.data.pop(pfn, None)
             mm.state[pfn] = DEVICE
             mm.owner[pfn] = 0
@@ -265,25 +275,45 @@ class Pageout:
                 node.scattered[pfn] = array("Q", slots)
             mm.length[pfn] = length
             node.swapped += length
-            mm.codec[pfn] = _BLOB if write.blobs else _RAW
             mm.charge[pfn] = charges[i] if charges else 0
+            if mm.charge[pfn]:
+                node.demotion.add(pfn)
             done += 1
             nr_slots += len(slots)
             pages += nr
-            source += length
+            source += charged
             kept += mm.charge[pfn]
             mm.refs[pfn] -= 1  # it is no dead one that `release` would have to free
         vm["pswpout"] += nr_slots
         vm["nr_vmscan_write"] += nr_slots
-        if write.blobs:
-            vm["zswpwb"] += pages
-            vm["written_back_pages"] += pages
-            self._ledger.freed_total += max(0, source - kept)
-            node.zswap.wanted = max(0, node.zswap.wanted - source)
-            node.memcg.adjust(compressed=kept - source)
+        node.demotion.stored(node.swap[write.device], source, kept)
+        if not write.reclaims:
+            self._wrote_back(write, pages, source, kept)
         elif done:
             vm["reclaim_device"] += done
             self._ledger.stolen(done, pages, source, kept, write)
+
+    def _may_move(self, pfn: int, write: StoreBatch) -> bool:
+        """Return whether nobody but the write itself looks at the slots of a folio that moves."""
+        mm = self._node.mm
+        if write.moved is None or mm.refs[pfn] == 1:
+            return True
+        mm.owner[pfn] = 0
+        return False
+
+    def _wrote_back(self, write: StoreBatch, pages: int, source: int, kept: int) -> None:
+        """Account folios that were not resident: `kept` of their `source` bytes are still held."""
+        node, vm = self._node, self._node.vmstat
+        freed = source - kept
+        self._ledger.freed_total += max(0, freed)
+        if write.blobs:
+            vm["zswpwb"] += pages
+            vm["written_back_pages"] += pages
+            node.zswap.wanted = max(0, node.zswap.wanted - source)
+        else:
+            vm["swap_demoted"] += pages
+            node.demotion.wanted = max(0, node.demotion.wanted - max(0, freed))
+        node.memcg.adjust(compressed=-freed)
 
     def store_failed(
         self, write: StoreBatch, otherwise: Verdict = Verdict.ERROR, *, retire: bool = False
@@ -307,9 +337,9 @@ class Pageout:
         for pfn, slots in zip(write.pfns, write.slots, strict=True):
             self._give_back_slots(write.device, slots, retire=retire)
             if mm.owner[pfn] == write.id:
-                if write.blobs:
+                if not write.reclaims:
                     mm.owner[pfn] = 0
-                    node.vmstat["reject_reclaim_fail"] += 1
+                    node.vmstat["reject_reclaim_fail"] += write.blobs
                 else:
                     left.append(pfn)
             node.release(pfn)
@@ -325,7 +355,7 @@ class Pageout:
         for pfn, slots in zip(write.pfns, write.slots, strict=True):
             self._give_back_slots(write.device, slots, retire=retire)
             if mm.owner[pfn] == write.id:
-                if write.blobs:
+                if not write.reclaims:
                     mm.owner[pfn] = 0
                 else:
                     left.append(pfn)
@@ -346,10 +376,13 @@ class Pageout:
 
         One pass of shrink_worker(): up to `nr` blobs, MAX_VISITS of them looked at. Those that had
         a second chance coming are counted in `zswap_second_chance`: after None the next pass may
-        find what this one did not, if that has grown.
+        find what this one did not, if that has grown. A store in the budget takes none while one
+        outside has room: nothing would be freed.
         """
         node = self._node
         mm, pool, vm = node.mm, node.zswap, node.vmstat
+        if device.in_budget and node.demotion.outside_has_room:
+            return None
         excess = pool.excess() - pool.leaving
         pfns: list[int] = []
         lengths: list[int] = []
@@ -366,14 +399,55 @@ class Pageout:
             pfns.append(pfn)
             lengths.append(length)
             nr_bytes += length
-        return self._write_of(device, pfns, lengths) if pfns else None
+        write = self._write_of(device, pfns, lengths) if pfns else None
+        if write is not None:
+            for pfn in write.pfns:
+                pool.rotate(pfn)
+            write.leaving = write.nr_bytes
+            pool.leaving += write.leaving
+        return write
+
+    def demote(self, device: SwapDevice, nr: int = SWAP_CLUSTER_MAX) -> StoreBatch | None:
+        """Return a write to `device` of the coldest folios that stores hold within the budget.
+
+        None where none is wanted, or the device is in the budget itself. The caller reads what the
+        folios hold into `moved`, and gives up those that cannot be read with `cannot_move`.
+        """
+        node = self._node
+        mm, demotion = node.mm, node.demotion
+        excess = 0 if device.in_budget else demotion.excess()
+        pfns: list[int] = []
+        lengths: list[int] = []
+        nr_bytes = charged = 0
+        for pfn in demotion.coldest(MAX_VISITS) if excess > 0 else ():
+            if charged >= excess or len(pfns) >= nr or nr_bytes >= MAX_WRITE_BYTES:
+                break
+            if mm.owner[pfn] or mm.refs[pfn]:
+                continue
+            pfns.append(pfn)
+            lengths.append(mm.length[pfn])
+            nr_bytes += mm.length[pfn]
+            charged += mm.charge[pfn]
+        write = self._write_of(device, pfns, lengths) if pfns else None
+        if write is not None:
+            write.blobs, write.moved = False, {}
+            for pfn in write.pfns:
+                demotion.rotate(pfn)
+                write.leaving += mm.charge[pfn]
+            demotion.leaving += write.leaving
+        return write
+
+    def cannot_move(self, pfn: int, write: StoreBatch) -> None:
+        """A folio that was to move cannot be read, or is wanted where it is: it stays there."""
+        if self._node.mm.owner[pfn] == write.id:
+            self._node.mm.owner[pfn] = 0
 
     def _write_of(
         self, device: SwapDevice, pfns: list[int], lengths: list[int]
     ) -> StoreBatch | None:
-        """Return a write of as many of these blobs as the device has slots for, None for none.
+        """Return a write of as many of these folios as the device has slots for, None for none.
 
-        They are the hottest from then on, as in shrink_memcg_cb(): who looks next does not meet
+        The caller makes them the hottest, as in shrink_memcg_cb(): who looks next does not meet
         them first, and one that the store refuses is not tried again before the others.
         """
         first = device.alloc(sum(map(self._slots, lengths)))
@@ -391,15 +465,14 @@ class Pageout:
             return None
         write = self._new_write(device, None, frozenset())
         self._assign(write, pfns[: len(slots)], slots, lengths[: len(slots)])
-        for pfn in write.pfns:
-            self._node.zswap.rotate(pfn)
-        self._node.zswap.leaving += write.nr_bytes
         return write
 
     def _ended(self, write: StoreBatch) -> None:
         """A write has its verdict, whichever."""
         if write.blobs:
-            self._node.zswap.leaving -= write.nr_bytes
+            self._node.zswap.leaving -= write.leaving
+        else:
+            self._node.demotion.leaving -= write.leaving
         self._node.write_ended()
 
 

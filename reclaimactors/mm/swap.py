@@ -57,6 +57,8 @@ class SwapDevice:
         leaving: It is being swapped off: no new stores, what it holds is brought back.
         full: Its store said so, whatever the slots say; it is tried again later.
         failures: Stores that failed in a row; the core counts them, and acts on them.
+        in_budget: What it holds is charged to the budget; known from its first write on.
+        passed_over: Batches that go elsewhere before it is tried again (see `mm.demotion`).
     """
 
     index: int
@@ -70,6 +72,8 @@ class SwapDevice:
     leaving: bool = attrs.field(default=False, init=False)
     full: bool = attrs.field(default=False, init=False)
     failures: int = attrs.field(default=0, init=False)
+    in_budget: bool = attrs.field(default=False, init=False)
+    passed_over: int = attrs.field(default=0, init=False)
     _map: bytearray = attrs.field(factory=bytearray, init=False, repr=False)
     _cursor: int = attrs.field(default=0, init=False, repr=False)
     _longest: int = attrs.field(default=sys.maxsize, init=False, repr=False)

@@ -145,7 +145,9 @@ class Swapin:
                 node.swapcache.add(pfn)
             else:
                 compressed = -mm.charge[pfn]
+                node.demotion.forget(pfn)
                 node.release_slots(pfn)
+            mm.owner[pfn] = 0
         node.memcg.reserved -= reserved
         node.memcg.adjust(resident=len(data) - reserved, compressed=compressed)
         mm.data[pfn] = data
@@ -231,15 +233,27 @@ class Swapin:
         self._node.release(load.pfn)
 
     def _verified(self, load: Load, stored: Sequence[bytes]) -> bytes:
+        data = self.as_stored(load.pfn, load.device, load.slots, stored)
+        if not self._node.mm.codec[load.pfn]:
+            return data
+        return self._decompress(load.pfn, data, f"swap {self._node.swap[load.device].name!r}")
+
+    def as_stored(
+        self, pfn: int, device: int, slots: Sequence[int], stored: Sequence[bytes]
+    ) -> bytes:
+        """Return what a device was given for a folio, from what its slots gave.
+
+        Raises:
+            CorruptData: if they gave something else.
+        """
         node = self._node
         mm, page = node.mm, node.page_size
-        pfn = load.pfn
-        name = node.swap[load.device].name
+        name = node.swap[device].name
         length = mm.length[pfn]
         parts: list[bytes] = []
-        if len(stored) != len(load.slots):
-            raise CorruptData(f"swap {name!r} gave {len(stored)} slots, not {len(load.slots)}")
-        for i, (slot, part) in enumerate(zip(load.slots, stored, strict=True)):
+        if len(stored) != len(slots):
+            raise CorruptData(f"swap {name!r} gave {len(stored)} slots, not {len(slots)}")
+        for i, (slot, part) in enumerate(zip(slots, stored, strict=True)):
             want = min(page, length - i * page)
             if not isinstance(part, (bytes, bytearray, memoryview)):  # pyright: ignore[reportUnnecessaryIsInstance] # it is a plugin's word
                 msg = f"swap {name!r} gave {type(part).__name__}, not bytes, for slot {slot}"
@@ -251,7 +265,7 @@ class Swapin:
             parts.append(part if exact else bytes(part[:want]))
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         if crc32(data) != mm.crc[pfn]:
-            slots = f"slots {load.slots[0]} to {load.slots[-1]}"
-            msg = f"swap {name!r} gave other bytes for {slots} than it was given (checksum)"
+            which = f"slots {slots[0]} to {slots[-1]}"
+            msg = f"swap {name!r} gave other bytes for {which} than it was given (checksum)"
             raise CorruptData(msg)
-        return self._decompress(pfn, data, f"swap {name!r}") if mm.codec[pfn] else data
+        return data

@@ -166,7 +166,7 @@ class Kswapd:
         freed = self._ledger.freed_total
         if freed == self._pass_freed:
             returned = self._ledger.returned_total - self._pass_returned
-            pending = node.nr_in_flight or node.nr_writes or node.zswap.wanted
+            pending = node.nr_in_flight or node.nr_writes or node.writeback_wanted
             if pending and returned < self._pass_quota(node):
                 if self._dry:
                     return Step.WAIT  # for what is on its way: there is nothing else
@@ -185,7 +185,7 @@ class Kswapd:
 
     def _seen_all(self, node: Node, returned: int) -> bool:
         """Whether a pass with so many verdicts has seen all there is. A store may yet free some."""
-        return returned >= node.nr_resident and not (node.nr_writes or node.zswap.wanted)
+        return returned >= node.nr_resident and not (node.nr_writes or node.writeback_wanted)
 
     def _covered(self, node: Node) -> bool:
         """Whether what is in flight will bring free memory to *high*, at the recent gain."""

@@ -36,8 +36,9 @@ class ZramOut:
     @property
     def next_in_line(self) -> bool:
         """Whether the device that would be written to next takes what workers compress."""
+        demotion = self._node.demotion
         for device in self._node.swap:
-            if device.takes_writes and device.free_slots:
+            if device.takes_writes and device.free_slots and not demotion.passes_over(device):
                 return device.takes_squeezed
         return False
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reclaimactors import BackendError, CorruptData, PluginError, ProtocolViolation, Verdict
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
+from reclaimactors.mm.demotion import PASSED_OVER
 from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, SAME, WRITEBACK, ZSWAP
 from reclaimactors.mm.lru import ActiveInactive
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
@@ -65,6 +66,7 @@ class Core:
         self.out = Swapout(self.node)
         self.back = Swapin(self.node, self.out.ledger)
         self.slots = [{} for _ in devices]
+        self.near = {}  #: devices in the budget: what share of a page they hold
         self.broken = set()  #: devices whose stores raise
 
     # -- what keys do
@@ -124,7 +126,9 @@ class Core:
                 writes += self.out.pageout.store_failed(write)
             else:
                 self.slots[write.device].update(items)
-                self.out.pageout.stored(write)
+                share = self.near.get(write.device)
+                lengths = write.lengths
+                self.out.pageout.stored(write, share and [int(nr * share) for nr in lengths])
             self.check()
 
     def forget(self):
@@ -160,6 +164,16 @@ class Core:
         """Write the coldest blobs back, as long as there are some to be."""
         while (write := self.writeback(device)) is not None:
             self.write([write])
+
+    def demote(self, device=1, *, read=True):
+        """Return the next write of what leaves the stores in the budget, read from them."""
+        write = self.out.pageout.demote(self.node.swap[device])
+        for pfn in write.pfns if write and read else ():
+            source, slots = self.node.mm.device[pfn], self.node.slots_of(pfn)
+            stored = [self.slots[source][slot] for slot in slots]
+            write.moved[pfn] = self.back.as_stored(pfn, source, slots, stored)
+        self.check()
+        return write
 
     # -- what tests ask
 
@@ -1398,3 +1412,149 @@ def test_devices_of_one_priority_take_batches_in_turn():
         core.reclaim(8)
         used.append([len(slots) - was for slots, was in zip(core.slots, before, strict=True)])
     assert used == [[8, 0, 0], [0, 8, 0], [0, 0, 8]] * 2
+
+
+# -- stores in the budget give way to those outside
+
+
+def near_core(share=0.25, *, nr=8, budget=1 << 20):
+    """A store in the budget, before one outside; it holds `nr` folios, the first the coldest."""
+    core = Core(devices=[None, None], zswap=False, budget=budget)
+    core.near = {0: share}
+    for i in range(nr):
+        core.put(i, noise(i))
+        core.reclaim(1)
+    return core
+
+
+def test_what_a_store_in_the_budget_holds_longest_moves_outside_as_it_is():
+    core = near_core()
+    core.node.demotion.wanted = 2 * PAGE // 4
+    free = core.node.memcg.free
+    core.write([core.demote()])
+    core.forget()
+    assert [core.node.mm.device[core.node.pfns(i)[0]] for i in range(8)] == [1, 1, *[0] * 6]
+    assert core.node.memcg.free - free == 2 * PAGE // 4
+    assert core.node.demotion.wanted == 0
+    assert core.node.vmstat["swap_demoted"] == 2
+    assert (len(core.slots[0]), len(core.slots[1])) == (6, 2)
+    assert [core.get(i) for i in range(8)] == [noise(i) for i in range(8)]
+
+
+def test_a_blob_moves_as_a_blob():
+    core = near_core(nr=0)
+    core.node.zswap.enabled = True
+    core.put("a", text())
+    core.reclaim()
+    core.node.zswap.wanted = 1
+    core.near = {0: 1.0}  # a store that has the blob as it is
+    core.write_back(0)
+    core.node.zswap.wanted, core.node.demotion.wanted = 0, 1
+    core.write([core.demote()])
+    assert core.state("a") == DEVICE
+    assert [len(blob) < 200 for blob in core.slots[1].values()] == [True]
+    assert core.get("a") == text()
+
+
+def test_nothing_moves_to_a_store_that_is_in_the_budget_itself():
+    core = near_core()
+    core.near = {0: 0.25, 1: 0.25}
+    core.node.demotion.wanted = 1
+    core.write([core.demote()])  # whether it is was not known before
+    core.node.demotion.wanted = 1
+    assert core.demote() is None
+
+
+@pytest.mark.parametrize("what", ["delete", "overwrite", "fault", "read"])
+def test_a_folio_that_moves_may_be_used_meanwhile(what):
+    core = near_core(nr=1)
+    core.node.demotion.wanted = 1
+    write = core.demote()
+    load = None
+    match what:
+        case "delete":
+            core.delete(0)
+        case "overwrite":
+            core.put(0, text(1))
+        case "fault":
+            assert core.fault(core.node.pfns(0)[0]) == noise(0)
+        case _:  # it began, and the store that has it takes its time
+            load = core.back.begin_load(core.node.pfns(0)[0], promote=False)
+    core.write([write])
+    if load is not None:
+        stored = [core.slots[load.device][slot] for slot in load.slots]
+        assert core.back.finish(load, stored) == noise(0)
+    core.forget()
+    assert core.slots[1] == {}
+    assert core.node.demotion.leaving == 0
+    if what != "delete":
+        assert core.get(0) == (text(1) if what == "overwrite" else noise(0))
+
+
+def test_a_folio_that_cannot_be_moved_stays_and_is_looked_at_last():
+    core = near_core(nr=2)
+    core.node.demotion.wanted = 1
+    write = core.demote(read=False)
+    core.out.pageout.cannot_move(write.pfns[0], write)
+    core.write([write])
+    core.node.demotion.wanted = 1
+    assert core.demote().pfns == list(core.node.pfns(1))
+
+
+@pytest.mark.parametrize("ends", ["store_failed", "refuse"])
+def test_a_store_outside_that_does_not_take_a_folio_leaves_it_where_it_is(ends):
+    core = near_core(nr=1)
+    core.node.demotion.wanted = 1
+    write = core.demote()
+    assert not getattr(core.out.pageout, ends)(write)
+    core.check()
+    core.forget()
+    assert core.node.demotion.leaving == 0
+    assert core.get(0) == noise(0)
+
+
+def test_a_store_in_the_budget_takes_no_more_than_its_share_while_one_outside_has_room():
+    core = near_core(share=0.9, nr=0)
+    for i in range(200):
+        core.put(i, noise(i))
+        core.reclaim(1)
+    held = core.node.demotion.held
+    assert 0 < held - core.node.memcg.budget // 2 <= PAGE
+    core.node.swap[1].full = True
+    core.put("more", noise())
+    core.reclaim(1)
+    assert core.node.demotion.held > held, "there is no other place left"
+
+
+def test_a_store_in_the_budget_that_freed_nothing_is_passed_over_and_tried_again():
+    core = near_core(share=1.0, nr=0)
+    where = []
+    for i in range(PASSED_OVER + 2):
+        core.put(i, noise(i))
+        core.reclaim(1)
+        where.append(core.node.mm.device[core.node.pfns(i)[0]])
+    assert where == [0, *[1] * PASSED_OVER, 0]
+
+
+def test_what_is_wanted_comes_from_stores_in_the_budget_first_and_the_pool_gives_the_rest():
+    core = near_core()
+    core.node.zswap.enabled = True
+    core.put("a", text())
+    core.reclaim()
+    held, pool = core.node.demotion.held, core.node.zswap.total
+    core.node.want_writeback(held // 2)
+    assert (core.node.demotion.wanted, core.node.zswap.wanted) == (held // 2, 0)
+    assert not core.node.idle
+    core.node.want_writeback(held + pool)
+    assert (core.node.demotion.wanted, core.node.zswap.wanted) == (held, pool)
+    for device in core.node.swap:
+        core.node.cannot_write_back(device.index)
+    assert core.node.idle
+
+
+def test_without_a_store_outside_nothing_is_wanted_of_those_in_the_budget():
+    core = near_core()
+    core.node.swap[1].full = True
+    core.node.want_writeback(PAGE)
+    assert core.node.demotion.wanted == 0
+    assert core.node.idle

@@ -64,7 +64,7 @@ class CoreMachine(RuleBasedStateMachine):
         pool=st.sampled_from([1, 5, 20]),
         enabled=st.sampled_from([True, True, True, False]),
         capacities=st.lists(st.sampled_from([None, 6, 40]), max_size=2),
-        charged=st.booleans(),
+        charged=st.sets(st.integers(0, 1)),
     )
     def build(self, policy, pool, enabled, capacities, charged):
         devices = (SwapDevice(i, f"store{i}", -i, nr) for i, nr in enumerate(capacities))
@@ -83,7 +83,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.out = Swapout(self.node)
         self.back = Swapin(self.node, self.out.ledger)
         self.kswapd = Kswapd(self.node, self.out.ledger, max_in_flight=BUDGET // 8)
-        self.charged = charged  # whether the stores are in this process
+        self.charged = charged  # stores that are in this process
         self.stores = [{} for _ in capacities]
         self.forgetting = []  # (device, runs)
         self.batches = []  # isolated
@@ -222,13 +222,37 @@ class CoreMachine(RuleBasedStateMachine):
         if write is not None:
             self.writes.append(write)
 
+    @precondition(lambda self: self.stores)
+    @rule(device=st.integers(0), wanted=st.sampled_from([0, 1, 5000]))
+    def demote(self, device, wanted):
+        demotion = self.node.demotion
+        demotion.wanted = max(demotion.wanted, wanted)
+        write = self.out.pageout.demote(self.node.swap[device % len(self.stores)])
+        if write is not None:
+            self.writes.append(write)
+
+    @precondition(lambda self: self.node.swapped)
+    @rule(at_least=st.sampled_from([0, 1000, BUDGET]))
+    def nothing_resident_is_left(self, at_least):
+        self.node.want_writeback(at_least)
+
     @precondition(lambda self: self.writes)
     @rule(index=st.integers(0))
     def store_begins(self, index):
         write = self.pick(self.writes, index)
+        if write.moved is not None:
+            self.read_moved(write)
         items = self.out.pageout.items(write)
         assert all(data for _, data in items), "an item of no bytes"
         self.writing.append((write, items))
+
+    def read_moved(self, write):
+        mm = self.node.mm
+        for pfn in write.pfns:
+            if mm.owner[pfn] == write.id:
+                device, slots = mm.device[pfn], self.node.slots_of(pfn)
+                stored = [self.stores[device][slot] for slot in slots]
+                write.moved[pfn] = self.back.as_stored(pfn, device, slots, stored)
 
     @precondition(lambda self: self.writing)
     @rule(index=st.integers(0))
@@ -237,7 +261,8 @@ class CoreMachine(RuleBasedStateMachine):
         assert not self.stores[write.device].keys() & dict(items).keys(), "a slot in use"
         self.stores[write.device].update(items)
         self.out.pageout.stored(
-            write, [length // 2 for length in write.lengths] if self.charged else None
+            write,
+            [length // 2 for length in write.lengths] if write.device in self.charged else None,
         )
 
     @precondition(lambda self: self.writing)
@@ -342,7 +367,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.check()
         assert self.node.memcg.free == BUDGET
         assert self.node.swap.used == 0
-        assert self.node.idle or self.node.zswap.wanted
+        assert self.node.idle or self.node.writeback_wanted
 
     def read(self, pfn):
         data = self.back.fault(pfn, promote=False)
