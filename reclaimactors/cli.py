@@ -36,7 +36,7 @@ from reclaimactors.opening import open_memory
 from reclaimactors.registry import known
 from reclaimactors.topology import builtin_names, explain, resolve
 from reclaimactors.topology.build import try_plugins
-from reclaimactors.topology.spec import usable_cpus
+from reclaimactors.topology.cpus import usable_cpus
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:

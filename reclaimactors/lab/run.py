@@ -21,7 +21,7 @@ from reclaimactors.lab.measure import Histogram, Measurement, rss_bytes
 from reclaimactors.lab.workload import SET_BUDGETS, WORKLOADS, Keys, all_in_ram
 from reclaimactors.log import log
 from reclaimactors.opening import open_memory
-from reclaimactors.topology.spec import usable_cpus
+from reclaimactors.topology.cpus import usable_cpus
 from reclaimactors.units import MIB, PAGE_SIZE
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import attrs
 
 from reclaimactors import registry
 from reclaimactors.topology.build import pipeline_of
-from reclaimactors.topology.spec import CompressSpec, usable_cpus
+from reclaimactors.topology.cpus import usable_cpus
+from reclaimactors.topology.spec import CompressSpec
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ budget moves it too. Where specs come from is in `load.py`, what is built of the
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import attrs
@@ -22,6 +21,7 @@ from reclaimactors.mm.swap import MAX_SWAPFILES
 from reclaimactors.registry import PluginRef
 from reclaimactors.topology import checks
 from reclaimactors.topology.checks import bad
+from reclaimactors.topology.cpus import usable_cpus
 from reclaimactors.units import KIB, MIB, PAGE_SIZE, format_size
 
 if TYPE_CHECKING:
@@ -75,14 +75,6 @@ def _share(mark: int | str, budget: int) -> int:
     return int(budget * float(mark.removesuffix("%")) / 100) if isinstance(mark, str) else mark
 
 
-def usable_cpus() -> int:
-    """Return how many CPUs this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
-
-
 @attrs.frozen(kw_only=True)
 class CompressSpec:
     """Who compresses, on whose CPU, and what happens when the FIFO in front of it is full."""
@@ -97,7 +89,8 @@ class CompressSpec:
         default=None,
         converter=lambda value: None if value is None else checks.integer("workers", value, 1, 256),
     )
-    """Workers, 1 to 256, with padata. Default: one for each usable CPU. kcompressd always has 1."""
+    """Workers, 1 to 256, with padata. Default: one for each usable CPU (affinity and cgroup quota);
+    kcompressd always has 1."""
 
     offload: str = attrs.field(
         default=attrs.Factory(lambda: "process" if usable_cpus() > 1 else "inline"),
