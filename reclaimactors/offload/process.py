@@ -1,9 +1,9 @@
 """Compress in worker processes over shared memory: as fast beside a busy event loop as beside none.
 
-Workers are subprocesses of this interpreter with the parent's ``sys.path``, so they need no
-``__main__`` guard. Staging memory is anonymous from birth and passed as a descriptor: nothing is
-left behind, whatever dies. It is the workers' reserve: of one size from their start to their end,
-so that compressing asks nothing of a budget that has nothing to give, and never waits for reclaim.
+Workers are started as `interpreter` says, so they need no ``__main__`` guard. Staging memory is
+anonymous from birth and passed as a descriptor: nothing is left behind, whatever dies. It is the
+workers' reserve: of one size from their start to their end, so that compressing asks nothing of a
+budget that has nothing to give, and never waits for reclaim.
 
 They start at the first pressure; until one is up, and whenever none is, a batch is compressed in a
 thread. A worker that dies loses nothing: its batches end in
@@ -17,7 +17,6 @@ import os
 import pickle
 import socket
 import subprocess
-import sys
 import tempfile
 from collections import deque
 from contextlib import suppress
@@ -29,6 +28,7 @@ import attrs
 from reclaimactors.errors import ReclaimError
 from reclaimactors.log import log
 from reclaimactors.mm.page_io import Squeezed
+from reclaimactors.offload import interpreter
 from reclaimactors.offload.breath import Breath
 from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.thread import ThreadOffload
@@ -212,10 +212,14 @@ class ProcessOffload:
     async def run(self) -> None:
         """Keep the workers up, for ever: the actor that owns the processes."""
         try:
+            why_none = await interpreter.unusable()
+            if why_none:
+                log.warning("offload.refused", reason=why_none, instead="thread")
+                return
             self._fd = _anonymous_memory()
             self._slots = Slots(self._fd, **self._shape)
         except (OSError, ValueError) as exc:  # no memfd, or less of it than is needed
-            log.warning("offload.refused", reason=f"staging: {exc}", instead="thread")
+            log.warning("offload.refused", reason=f"staging: {exc!r}", instead="thread")
             self._close_staging()
             return
         self._free = list(range(self._shape["nr"]))
@@ -287,16 +291,13 @@ class ProcessOffload:
                         await process.wait()
 
     async def _spawn(self, link: int) -> Process:
-        if not sys.executable:
-            raise RuntimeError("sys.executable does not say which interpreter to start")
-        arguments = [str(link), str(self._fd), str(self._nice)]
         return await anyio.open_process(
-            [sys.executable, "-m", "reclaimactors.offload.worker", *arguments],
+            interpreter.command(link, self._fd, self._nice),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(link, self._fd),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
+            env=interpreter.environment(),
         )
 
     async def _serve(self, worker: _Worker, link: socket.socket) -> str | None:
@@ -343,11 +344,6 @@ class ProcessOffload:
 
 def _load(worker: _Worker) -> int:
     return len(worker.tickets)
-
-
-def _import_path() -> list[str]:
-    """Return what of `sys.path` the import system looks at: strings."""
-    return [entry for entry in sys.path if isinstance(entry, str) and entry]  # pyright: ignore[reportUnnecessaryIsInstance] # programs put Paths there
 
 
 def _refusal(message: bytes) -> bool:

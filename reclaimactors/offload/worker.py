@@ -1,4 +1,4 @@
-"""A worker process: ``python -m reclaimactors.offload.worker SOCKET MEMORY NICE``.
+"""A worker process, which `interpreter.command` starts.
 
 It compresses batches that lie in shared memory, and says on its socket which slot is done. It ends
 at the end of its socket, so it cannot outlive its parent. The other side is `process`; the layout
@@ -139,9 +139,14 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run until the parent closes the socket; return an exit status."""
-    fd, memory, nice = map(int, arguments)
+def main(fd: int, memory: int, nice: int) -> int:
+    """Run until the parent closes the socket; return an exit status.
+
+    Args:
+        fd: the socket.
+        memory: descriptor of the staging memory.
+        nice: niceness to add.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     with contextlib.suppress(OSError):
         os.nice(nice)
@@ -178,7 +183,3 @@ def build(job: bytes) -> Compressor:
     from reclaimactors import registry  # noqa: PLC0415 - above this room; only a worker needs it
 
     return registry.build("compressors", pickle.loads(job))  # noqa: S301 - from our parent alone
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

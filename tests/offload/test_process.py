@@ -20,7 +20,7 @@ import pytest
 import reclaimactors as ra
 from reclaimactors import registry
 from reclaimactors.mm.page_io import BLOB, POOR, SAME_FILLED, squeeze
-from reclaimactors.offload import process
+from reclaimactors.offload import interpreter, process
 from reclaimactors.offload.breath import Breath
 from reclaimactors.offload.process import ProcessOffload, WorkerDied
 from reclaimactors.offload.worker import PIECE
@@ -145,7 +145,7 @@ async def test_a_cancelled_batch_keeps_its_slot_until_the_worker_is_done():
 
 async def test_after_repeated_deaths_the_event_loop_compresses(monkeypatch):
     monkeypatch.setattr("reclaimactors.offload.process.BACKOFF_S", 0)
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(interpreter, "command", lambda *_: ["/bin/false"])
     offload = offload_of()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(offload.run)
