@@ -42,6 +42,10 @@ class BackendFull(BackendError):  # noqa: N818 - name fixed by contract
     def __init__(self, message: str = "the backing store is full") -> None:
         super().__init__(errno.ENOSPC, message)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """An OSError is copied and pickled with its number, which this one does not take."""
+        return type(self), (self.strerror,), vars(self)
+
 
 class PluginError(ReclaimError):
     """A plugin could not be found, imported, built, or broke its contract."""

@@ -18,7 +18,6 @@ import attrs
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.admission import Admission
-from reclaimactors.actors.base import closed
 from reclaimactors.actors.faults import Faults, joined
 from reclaimactors.actors.pins import Pins
 from reclaimactors.actors.proactive import Proactive
@@ -520,7 +519,7 @@ class Memory:
         if get_ident() != self._thread:
             msg = "a Memory belongs to the thread that opened it; use anyio.from_thread.run there"
             raise RuntimeError(msg)
-        raise closed()
+        raise self._machine.closed()
 
     async def _yield(self) -> None:
         """Let the loop turn. Callers who yield share the calls of a turn, however many they are.

@@ -1,66 +1,20 @@
-"""What every actor has: a supervisor, a signal to wait for, a bounded FIFO.
-
-A crash is logged and counted, what the actor owned is handed back by the actor's own ``finally``,
-and it is started again after a back-off. More than `INTENSITY` crashes within `WINDOW_S` are not
-survived: the error leaves through the task group, and the memory closes loudly.
-"""
+"""What every actor has: a signal to wait for, a mailbox that loses nothing, a bounded FIFO."""
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
 
-from reclaimactors.errors import ReclaimError
-from reclaimactors.log import log
 from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.page_io import QUEUE_SHARE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from reclaimactors.mm.batch import FolioBatch
-    from reclaimactors.mm.vmstat import Vmstat
 
-__all__ = ["INTENSITY", "WINDOW_S", "Fifo", "Mailbox", "Signal", "closed", "supervise"]
+__all__ = ["Fifo", "Mailbox", "Signal"]
 
 T = TypeVar("T")
-
-INTENSITY = 5  #: crashes of one actor that are survived within WINDOW_S
-WINDOW_S = 10.0
-BACKOFF_S = 0.01  #: before the first restart; doubles with each crash in the window
-
-
-def closed() -> anyio.ClosedResourceError:
-    """Return what a call gets after close, or as it waits while the memory closes."""
-    return anyio.ClosedResourceError("this memory is closed")
-
-
-async def supervise(name: str, run: Callable[[], Awaitable[None]], vmstat: Vmstat) -> None:
-    """Run an actor until it returns, restarting it when it crashes.
-
-    Raises:
-        ReclaimError: when it crashed more than INTENSITY times within WINDOW_S.
-    """
-    crashes: deque[float] = deque(maxlen=INTENSITY + 1)
-    while True:
-        try:
-            await run()
-        except Exception as exc:
-            now = anyio.current_time()
-            crashes.append(now)
-            vmstat["actor_restarts"] += 1
-            log.error("actor.crashed", actor=name, crashes=len(crashes), exc_info=exc)
-            if len(crashes) > INTENSITY and now - crashes[0] < WINDOW_S:
-                msg = (
-                    f"{name} crashed {len(crashes)} times within {WINDOW_S:g} s; the last: {exc!r}"
-                )
-                raise ReclaimError(msg) from exc
-            recent = sum(now - crash < WINDOW_S for crash in crashes)
-            await anyio.sleep(BACKOFF_S * 2**recent)
-        else:
-            return
 
 
 class Signal:

@@ -13,8 +13,10 @@ import anyio
 import attrs
 
 from reclaimactors.actors.backing import TooSlow
-from reclaimactors.actors.base import Mailbox, closed
+from reclaimactors.actors.base import Mailbox
+from reclaimactors.actors.supervision import closed, unraised
 from reclaimactors.errors import BackendError, CorruptData
+from reclaimactors.log import log
 from reclaimactors.mm.readahead import MAX_PAGES, Readahead
 
 if TYPE_CHECKING:
@@ -43,10 +45,10 @@ class Ticket:
     error: Exception | None = None
 
     async def wait(self) -> bytes:
-        """Return the folio's bytes, or raise why there are none."""
+        """Return the folio's bytes, or raise why there are none: each waiter a new instance."""
         await self.done.wait()
         if self.data is None:
-            raise self.error or closed()
+            raise unraised(self.error) if self.error is not None else closed()
         return self.data
 
 
@@ -59,6 +61,7 @@ class Loads:
         self._mailbox: Mailbox[list[Ticket]] = Mailbox(MAX_LOADS)
         self.tickets: dict[int, Ticket] = {}
         self.readahead: Readahead | None = None
+        self._failing = False  # the last read has failed
         self._load_now: Callable[[Sequence[int]], Sequence[bytes] | None] | None
         self._load_now = getattr(backing.backend, "load_now", None)
 
@@ -142,13 +145,13 @@ class Loads:
         if self.readahead is not None:
             self.readahead.drop()
 
-    def clear(self) -> None:
-        """Fail whatever waits: no lane is left to read it."""
+    def clear(self, why: str = "stopped") -> None:
+        """Fail whatever waits: no lane is left to read it, because its swapd did `why`."""
         self._mailbox.drain()
         self.drop_readahead()
         for ticket in list(self.tickets.values()):
-            stopped = self.backing.error("load", RuntimeError("its swapd stopped"))
-            self._end(ticket, error=anyio.ClosedResourceError() if self._m.closing else stopped)
+            stopped = self.backing.error("load", RuntimeError(f"its swapd {why}"))
+            self._end(ticket, error=self._m.closed() if self._m.closing else stopped)
 
     def close(self) -> None:
         """Fail whatever waits, and close the mailbox."""
@@ -174,6 +177,7 @@ class Loads:
         try:
             stored = await self._read([ticket.load for ticket in tickets + near])
         except BackendError as exc:
+            self._say(exc)
             asked = self._asked_for(near)
             if isinstance(exc, TooSlow) or (len(tickets) == 1 and not near):
                 for ticket in tickets + asked:
@@ -184,12 +188,20 @@ class Loads:
                 for ticket in asked:
                     await self.load([ticket], ahead=False)
             return
+        self._failing = False
         for ticket, parts in zip(tickets + near, stored, strict=True):
             if ticket.ahead and self.readahead is not None:
                 self._drop(ticket)
                 self.readahead.keep(ticket.load.pfn, parts)
             else:
                 self._finish(ticket, parts)
+
+    def _say(self, exc: BackendError) -> None:
+        """Say the first failure in a row, with its traceback: what readers get has none."""
+        if not self._failing:
+            self._failing = True
+            device = self.backing.device.name
+            log.warning("swapd.load_failed", device=device, error=str(exc), exc_info=exc)
 
     def _asked_for(self, near: Sequence[Ticket]) -> list[Ticket]:
         """Return what was read ahead and is wanted by now; the others end, unread."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
-from reclaimactors.actors.base import Fifo, Signal, closed, supervise
+from reclaimactors.actors.base import Fifo, Signal
+from reclaimactors.actors.supervision import Supervisor, closed, unraised
 from reclaimactors.log import log
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
 from reclaimactors.mm.folio import ZSWAP
@@ -111,7 +112,9 @@ class Machine:
         self._actors: dict[str, Callable[[], Awaitable[None]]] = {}
         self._tasks: TaskGroup | None = None
         self._started = False
+        self.supervisor = Supervisor(node.vmstat, self._crashed)
         self.closing = False
+        self.crash: BaseException | None = None  #: what ended the memory, where that was no close
         self.opening: anyio.CancelScope | None = None  #: of the store that is being opened
         self.awake = False  #: kswapd was woken and has not gone back to sleep
         node.memcg.on_freed = self._freed
@@ -133,7 +136,7 @@ class Machine:
 
     def _start(self, name: str) -> None:
         if self._tasks is not None:
-            self._tasks.start_soon(supervise, name, self._actors[name], self.node.vmstat, name=name)
+            self._tasks.start_soon(self.supervisor.run, name, self._actors[name], name=name)
 
     def attach(self, tasks: TaskGroup) -> None:
         """Give the task group that the actors run in."""
@@ -154,10 +157,19 @@ class Machine:
         if self.opening is not None:
             self.opening.cancel()
 
+    def _crashed(self, crash: BaseException) -> None:
+        """An actor gives up, which ends the memory: whoever waits is told of this error."""
+        self.crash = unraised(crash)  # it is kept for long, the frames of the actor are not
+        self.refuse_calls()
+
+    def closed(self) -> anyio.ClosedResourceError:
+        """Return what a call gets from now on: a new instance for each."""
+        return closed(self.crash)
+
     def check_open(self) -> None:
         """Raise ClosedResourceError once the memory closes."""
         if self.closing:
-            raise closed()
+            raise self.closed()
 
     def close(self) -> None:
         """Take back what the actors, which have ended, left in the queues, and close these."""

@@ -13,6 +13,7 @@ import anyio
 from reclaimactors.actors.backing import Backing
 from reclaimactors.actors.loads import LOAD_LANES, Loads
 from reclaimactors.actors.stores import STORE_LANES, Stores
+from reclaimactors.actors.supervision import words_of
 from reclaimactors.mm.rmap import Rmap
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ class Swapd:
                         for _ in range(STORE_LANES):
                             lanes.start_soon(self.stores.lane)
                         self.stores.wake_shrinker()  # after a crash there may be work
+            except Exception as exc:
+                self.loads.clear(f"crashed: {words_of(exc)}")
+                raise
             finally:
                 self._clear()
 

@@ -2,7 +2,8 @@
 
 A test steers them by number and by gate, never by sleeping: a gate says when somebody has come
 in, and lets him go when the test says so. While they fail, the wrappers keep the contract (a
-store that raises leaves nothing to load), so that what a test then sees is the fault itself.
+store that raises leaves nothing to load), so that what a test then sees is the fault itself. An
+error that is raised again and again does not collect the frames of earlier times.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class FaultyBackend(Backend):
             error = BackendFull(f"full after {self.full_after} slots, as told")
         if error is not None:
             await self.invalidate_many(slots)
-            raise error
+            raise error.with_traceback(None)
         await self.inner.store_many(items)
         for slot, data in items:
             if slot in self._now:
@@ -165,7 +166,7 @@ class FaultyBackend(Backend):
         if self.load_gate is not None:
             await self.load_gate.wait()
         if error is not None:
-            raise error
+            raise error.with_traceback(None)
         loaded = await self.inner.load_many(slots)
         return [self._damaged(slot, data) for slot, data in zip(slots, loaded, strict=True)]
 
@@ -234,15 +235,15 @@ class FaultyCompressor:
         """Compress, or raise `error`."""
         call = next(self._calls)
         if self.every and call % self.every == 0:
-            raise self.error
+            raise self.error.with_traceback(None)
         if self.when is not None and self.when(bytes(data)):
-            raise self.error
+            raise self.error.with_traceback(None)
         return self.inner.compress(data)
 
     def decompress(self, blob: Buffer, size: int) -> bytes:
         """Decompress, or raise `decompress_error`."""
         if self.decompress_error is not None:
-            raise self.decompress_error
+            raise self.decompress_error.with_traceback(None)
         return self.inner.decompress(blob, size)
 
 

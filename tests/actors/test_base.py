@@ -1,17 +1,11 @@
-"""What every actor has: the FIFO with its credits, mailboxes that lose nothing, supervision."""
-
-import itertools
+"""What every actor has: the FIFO with its credits, mailboxes that lose nothing."""
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from reclaimactors import ReclaimError
-from reclaimactors.actors.base import INTENSITY, WINDOW_S, Fifo, Mailbox, Signal, supervise
+from reclaimactors.actors.base import Fifo, Mailbox, Signal
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
-from reclaimactors.mm.vmstat import Vmstat
-
-virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
 
 def batch(pages: int, nr: int = 0) -> FolioBatch:
@@ -206,68 +200,3 @@ async def test_a_signal_wakes_all_who_wait_and_is_then_forgotten():
         assert woken == []
         signal.notify()
     assert sorted(woken) == ["a", "b"]
-
-
-# supervision
-
-
-def crasher(times: int, every_s: float = 0.0):
-    """Return an actor that crashes so often and then returns, and a list of when it ran."""
-    ran = []
-
-    async def run():
-        ran.append(anyio.current_time())
-        await anyio.sleep(every_s)
-        if len(ran) <= times:
-            raise ValueError("as told")
-
-    return run, ran
-
-
-@virtual
-async def test_an_actor_that_crashes_is_counted_and_started_again():
-    run, ran = crasher(2)
-    vmstat = Vmstat()
-    await supervise("test", run, vmstat)
-    assert (len(ran), vmstat["actor_restarts"]) == (3, 2)
-
-
-@virtual
-async def test_restarts_back_off():
-    run, ran = crasher(4)
-    await supervise("test", run, Vmstat())
-    waits = [after - before for before, after in itertools.pairwise(ran)]
-    assert waits == sorted(waits)
-    assert waits[-1] == pytest.approx(8 * waits[0])
-
-
-@virtual
-async def test_the_most_crashes_that_are_survived():
-    run, ran = crasher(INTENSITY)
-    await supervise("test", run, Vmstat())
-    assert len(ran) == INTENSITY + 1
-
-
-@virtual
-async def test_one_crash_too_many_is_loud():
-    run, ran = crasher(INTENSITY + 1)
-    with pytest.raises(ReclaimError, match=r"kswapd crashed 6 times.*as told") as caught:
-        await supervise("kswapd", run, Vmstat())
-    assert isinstance(caught.value.__cause__, ValueError)
-    assert len(ran) == INTENSITY + 1
-
-
-@virtual
-async def test_crashes_that_are_far_apart_are_survived_for_ever():
-    run, ran = crasher(5 * INTENSITY, every_s=WINDOW_S / INTENSITY + 1)
-    await supervise("test", run, Vmstat())
-    assert len(ran) == 5 * INTENSITY + 1
-
-
-async def test_a_cancelled_actor_is_not_restarted():
-    run, ran = crasher(0, every_s=1e9)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(supervise, "test", run, Vmstat())
-        await checkpoint()
-        tasks.cancel_scope.cancel()
-    assert len(ran) == 1

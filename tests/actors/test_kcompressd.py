@@ -4,7 +4,6 @@ import anyio
 import pytest
 
 import reclaimactors as ra
-from reclaimactors.actors.base import supervise
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import Reclaimer
@@ -198,7 +197,7 @@ async def test_a_lane_that_crashed_is_running_again(kit, machine_of, running):
     kit.steer(machine).errors[1] = ValueError("as told")
     vmstat = machine.node.vmstat
     async with running() as tasks:
-        tasks.start_soon(supervise, "kcompressd", KcompressdActor(machine).run, vmstat)
+        tasks.start_soon(machine.supervisor.run, "kcompressd", KcompressdActor(machine).run)
         send(machine, 1)
         await anyio.sleep(60)
         assert vmstat["actor_restarts"] == 1

@@ -1,0 +1,151 @@
+"""Supervision: a crash is logged and counted, and the actor is started again after a back-off.
+
+What the actor owned is handed back by the actor's own ``finally``. More than `INTENSITY` crashes
+within `WINDOW_S` are not survived: the error leaves through the task group, and the memory closes
+loudly. Every call from then on is told of that error (`closed`), by an instance of its own
+(`unraised`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from copy import copy
+from time import perf_counter
+from typing import TYPE_CHECKING, cast
+
+import anyio
+
+from reclaimactors.errors import ReclaimError
+from reclaimactors.log import log
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from reclaimactors.mm.vmstat import Vmstat
+
+__all__ = ["INTENSITY", "WINDOW_S", "Supervisor", "closed", "unraised", "words_of"]
+
+INTENSITY = 5  #: crashes of one actor that are survived within WINDOW_S
+WINDOW_S = 10.0
+BACKOFF_S = 0.01  #: before the first restart; doubles with each crash in the window
+
+
+def closed(crash: BaseException | None = None) -> anyio.ClosedResourceError:
+    """Return what a call gets after close, or as it waits while the memory closes.
+
+    Args:
+        crash: what ended the memory, where that was no close: the error's words and its cause.
+    """
+    if crash is None:
+        return anyio.ClosedResourceError("this memory is closed")
+    why = str(crash) if isinstance(crash, ReclaimError) else repr(crash)
+    error = anyio.ClosedResourceError(f"this memory is closed: {why}")
+    error.__cause__ = unraised(crash)
+    return error
+
+
+def unraised(error: BaseException) -> BaseException:
+    """Return a copy of an error and of its causes, without the frames in which they were raised.
+
+    An error that several tasks are to raise is copied for each: one instance would collect the
+    frames of all of them, and keep alive the bytes that these hold.
+
+    On failure: an error whose class cannot be made from its `args` becomes a `ReclaimError` that
+    names the class and says the same.
+    """
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__
+    copies = [_copied(link) for link in chain]
+    for i, link in enumerate(copies[1:]):
+        copies[i].__cause__ = link
+    return copies[0]
+
+
+def _copied(error: BaseException) -> BaseException:
+    try:
+        members = members_of(error)
+        if members:
+            group = cast("BaseExceptionGroup[BaseException]", error)
+            copied: BaseException = group.derive([unraised(member) for member in members])
+            vars(copied).update(vars(error))
+        else:
+            copied = copy(error)
+            copied.args = error.args  # its __init__ may have made words of words
+    except Exception:  # noqa: BLE001 - it is somebody else's class
+        return ReclaimError(f"{type(error).__name__}: {error}")
+    return copied
+
+
+def members_of(error: BaseException) -> Sequence[BaseException]:
+    """Return the errors that a task group wrapped in one, none if it is no such group."""
+    if isinstance(error, BaseExceptionGroup):
+        return cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return ()
+
+
+def words_of(error: BaseException) -> str:
+    """Return what a crash is told by: the one error in it where a task group wrapped it."""
+    while len(members := members_of(error)) == 1:
+        error = members[0]
+    return repr(error)
+
+
+class Supervisor:
+    """Runs the actors of one machine, and remembers which of them crashed lately."""
+
+    def __init__(self, vmstat: Vmstat, on_end: Callable[[ReclaimError], None]) -> None:
+        self._vmstat = vmstat
+        self._on_end = on_end
+        self._crashes: dict[str, deque[tuple[float, str]]] = {}  # when and what, by actor
+
+    async def run(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run an actor until it returns, restarting it when it crashes.
+
+        Raises:
+            ReclaimError: when it crashed more than INTENSITY times within WINDOW_S; `on_end` is
+                told first, before anybody else wakes.
+        """
+        crashes: deque[float] = deque(maxlen=INTENSITY + 1)
+        while True:
+            try:
+                await run()
+            except Exception as exc:
+                now = anyio.current_time()
+                crashes.append(now)
+                recent = sum(now - crash < WINDOW_S for crash in crashes)
+                self._crashed(name, exc, recent)
+                if recent > INTENSITY:
+                    msg = f"{name} crashed {recent} times within {WINDOW_S:g} s; the last: "
+                    error = ReclaimError(msg + words_of(exc))
+                    error.__cause__ = exc
+                    self._on_end(error)
+                    raise error from exc
+                await anyio.sleep(BACKOFF_S * 2**recent)
+            else:
+                return
+
+    def _crashed(self, name: str, exc: Exception, recent: int) -> None:
+        self._vmstat["actor_restarts"] += 1
+        crashes = self._crashes.setdefault(name, deque(maxlen=INTENSITY + 1))
+        crashes.append((perf_counter(), words_of(exc)))
+        log.error("actor.crashed", actor=name, crashes=recent, exc_info=exc)
+
+    def lately(self, now: float) -> list[str]:
+        """Return a sentence for each actor that crashed within the last WINDOW_S; any thread may.
+
+        Args:
+            now: `time.perf_counter`, which a thread without an event loop can read as well.
+        """
+        told: list[str] = []
+        for name, crashes in list(self._crashes.items()):
+            recent = [what for when, what in list(crashes) if now - when < WINDOW_S]
+            if recent:
+                times = "once" if len(recent) == 1 else f"{len(recent)} times"
+                told.append(
+                    f"{name} crashed {times} within the last {WINDOW_S:g} s and was started again; "
+                    f"the last: {recent[-1]}"
+                )
+        return told
