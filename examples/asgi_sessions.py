@@ -1,7 +1,8 @@
 """A web service whose session data outgrows its memory budget.
 
-``PUT /sessions/NAME`` keeps the body, ``GET`` and ``DELETE`` are what they look like, and
-``/stats`` says where the bytes are. The memory is opened and closed with the application.
+``PUT /sessions/NAME`` keeps the body, ``GET`` and ``DELETE`` are what they look like,
+``/stats`` says where the bytes are, and ``/health`` answers 200 as long as the memory serves: a
+load balancer or an orchestrator asks it. The memory is opened and closed with the application.
 
 Serve it:    ``uvicorn asgi_sessions:app`` in this folder (pip install starlette uvicorn)
 Try it out:  ``python examples/asgi_sessions.py`` drives it with eight clients and prints counters
@@ -16,6 +17,7 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING
 
+import anyio
 import attrs
 import httpx
 from starlette.applications import Starlette
@@ -59,6 +61,8 @@ async def session(request: Request) -> Response:
         return Response(str(exc), status_code=507)
     except ra.BackendError as exc:  # the swap file cannot be read now; the session is not lost
         return Response(str(exc), status_code=503)
+    except anyio.ClosedResourceError as exc:  # a crash has ended the memory: it says which
+        return Response(str(exc), status_code=503)
 
 
 async def stats(request: Request) -> Response:
@@ -67,10 +71,18 @@ async def stats(request: Request) -> Response:
     return JSONResponse({"usage": attrs.asdict(memory.usage()), "vmstat": counters})
 
 
+async def health(request: Request) -> Response:
+    memory: ra.Memory = request.app.state.memory
+    health = memory.health()
+    serves = health.state in {"open", "degraded"}
+    return JSONResponse(attrs.asdict(health), status_code=200 if serves else 503)
+
+
 app = Starlette(
     routes=[
         Route("/sessions/{name}", session, methods=["GET", "PUT", "DELETE"]),
         Route("/stats", stats),
+        Route("/health", health),
     ],
     lifespan=lifespan,
 )
@@ -107,6 +119,7 @@ async def try_it_out() -> None:
         assert (await http.get("/sessions/nobody")).status_code == 404
         assert (await http.put("/sessions/big", content=bytes(5 << 20))).status_code == 507
         stats = (await http.get("/stats")).json()
+        assert (await http.get("/health")).status_code == 200
     size = sum(len(basket(c, n)) for c in range(CLIENTS) for n in range(SESSIONS_EACH))
     print(f"{CLIENTS * SESSIONS_EACH} sessions of {size:,} bytes in all, every one read back")
     print(*(f"{name:12} {value:>12,}" for name, value in stats["usage"].items()), sep="\n")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reclaimactors.abc import Backend, BatchCompressor, Buffer, Compressor, Policy, Verdict
+    from reclaimactors.actors.health import Health
     from reclaimactors.advice import Advice
     from reclaimactors.backends.zram import ZramBackend
     from reclaimactors.errors import (
@@ -33,6 +34,7 @@ __all__ = [
     "Buffer",
     "Compressor",
     "CorruptData",
+    "Health",
     "Memory",
     "OutOfMemory",
     "PluginError",
@@ -55,6 +57,7 @@ __all__ = [
 # in a third of the time.
 _HOMES = {
     "abc": ("Backend", "BatchCompressor", "Buffer", "Compressor", "Policy", "Verdict"),
+    "actors.health": ("Health",),
     "advice": ("Advice",),
     "backends.zram": ("ZramBackend",),
     "errors": (

@@ -19,6 +19,7 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.admission import Admission
 from reclaimactors.actors.faults import Faults, joined
+from reclaimactors.actors.health import health_of
 from reclaimactors.actors.pins import Pins
 from reclaimactors.actors.proactive import Proactive
 from reclaimactors.advice import Advice
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Hashable, Iterable, Mapping, Sequence
 
     from reclaimactors.abc import Backend
+    from reclaimactors.actors.health import Health
     from reclaimactors.actors.machine import Machine
     from reclaimactors.mm.psi import Pressure
     from reclaimactors.topology import SwapSpec, Topology
@@ -102,9 +104,9 @@ class SwapInfo:
 class Memory:
     """Values under keys, within a budget of bytes. Made by `open_memory`; not persistent.
 
-    It belongs to the event loop and thread that opened it. Every call raises RuntimeError in
-    another thread; after close, all raise `anyio.ClosedResourceError` but those that only look:
-    ``in``, `len`, `usage`, `swaps`, `pressure` and `vmstat`.
+    It belongs to the event loop and thread that opened it. Every call but `health` raises
+    RuntimeError in another thread; after close, all raise `anyio.ClosedResourceError` but those
+    that only look: ``in``, `len`, `usage`, `swaps`, `pressure`, `vmstat` and `health`.
     """
 
     def __init__(self, topology: Topology, machine: Machine) -> None:
@@ -497,6 +499,13 @@ class Memory:
             staging=self._machine.offload.staging,
             oldest_queued_s=anyio.current_time() - since if since is not None else 0.0,
         )
+
+    def health(self) -> Health:
+        """Return whether the memory serves, why if not, and what is not as configured.
+
+        Any thread may ask, and at any time: after the end as well.
+        """
+        return health_of(self._machine, perf_counter())
 
     def __repr__(self) -> str:
         used = self._node.memcg.budget - self._node.memcg.free

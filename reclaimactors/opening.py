@@ -72,6 +72,7 @@ class _Opening:
             await close_backends(
                 self._machine.swapds.values(), max(0.0, ends - anyio.current_time())
             )
+            self._machine.ended = True
 
 
 def _only(

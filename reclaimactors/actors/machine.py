@@ -114,6 +114,7 @@ class Machine:
         self._started = False
         self.supervisor = Supervisor(node.vmstat, self._crashed)
         self.closing = False
+        self.ended = False  #: closed, its stores as well
         self.crash: BaseException | None = None  #: what ended the memory, where that was no close
         self.opening: anyio.CancelScope | None = None  #: of the store that is being opened
         self.awake = False  #: kswapd was woken and has not gone back to sleep

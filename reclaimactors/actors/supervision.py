@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.mm.vmstat import Vmstat
 
-__all__ = ["INTENSITY", "WINDOW_S", "Supervisor", "closed", "unraised", "words_of"]
+__all__ = ["INTENSITY", "WINDOW_S", "Supervisor", "closed", "unraised", "why_of", "words_of"]
 
 INTENSITY = 5  #: crashes of one actor that are survived within WINDOW_S
 WINDOW_S = 10.0
@@ -38,10 +38,14 @@ def closed(crash: BaseException | None = None) -> anyio.ClosedResourceError:
     """
     if crash is None:
         return anyio.ClosedResourceError("this memory is closed")
-    why = str(crash) if isinstance(crash, ReclaimError) else repr(crash)
-    error = anyio.ClosedResourceError(f"this memory is closed: {why}")
+    error = anyio.ClosedResourceError(f"this memory is closed: {why_of(crash)}")
     error.__cause__ = unraised(crash)
     return error
+
+
+def why_of(crash: BaseException) -> str:
+    """Return why a memory has ended, in the words of what ended it."""
+    return str(crash) if isinstance(crash, ReclaimError) else repr(crash)
 
 
 def unraised(error: BaseException) -> BaseException:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import anyio
+import httpx
 import pytest
 
 import reclaimactors as ra
+from reclaimactors.mm.mglru import Mglru
 from reclaimactors.topology import resolve
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -41,6 +46,37 @@ def test_example_runs(script: Path):
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     assert SAYS[script.name] in ended.stdout
+
+
+class Buggy(Mglru):
+    """A policy that ends the memory."""
+
+    def isolate(self, nr):
+        raise RuntimeError("a bug in my policy")
+
+
+async def test_the_health_route_follows_the_memory(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    app = importlib.import_module("asgi_sessions").app
+    transport = httpx.ASGITransport(app)
+    opening = ra.open_memory(budget="1MiB", policy=Buggy(pages=256), swap=[])
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+        app.state.memory = memory = await opening.__aenter__()
+        well = await http.get("/health")
+        assert (well.status_code, well.json()["state"]) == (200, "open")
+        stack = AsyncExitStack()
+        stack.push_async_exit(opening)
+        with pytest.raises(ra.ReclaimError, match="crashed"):  # noqa: PT012 - one statement would not do
+            async with stack:
+                await http.put("/sessions/a", content=b"a")
+                memory.advise("a", ra.Advice.PAGEOUT)
+                await anyio.sleep(60)
+        ill = await http.get("/health")
+        assert (ill.status_code, ill.json()["state"]) == (503, "crashed")
+        assert "a bug in my policy" in ill.json()["reason"]
+        refused = await http.get("/sessions/a")
+        assert refused.status_code == 503
+        assert "a bug in my policy" in refused.text
 
 
 @pytest.mark.parametrize("name", ["custom_backend", "custom_compressor", "custom_policy"])

@@ -64,6 +64,11 @@ async def embed() -> None:
         assert_type(memory.vmstat["pgsteal_anon"], int)
         assert_type(memory.pressure().some.avg10, float)
         assert_type(memory.pressure().full.total, int)
+        health = memory.health()
+        assert_type(health, ra.Health)
+        if health.state == "crashed":
+            assert_type(health.reason, str)
+        assert_type(health.degraded, tuple[str, ...])
         usage = memory.usage()
         assert_type(usage, ra.Usage)
         assert_type(usage.budget - usage.resident - usage.free, int)

@@ -1,0 +1,161 @@
+"""`Memory.health`: whether it serves, why if not, and what is not as configured."""
+
+from __future__ import annotations
+
+import errno
+import json
+from time import perf_counter
+
+import anyio
+import attrs
+import pytest
+from anyio import to_thread
+
+import reclaimactors as ra
+from reclaimactors.actors.health import health_of
+from reclaimactors.actors.supervision import WINDOW_S
+from reclaimactors.backends.memory import MemoryBackend
+from reclaimactors.mm.mglru import Mglru
+from reclaimactors.testing import FaultyBackend, Gate
+
+virtual = pytest.mark.asyncio(loop_factories=["virtual"])
+SPEC = {"budget": "1MiB", "compress": {"offload": "inline"}, "zswap": {"enabled": False}}
+
+
+class Buggy(Mglru):
+    """A policy that raises so many times when it is to isolate."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(pages=256)
+        self.left = times
+
+    def isolate(self, nr):
+        if self.left:
+            self.left -= 1
+            raise RuntimeError("a bug in my policy")
+        return super().isolate(nr)
+
+
+def store(**faults):
+    return FaultyBackend(MemoryBackend(), **faults)
+
+
+def swap(backend):
+    return [{"backend": backend, "size": "16MiB"}]
+
+
+async def test_an_open_memory_is_well():
+    async with ra.open_memory(**SPEC, swap=swap(store())) as memory:
+        assert memory.health() == ra.Health("open", "", ())
+
+
+async def test_a_full_store_is_named_with_its_own_words():
+    async with ra.open_memory(**SPEC, swap=swap(store(full_after=4))) as memory:
+        await memory.reclaim(1)
+        for key in range(64):
+            await memory.put(key, b"%4096d" % key)
+        await memory.reclaim(1 << 19)
+        health = memory.health()
+    assert health.state == "degraded"
+    [told] = health.degraded
+    assert health.reason == told
+    assert told.startswith("swap 'FaultyBackend0' is full: ")
+    assert "full after 4 slots, as told" in told
+
+
+@virtual
+async def test_a_store_out_of_service_is_named_with_its_last_error():
+    broken = store(error=OSError(errno.EIO, "dead"))
+    async with ra.open_memory(**SPEC, swap=swap(broken)) as memory:
+        for key in range(64):
+            await memory.put(key, b"%4096d" % key)
+        device = next(iter(memory._machine.swapds.values())).device
+        while device.in_service:
+            await memory.reclaim(1 << 16)
+            await anyio.sleep(1)
+        health = memory.health()
+    assert health.state == "degraded"
+    [told] = health.degraded
+    assert told.startswith("swap 'FaultyBackend0' is out of service; its last error: ")
+    assert "dead" in told
+
+
+@virtual
+async def test_an_actor_that_was_started_again_lately_is_named():
+    async with ra.open_memory(**SPEC, policy=Buggy(2), swap=swap(store())) as memory:
+        for key in range(200):
+            await memory.put(key, b"%4096d" % key)
+        memory.advise(0, ra.Advice.PAGEOUT)
+        await memory.drain()
+        assert memory.health() == ra.Health(
+            "degraded",
+            "kswapd crashed 2 times within the last 10 s and was started again; "
+            "the last: RuntimeError('a bug in my policy')",
+            (memory.health().reason,),
+        )
+        assert health_of(memory._machine, perf_counter() + WINDOW_S).state == "open"
+
+
+class Crash:
+    """A memory whose policy crashes kswapd for good."""
+
+    async def __aenter__(self):
+        self.opening = ra.open_memory(**SPEC, policy=Buggy(100), swap=swap(store()))
+        return await self.opening.__aenter__()
+
+    async def __aexit__(self, kind, error, trace):
+        with pytest.raises(ra.ReclaimError, match="crashed 6 times"):
+            await self.opening.__aexit__(kind, error, trace)
+        return True
+
+
+@virtual
+async def test_a_crash_is_the_reason_for_good():
+    async with Crash() as memory:
+        await memory.put("key", bytes(4096))
+        memory.advise("key", ra.Advice.PAGEOUT)
+        await anyio.sleep(60)
+    assert memory.health() == ra.Health(
+        "crashed",
+        "kswapd crashed 6 times within 10 s; the last: RuntimeError('a bug in my policy')",
+        (),
+    )
+
+
+async def test_a_close_is_told_from_its_beginning_to_its_end():
+    class Slow(MemoryBackend):
+        gate = Gate()
+
+        async def aclose(self):
+            await self.gate.wait()
+
+    backend = Slow()
+    async with anyio.create_task_group() as tasks:
+        left = anyio.Event()
+
+        async def live():
+            async with ra.open_memory(**SPEC, swap=swap(backend)) as memory:
+                memories.append(memory)
+                await left.wait()
+
+        memories = []
+        tasks.start_soon(live)
+        while not memories:
+            await anyio.sleep(0)
+        left.set()
+        await backend.gate.entered.wait()
+        assert memories[0].health() == ra.Health("closing", "it is being closed", ())
+        backend.gate.open()
+    assert memories[0].health() == ra.Health("closed", "it was closed", ())
+
+
+async def test_any_thread_may_ask_and_gets_what_json_takes():
+    async with ra.open_memory(**SPEC, swap=swap(store())) as memory:
+        asked = await to_thread.run_sync(memory.health)
+    closed = await to_thread.run_sync(memory.health)
+    assert (asked.state, closed.state) == ("open", "closed")
+    assert json.loads(json.dumps(attrs.asdict(asked))) == {
+        "state": "open",
+        "reason": "",
+        "degraded": [],
+    }
