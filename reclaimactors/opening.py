@@ -60,7 +60,12 @@ class _Opening:
         ends = anyio.current_time() + self._topology.close_timeout
         self._tasks.cancel_scope.cancel()
         try:
-            return await self._tasks.__aexit__(kind, error, trace)
+            handled = await self._tasks.__aexit__(kind, error, trace)
+            crash = self._machine.crash
+            if crash is None or (error is not None and not handled):
+                return handled
+            log.error("memory.crashed", error=str(crash))
+            raise crash from crash.__cause__  # to the group an actor's cancellation is no error
         except BaseExceptionGroup as group:
             crash = _only(group, error)
             if crash is None:

@@ -8,6 +8,7 @@ loudly. Every call from then on is told of that error (`closed`), by an instance
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from copy import copy
 from time import perf_counter
@@ -108,10 +109,19 @@ class Supervisor:
     async def run(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         """Run an actor until it returns, restarting it when it crashes.
 
+        `on_end` is told what ends the memory before anybody else wakes.
+
         Raises:
-            ReclaimError: when it crashed more than INTENSITY times within WINDOW_S; `on_end` is
-                told first, before anybody else wakes.
+            ReclaimError: when it crashed more than INTENSITY times within WINDOW_S.
         """
+        try:
+            await self._run(name, run)
+        except anyio.get_cancelled_exc_class():
+            if anyio.current_effective_deadline() > -math.inf:  # no scope of ours, or around us
+                self._on_end(ReclaimError(f"{name} was cancelled by something outside this memory"))
+            raise
+
+    async def _run(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         crashes: deque[float] = deque(maxlen=INTENSITY + 1)
         while True:
             try:

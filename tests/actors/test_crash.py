@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import traceback
@@ -147,6 +148,42 @@ async def test_whoever_waits_as_it_crashes_is_told_why(kit, actor):
             await crash_of(opening)
     assert len(ends) == len({id(error) for error in ends.values()}) == 8
     assert all(says_why(error, actor) for error in ends.values())
+
+
+@pytest.mark.parametrize("actor", ["kswapd", "kcompressd", "swapd/memory0"])
+async def test_an_actor_that_somebody_else_cancels_is_no_silent_end(kit, actor):
+    spec = kit.spec() | {"swap": [{"backend": "memory", "size": "1MiB"}]}
+    opening = ra.open_memory(**spec)
+    memory = await opening.__aenter__()
+    memory._machine.start()
+    await kit.settle()
+    [task] = [task for task in asyncio.all_tasks() if task.get_name() == actor]
+    task.cancel()  # as test fixtures and shutdown code do to all tasks
+    why = f"{actor} was cancelled by something outside this memory"
+    with pytest.raises(ra.ReclaimError, match=why):
+        await crash_of(opening)
+    with pytest.raises(anyio.ClosedResourceError, match=f"this memory is closed: {why}"):
+        await memory.get("here")
+    assert memory.health().reason == why
+
+
+@pytest.mark.parametrize("by", ["a scope around it", "its task"])
+async def test_a_cancelled_owner_closes_it_as_ever(kit, by):
+    memories = []
+
+    async def live(scope):
+        with scope:
+            async with ra.open_memory(**kit.spec()) as memory:
+                memory._machine.start()
+                memories.append(memory)
+                await anyio.sleep_forever()
+
+    scope = anyio.CancelScope()
+    task = asyncio.create_task(live(scope))
+    await kit.settle()
+    (scope if by == "a scope around it" else task).cancel()
+    await asyncio.wait([task])
+    assert memories[0].health().state == "closed"
 
 
 async def test_a_read_that_a_crash_of_its_swapd_ends_says_why(kit, monkeypatch):
