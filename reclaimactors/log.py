@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Log", "log"]
 
-_stdlib = logging.getLogger("reclaimactors")
-
 
 class Log:
     """One line per change of state: ``log.info("swapoff.started", slots=3)``."""
@@ -62,13 +60,15 @@ def _listener(level: int) -> Any:
 
         if structlog.is_configured():
             return structlog.get_logger("reclaimactors")
-    if level < logging.ERROR and not _stdlib.hasHandlers():
+    # Made by the first line, not at import: `dictConfig` disables the loggers that exist.
+    stdlib = logging.getLogger("reclaimactors")
+    if level < logging.ERROR and not stdlib.hasHandlers():
         return None  # logging's last resort would show warnings too
-    return _ours() if _stdlib.isEnabledFor(level) else None
+    return _ours(stdlib) if stdlib.isEnabledFor(level) else None
 
 
 @cache
-def _ours() -> Any:
+def _ours(stdlib: logging.Logger) -> Any:
     """Return a logger that ends in the standard one, whatever structlog's defaults are."""
     import structlog  # noqa: PLC0415 - a tenth of a second, for a line that is rarely said
 
@@ -84,7 +84,7 @@ def _ours() -> Any:
         return ("%s %s", event, str(facts_of(logger, method, facts))), {"exc_info": error}
 
     return structlog.wrap_logger(
-        _stdlib,
+        stdlib,
         processors=[to_logging],
         wrapper_class=structlog.stdlib.BoundLogger,
         context_class=dict,

@@ -59,6 +59,13 @@ def test_a_host_can_have_silence():
     assert output_of(silence) == ([], [])
 
 
+def test_a_host_that_sets_up_logging_after_the_import_is_heard_as_well():
+    host = "import reclaimactors.opening, logging.config; logging.config.dictConfig({'version': 1,"
+    host += "'handlers': {'h': {'class': 'logging.StreamHandler'}}, 'root': {'handlers': ['h']}})"
+    _, stderr = output_of(host)
+    assert "e memory='m' nid=0" in stderr
+
+
 JSON = "processors=[structlog.processors.add_log_level, structlog.processors.format_exc_info, "
 JSON += "structlog.processors.JSONRenderer()]"
 
