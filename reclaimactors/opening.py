@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
-from reclaimactors.log import log
 from reclaimactors.memory import Memory
 from reclaimactors.topology import resolve
 from reclaimactors.topology.build import build
@@ -64,20 +63,24 @@ class _Opening:
             crash = self._machine.crash
             if crash is None or (error is not None and not handled):
                 return handled
-            log.error("memory.crashed", error=str(crash))
-            raise crash from crash.__cause__  # to the group an actor's cancellation is no error
+            # To the group an actor's cancellation is no error.
+            raise self._told(crash) from crash.__cause__
         except BaseExceptionGroup as group:
             crash = _only(group, error)
             if crash is None:
                 return False  # the body's own error goes on as it is, not in a group
-            log.error("memory.crashed", error=str(crash))
-            raise crash from crash.__cause__
+            raise self._told(crash) from crash.__cause__
         finally:
             self._machine.close()
             await close_backends(
                 self._machine.swapds.values(), max(0.0, ends - anyio.current_time())
             )
             self._machine.ended = True
+
+    def _told(self, crash: BaseException) -> BaseException:
+        """Say in the log what ended the memory, for whoever raises it."""
+        self._machine.log.error("memory.crashed", error=str(crash))
+        return crash
 
 
 def _only(

@@ -16,7 +16,6 @@ from reclaimactors.actors.backing import TooSlow
 from reclaimactors.actors.base import Mailbox
 from reclaimactors.actors.supervision import closed, unraised
 from reclaimactors.errors import BackendError, CorruptData
-from reclaimactors.log import log
 from reclaimactors.mm.readahead import MAX_PAGES, Readahead
 
 if TYPE_CHECKING:
@@ -201,7 +200,7 @@ class Loads:
         if not self._failing:
             self._failing = True
             device = self.backing.device.name
-            log.warning("swapd.load_failed", device=device, error=str(exc), exc_info=exc)
+            self._m.log.warning("swapd.load_failed", device=device, error=str(exc), exc_info=exc)
 
     def _asked_for(self, near: Sequence[Ticket]) -> list[Ticket]:
         """Return what was read ahead and is wanted by now; the others end, unread."""

@@ -15,7 +15,6 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.base import Fifo, Signal
 from reclaimactors.actors.supervision import Supervisor, closed, unraised
-from reclaimactors.log import log
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
 from reclaimactors.mm.folio import ZSWAP
 from reclaimactors.mm.padata import Reorder
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.abc import Compressor
     from reclaimactors.actors.swapd import Swapd
+    from reclaimactors.log import Log
     from reclaimactors.mm.batch import FolioBatch, StoreBatch
     from reclaimactors.mm.node import Node
     from reclaimactors.offload import Offload
@@ -85,8 +85,10 @@ class Machine:
         mode: str,
         on_full: str,
         ordered: bool,
+        log: Log,
     ) -> None:
         self.node = node
+        self.log = log  #: of this memory: whose lines say which one it is
         self.swapout = Swapout(node)
         self.ledger = self.swapout.ledger
         self.pageout = self.swapout.pageout
@@ -112,7 +114,7 @@ class Machine:
         self._actors: dict[str, Callable[[], Awaitable[None]]] = {}
         self._tasks: TaskGroup | None = None
         self._started = False
-        self.supervisor = Supervisor(node.vmstat, self._crashed)
+        self.supervisor = Supervisor(node.vmstat, log, self._crashed)
         self.closing = False
         self.ended = False  #: closed, its stores as well
         self.crash: BaseException | None = None  #: what ended the memory, where that was no close
@@ -150,7 +152,7 @@ class Machine:
         self._started = True
         for name in self._actors:
             self._start(name)
-        log.debug("actors.started", actors=list(self._actors))
+        self.log.debug("actors.started", actors=list(self._actors))
 
     def refuse_calls(self) -> None:
         """Start nothing any more, and give up opening a store."""
@@ -189,7 +191,7 @@ class Machine:
             self.kcompressd = kcompressd
         if fifo is not None:
             self.fifo.limit = fifo
-        log.debug("kcompressd.tuned", on=self.kcompressd, fifo=self.fifo.limit)
+        self.log.debug("kcompressd.tuned", on=self.kcompressd, fifo=self.fifo.limit)
         self.fifo.room_made.notify()  # a kswapd that waits for room looks again
 
     # -- wake-ups ---------------------------------------------------------------------------------
@@ -259,7 +261,7 @@ class Machine:
         """Say it once when a compressor that worked has failed; how often is in vmstat."""
         if FAIL in out.kinds:
             if self._worked == RECOVERED:
-                log.warning(
+                self.log.warning(
                     "compressor.failed",
                     compressor=self._compressor.name,
                     effect="what it fails on goes to a store as it is, or stays in memory",

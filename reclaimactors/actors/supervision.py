@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, cast
 import anyio
 
 from reclaimactors.errors import ReclaimError
-from reclaimactors.log import log
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from reclaimactors.log import Log
     from reclaimactors.mm.vmstat import Vmstat
 
 __all__ = ["INTENSITY", "WINDOW_S", "Supervisor", "closed", "unraised", "why_of", "words_of"]
@@ -101,8 +101,9 @@ def words_of(error: BaseException) -> str:
 class Supervisor:
     """Runs the actors of one machine, and remembers which of them crashed lately."""
 
-    def __init__(self, vmstat: Vmstat, on_end: Callable[[ReclaimError], None]) -> None:
+    def __init__(self, vmstat: Vmstat, log: Log, on_end: Callable[[ReclaimError], None]) -> None:
         self._vmstat = vmstat
+        self._log = log
         self._on_end = on_end
         self._crashes: dict[str, deque[tuple[float, str]]] = {}  # when and what, by actor
 
@@ -145,7 +146,7 @@ class Supervisor:
         self._vmstat["actor_restarts"] += 1
         crashes = self._crashes.setdefault(name, deque(maxlen=INTENSITY + 1))
         crashes.append((perf_counter(), words_of(exc)))
-        log.error("actor.crashed", actor=name, crashes=recent, exc_info=exc)
+        self._log.error("actor.crashed", actor=name, crashes=recent, exc_info=exc)
 
     def lately(self, now: float) -> list[str]:
         """Return a sentence for each actor that crashed within the last WINDOW_S; any thread may.

@@ -103,6 +103,7 @@ def _machine(topology: Topology) -> Machine:
         mode=compress.mode,
         on_full=compress.on_full,
         ordered=compress.ordered,
+        log=log.bind(memory=topology.name, nid=0),
     )
     if isinstance(offload, ProcessOffload):
         machine.add_actor("workers", offload.run)

@@ -67,3 +67,14 @@ async def test_it_is_said_again_only_after_it_had_worked(caplog):
         broken = True
         await reclaim_pages(memory, 1)
         assert len(lines(caplog)) == 2
+
+
+async def test_a_line_says_of_which_memory_it_is(caplog):
+    caplog.set_level(logging.DEBUG, "reclaimactors")
+    for topology in ("padata", "kcompressd"):
+        async with ra.open_memory(topology, budget="1MiB", swap=[]) as memory:
+            memory._machine.start()
+    lines = [record.message for record in caplog.records]
+    started = [line for line in lines if line.startswith("actors.started ")]
+    assert ["memory='padata' nid=0" in line for line in started] == [True, False]
+    assert ["memory='kcompressd' nid=0" in line for line in started] == [False, True]

@@ -13,13 +13,14 @@ from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
 from reclaimactors.actors.supervision import INTENSITY, WINDOW_S, Supervisor, closed, unraised
+from reclaimactors.log import log
 from reclaimactors.mm.vmstat import Vmstat
 
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
 
 def supervise(name, run, vmstat=None, on_end=lambda crash: None):
-    return Supervisor(vmstat or Vmstat(), on_end).run(name, run)
+    return Supervisor(vmstat or Vmstat(), log, on_end).run(name, run)
 
 
 def crasher(times: int, every_s: float = 0.0):
@@ -105,7 +106,7 @@ async def test_the_words_name_the_one_error_that_a_task_group_wrapped():
 
 @virtual
 async def test_who_crashed_lately_is_known_for_a_while():
-    supervisor = Supervisor(Vmstat(), lambda crash: None)
+    supervisor = Supervisor(Vmstat(), log, lambda crash: None)
     await supervisor.run("kswapd", crasher(3)[0])
     await supervisor.run("swapd/file0", crasher(1)[0])
     await supervisor.run("kcompressd", crasher(0)[0])
