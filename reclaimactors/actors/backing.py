@@ -13,13 +13,12 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.errors import BackendError, BackendFull
-from reclaimactors.log import log
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from reclaimactors.abc import Backend
-    from reclaimactors.mm.node import Node
+    from reclaimactors.actors.machine import Machine
     from reclaimactors.mm.swap import SwapDevice
 
 __all__ = ["FAILURES_TO_RETIRE", "Backing", "TooSlow"]
@@ -32,8 +31,11 @@ RETRY_MAX_S = 30.0
 class Backing:
     """One backend, and the device that stands for it."""
 
-    def __init__(self, node: Node, device: SwapDevice, backend: Backend, timeout: float) -> None:
-        self._node = node
+    def __init__(
+        self, machine: Machine, device: SwapDevice, backend: Backend, timeout: float
+    ) -> None:
+        self._node = machine.node
+        self.log = machine.log
         self.device = device
         self.backend = backend
         self.last_error = ""  #: why it did not take the last write, if it did not
@@ -56,7 +58,7 @@ class Backing:
                 raise self.error(what, RuntimeError("a call inside it was cancelled")) from exc
             if scope.cancel_called and not self._warned:
                 self._warned = True
-                log.warning("swapd.cannot_cancel", device=self.device.name, call=what,
+                self.log.warning("swapd.cannot_cancel", device=self.device.name, call=what,
                             hint="neither its deadline nor that of close holds")  # fmt: skip
             return answer
         assert scope.cancelled_caught  # nothing else gets here
@@ -88,16 +90,16 @@ class Backing:
             device.full = True
             self._node.swapcache.shed(device, device.used)
             self._retry_at = anyio.current_time() + self._retry_s
-            log.warning("swapd.store_full", device=device.name, retry_in_s=self._retry_s)
+            self.log.warning("swapd.store_full", device=device.name, retry_in_s=self._retry_s)
             self._retry_s = min(RETRY_MAX_S, 2 * self._retry_s)
         elif not full:
             device.failures += 1
             if device.failures == 1:
-                log.warning("swapd.store_failed", device=device.name, error=str(exc))
+                self.log.warning("swapd.store_failed", device=device.name, error=str(exc))
             if device.failures >= FAILURES_TO_RETIRE and device.in_service:
                 device.in_service = False
                 self._node.vmstat["swap_out_of_service"] += 1
-                log.error("swapd.out_of_service", device=device.name, failures=device.failures)
+                self.log.error("swapd.out_of_service", device=device.name, failures=device.failures)
         return full
 
     def revive(self, now: float) -> None:

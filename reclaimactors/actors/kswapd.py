@@ -14,7 +14,6 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.heap import Heap
 from reclaimactors.actors.sched import enqueue, first_pages, gate_of
-from reclaimactors.log import log
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.page_io import Gate
 from reclaimactors.mm.vmscan import Step
@@ -49,7 +48,7 @@ class KswapdActor:
                 await machine.woken()
                 machine.revive()
                 await self.balance()
-                log.debug("kswapd.slept", hopeless=machine.kswapd.hopeless)
+                machine.log.debug("kswapd.slept", hopeless=machine.kswapd.hopeless)
         finally:
             self._hand_back()  # still awake, if it was: it comes back after a crash, or all ends
 

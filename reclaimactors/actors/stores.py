@@ -16,7 +16,6 @@ from reclaimactors.abc import Backend, Verdict
 from reclaimactors.actors.backing import TooSlow
 from reclaimactors.actors.base import Mailbox
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
-from reclaimactors.log import log
 from reclaimactors.mm.folio import DEAD, DEVICE
 from reclaimactors.mm.rmap import Rmap
 from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
@@ -239,7 +238,9 @@ class Stores:
             await self.backing.call("forget", self.backing.backend.invalidate_many(slots))
             forgotten = True
         except BackendError as exc:
-            log.warning("swapd.forget_failed", device=self.backing.device.name, error=str(exc))
+            self._m.log.warning(
+                "swapd.forget_failed", device=self.backing.device.name, error=str(exc)
+            )
             # Storing replaces what is there, so a refusal does no harm; a late success would.
             forgotten = not isinstance(exc, TooSlow)
         finally:
@@ -316,5 +317,5 @@ class Stores:
                     continue
                 except CorruptData as exc:
                     node.vmstat["swapin_error"] += 1
-                    log.warning("swapd.cannot_move", device=device, error=str(exc))
+                    self._m.log.warning("swapd.cannot_move", device=device, error=str(exc))
             self._m.pageout.cannot_move(pfn, write)

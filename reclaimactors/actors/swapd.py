@@ -34,7 +34,7 @@ class Swapd:
         self.backend = backend
         self.page_size = machine.node.page_size
         self.synchronous = bool(getattr(backend, "synchronous", False))
-        self.backing = Backing(machine.node, device, backend, timeout)
+        self.backing = Backing(machine, device, backend, timeout)
         self.loads = Loads(machine, self.backing)
         self.stores = Stores(machine, self.backing)
         self._scope = anyio.CancelScope()  # of `run`: it ends alone at swapoff

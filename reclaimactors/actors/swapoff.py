@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.errors import BackendError, CorruptData, OutOfMemory
-from reclaimactors.log import log
 from reclaimactors.mm.folio import DEVICE
 from reclaimactors.offload.breath import Breath
 from reclaimactors.units import KIB
@@ -43,7 +42,7 @@ async def bring_back(machine: Machine, admission: Admission, swapd: Swapd) -> No
     device = swapd.device
     device.leaving = True  # from here on the swap cache takes nothing of it either
     machine.node.swapcache.shed(device, device.used)
-    log.info("swapoff.started", device=device.name, slots=device.used)
+    machine.log.info("swapoff.started", device=device.name, slots=device.used)
     empty = False
     try:
         while device.used:
@@ -53,7 +52,9 @@ async def bring_back(machine: Machine, admission: Admission, swapd: Swapd) -> No
             machine.check_open()
         empty = True
     except (OutOfMemory, BackendError, CorruptData) as exc:
-        log.warning("swapoff.refused", device=device.name, slots=device.used, error=str(exc))
+        machine.log.warning(
+            "swapoff.refused", device=device.name, slots=device.used, error=str(exc)
+        )
         raise
     finally:
         device.leaving = empty  # a cancelled one stays on, whatever it still holds

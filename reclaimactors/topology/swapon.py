@@ -12,7 +12,6 @@ from reclaimactors import registry
 from reclaimactors.actors.swapd import Swapd
 from reclaimactors.actors.swapoff import bring_back
 from reclaimactors.errors import BackendError
-from reclaimactors.log import log
 from reclaimactors.mm.swap import SwapDevice
 
 if TYPE_CHECKING:
@@ -113,18 +112,22 @@ def _actor(swapd: Swapd) -> str:
 
 async def close_backends(swapds: Iterable[Swapd], within_s: float) -> None:
     """Close backing stores within `within_s` seconds in all, whatever they do."""
-    with anyio.move_on_after(within_s, shield=True) as scope:
+    late = list(swapds)
+    with anyio.move_on_after(within_s, shield=True):
         async with anyio.create_task_group() as tasks:
-            for swapd in swapds:
-                tasks.start_soon(_close_backend, swapd)
-    if scope.cancelled_caught:
-        log.error("swapd.close_timed_out", timeout_s=within_s)
+            for swapd in tuple(late):
+                tasks.start_soon(_close_backend, swapd, late)
+    for swapd in late:
+        log, name = swapd.backing.log, swapd.device.name
+        log.error("swapd.close_timed_out", device=name, timeout_s=within_s)
 
 
-async def _close_backend(swapd: Swapd) -> None:
+async def _close_backend(swapd: Swapd, late: list[Swapd]) -> None:
+    log = swapd.backing.log
     try:
         await swapd.backend.aclose()
-    except Exception as exc:  # noqa: BLE001 - the others still have to be closed
-        log.error("swapd.close_failed", device=swapd.device.name, exc_info=exc)
+    except Exception as exc:  # the others still have to be closed
+        log.error("swapd.close_failed", device=swapd.device.name, exc_info=exc)  # noqa: TRY400
     finally:
         registry.let_go(swapd.backend)
+    late.remove(swapd)

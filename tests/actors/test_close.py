@@ -310,3 +310,16 @@ async def test_a_close_at_any_instant_takes_everything_back(kit, topology, turns
     verdicts = sum(memory.vmstat[f"reclaim_{verdict.value}"] for verdict in ra.Verdict)
     assert verdicts == memory.vmstat["reclaim_isolated"] == isolated
     assert len(memory) == nr
+
+
+@virtual
+async def test_a_store_that_does_not_close_in_time_is_named_in_the_log(kit, caplog):
+    class Hangs(MemoryBackend):
+        async def aclose(self):
+            await anyio.sleep_forever()
+
+    swap = [{"backend": Hangs()}, {"backend": MemoryBackend()}]
+    async with ra.open_memory("padata", **kit.spec() | {"swap": swap}):
+        await checkpoint()
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line == "swapd.close_timed_out memory='padata' nid=0 device='Hangs0' timeout_s=5.0"
