@@ -60,7 +60,8 @@ class Usage:
         in_flight: the part of `resident` that is on its way out: queued, or being compressed or
             written. It stays readable.
         compressed: blobs in the pool, and what stores in this process hold (memory, zram).
-        overhead: a measured constant for each live key and folio, swapped ones too.
+        overhead: a measured constant for each live key and folio, swapped ones too, and what long
+            keys cost beside.
         free: what is left; the watermarks look at it.
         swapped: bytes on swap devices, outside the budget.
         staging: fixed buffers shared with worker processes, outside the budget.

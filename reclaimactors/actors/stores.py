@@ -315,7 +315,6 @@ class Stores:
                 try:
                     moved[pfn] = self._m.swapin.as_stored(pfn, device, slots, stored)
                     continue
-                except CorruptData as exc:
+                except CorruptData:  # whoever reads the value meets it, and is told
                     node.vmstat["swapin_error"] += 1
-                    self._m.log.warning("swapd.cannot_move", device=device, error=str(exc))
             self._m.pageout.cannot_move(pfn, write)

@@ -43,8 +43,8 @@ class MemMap:
     """Columns of folios. A pfn is handed out by `alloc` and taken back by `free`."""
 
     __slots__ = (
-        "_free", "cached", "charge", "codec", "crc", "data", "device", "entry", "length", "owner",
-        "refs", "shadow", "size", "state",
+        "_free", "cached", "charge", "codec", "crc", "data", "device", "entry", "key", "length",
+        "owner", "refs", "shadow", "size", "state",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -61,6 +61,7 @@ class MemMap:
         self.codec = bytearray()  #: what is stored on the device: 0 = as it is, 1 = a blob
         self.charge = array("I")  #: bytes that an in-process device holds for it
         self.cached = bytearray()  #: 1 = RESIDENT, and its slots still hold the same bytes
+        self.key = array("I")  #: bytes charged for the key beyond KEY_OVERHEAD, at its first folio
         self._free = array("I")
 
     def __len__(self) -> int:
@@ -80,7 +81,7 @@ class MemMap:
         """Add _ROWS rows to each column: a row at a time costs as much as the rest of a put."""
         nr = len(self.state)
         for column in (self.size, self.owner, self.refs, self.entry, self.length, self.crc,
-                       self.charge):  # fmt: skip
+                       self.charge, self.key):  # fmt: skip
             column.frombytes(bytes(_ROWS * column.itemsize))
         for flags in (self.state, self.device, self.codec, self.cached):
             flags.extend(bytes(_ROWS))

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["FOLIO_OVERHEAD", "KEY_OVERHEAD", "Memcg"]
 
 # Measured with tests/bench/overhead.py: some 280 B a resident value, 260 to 290 B a compressed one,
-# 190 to 240 B a swapped one, which is charged the same. A live key costs a short key object and
-# half of its slot in the dict; a folio the rest: its columns, its slot in the dict of bytes, the
+# 190 to 240 B a swapped one, which is charged the same. A live key costs a key object of KEY_BYTES
+# (what is beyond that is charged beside, see `mm.keys`) and half of its slot in the dict; a folio
+# the rest: its columns, its slot in the dict of bytes, the
 # header of its bytes object and the rounding of malloc.
 KEY_OVERHEAD = 84
 FOLIO_OVERHEAD = 204
@@ -38,7 +39,7 @@ class Memcg:
     budget: int
     resident: int = 0  #: source bytes in memory, in flight and reserved ones included
     compressed: int = 0  #: blobs in the zswap pool, and what in-process stores hold
-    overhead: int = 0  #: a measured constant per live key and folio
+    overhead: int = 0  #: a measured constant per live key and folio, and what long keys cost beside
     in_flight: int = 0  #: the part of `resident` that an actor owns for reclaim
     reserved: int = 0  #: the part of `resident` that callers and faults have reserved
     pinned: int = 0  #: the part of `resident` that pins hold, overhead included

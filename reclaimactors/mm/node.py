@@ -21,6 +21,7 @@ import attrs
 from reclaimactors.errors import ProtocolViolation
 from reclaimactors.mm.demotion import Demotion
 from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, SAME, WRITEBACK, ZSWAP, MemMap
+from reclaimactors.mm.keys import KEY_BYTES, key_extra
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
 from reclaimactors.mm.swap import runs
 from reclaimactors.mm.swap_state import SwapCache
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from reclaimactors.mm.zswap import Zswap
 
 __all__ = ["Node"]
+
+_OVERHEAD = KEY_OVERHEAD + FOLIO_OVERHEAD  # of a short key and its one folio
 
 
 def _ignore(*_: object) -> None:
@@ -117,8 +120,9 @@ class Node:
         if key not in self:
             return 0
         mm = self.mm
-        total = KEY_OVERHEAD
-        for pfn in self.pfns(key):
+        pfns = self.pfns(key)
+        total = KEY_OVERHEAD + mm.key[pfns[0]]
+        for pfn in pfns:
             if not mm.refs[pfn]:
                 data = mm.data.get(pfn)
                 total += FOLIO_OVERHEAD + (len(data) if data is not None else 0)
@@ -126,13 +130,20 @@ class Node:
 
     def need(self, key: Hashable, size: int, nr_folios: int) -> int:
         """Return the bytes that a put of `size` bytes must reserve before it may commit."""
-        new = size + KEY_OVERHEAD + nr_folios * FOLIO_OVERHEAD
+        new = size + self.overhead_of(key, nr_folios)
         return max(0, new - self.frees_now(key))
 
     def other_overhead(self, key: Hashable, nr_folios: int) -> int:
         """Return the overhead of all keys once `key` has a value of so many folios."""
-        old = KEY_OVERHEAD + len(self.pfns(key)) * FOLIO_OVERHEAD if key in self else 0
-        return self.memcg.overhead - old + KEY_OVERHEAD + nr_folios * FOLIO_OVERHEAD
+        old = 0
+        if key in self:
+            pfns = self.pfns(key)
+            old = KEY_OVERHEAD + self.mm.key[pfns[0]] + len(pfns) * FOLIO_OVERHEAD
+        return self.memcg.overhead - old + self.overhead_of(key, nr_folios)
+
+    def overhead_of(self, key: Hashable, nr_folios: int) -> int:
+        """Return the overhead of a key, and of so many folios of its value."""
+        return KEY_OVERHEAD + key_extra(key) + nr_folios * FOLIO_OVERHEAD
 
     def commit(self, key: Hashable, parts: list[bytes], reserved: int) -> None:
         """Make `parts` the value of `key` in one step, spending a reservation.
@@ -146,6 +157,7 @@ class Node:
         if self.need(key, size, len(parts)) > reserved + memcg.free:
             msg = f"put of {size} B with {reserved} B reserved and {memcg.free} B free"
             raise ProtocolViolation(msg)
+        extra = key_extra(key)
         pfns = self._new_folios(parts)
         try:
             resident, compressed, overhead = self._unlink(key) if key in self else (0, 0, 0)
@@ -156,8 +168,9 @@ class Node:
         memcg.adjust(
             resident + size - reserved,
             compressed,
-            overhead + KEY_OVERHEAD + len(parts) * FOLIO_OVERHEAD,
+            overhead + KEY_OVERHEAD + extra + len(parts) * FOLIO_OVERHEAD,
         )
+        self.mm.key[pfns[0]] = extra
         if len(parts) == 1:
             self.small[key] = pfns[0]
         else:
@@ -174,11 +187,17 @@ class Node:
         size = len(data)
         pfn = self.small.get(key)
         if pfn is None:
-            if key in self.large or size + KEY_OVERHEAD + FOLIO_OVERHEAD > room:
+            overhead = _OVERHEAD
+            kind = type(key)
+            if (kind is not str and kind is not int) or key.__sizeof__() > KEY_BYTES:
+                overhead += key_extra(key)
+            if key in self.large or size + overhead > room:
                 return False
-            self.small[key] = self._new_folio(data)
+            self.small[key] = pfn = self._new_folio(data)
+            if overhead > _OVERHEAD:
+                mm.key[pfn] = overhead - _OVERHEAD
             memcg.resident += size
-            memcg.overhead += KEY_OVERHEAD + FOLIO_OVERHEAD
+            memcg.overhead += overhead
             return True
         state = mm.state[pfn]
         held = mm.charge[pfn] if state == DEVICE else len(mm.data.get(pfn, b""))
@@ -191,23 +210,27 @@ class Node:
                 self.swapcache.drop(pfn)
             memcg.resident += delta
         else:
-            self.policy.insert(pfn, refault=mm.shadow[pfn])
-            if state == ZSWAP:
-                old = mm.size[pfn]
-                pages = 1 if old <= self.page_size else nr_pages(old, self.page_size)
-                self.zswap.remove(pfn, held, pages)
-            elif state == DEVICE:
-                self.demotion.forget(pfn)
-                self.release_slots(pfn)
-            memcg.compressed -= held
+            self._let_go_of_copy(pfn, held)
             memcg.resident += size
-            mm.state[pfn] = RESIDENT
-            self.nr_resident += 1
         mm.data[pfn] = data
         mm.size[pfn] = size
         if delta < 0:
             memcg.freed(-delta)
         return True
+
+    def _let_go_of_copy(self, pfn: int, held: int) -> None:
+        """A reclaimed folio is overwritten: it is resident again, its copy of `held` bytes gone."""
+        mm = self.mm
+        state = mm.state[pfn]
+        self.policy.insert(pfn, refault=mm.shadow[pfn])
+        if state == ZSWAP:
+            self.zswap.remove(pfn, held, nr_pages(mm.size[pfn], self.page_size))
+        elif state == DEVICE:
+            self.demotion.forget(pfn)
+            self.release_slots(pfn)
+        self.memcg.compressed -= held
+        mm.state[pfn] = RESIDENT
+        self.nr_resident += 1
 
     def delete(self, key: Hashable) -> None:
         """Forget a key and its value.
@@ -254,7 +277,8 @@ class Node:
         if self.small.pop(key, None) is None:
             del self.large[key]
         resident = compressed = 0
-        overhead = -KEY_OVERHEAD
+        overhead = -KEY_OVERHEAD - self.mm.key[pfns[0]]
+        self.mm.key[pfns[0]] = 0
         for pfn in pfns:
             d_resident, d_compressed = self._kill(pfn)
             resident += d_resident
@@ -519,7 +543,10 @@ class Node:
         nr_resident = sum(state in {RESIDENT, WRITEBACK} for state in mm.state)
         assert self.nr_resident == nr_resident, "resident folios drifted"
         keys = len(self.small) + len(self.large)
-        assert memcg.overhead == keys * KEY_OVERHEAD + folios * FOLIO_OVERHEAD, "overhead drifted"
+        constants = keys * KEY_OVERHEAD + folios * FOLIO_OVERHEAD
+        assert memcg.overhead == constants + sum(mm.key), "overhead drifted"
+        firsts = {pfns[0] for pfns in self.large.values()} | set(self.small.values())
+        assert firsts.issuperset(pfn for pfn, extra in enumerate(mm.key) if extra), "no key's bytes"
         # what is reserved, and the joined copies of pins, are the rest of resident
         assert memcg.resident - memcg.reserved >= resident, "resident bytes drifted"
         verdicts = sum(

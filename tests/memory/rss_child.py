@@ -1,5 +1,6 @@
 """A process that keeps ten times its budget alive: ``rss_child.py KIND OFFLOAD BUDGET_MIB``.
 
+KIND "keys" is instead small values under long keys, until one is refused: no swap helps there.
 Prints the growth of its anonymous memory (RSS less shared pages), at the peak, in bytes. Values are
 pieces of the running Python's own library, each a bytes object of its own; some are read back and
 compared.
@@ -11,6 +12,7 @@ import math
 import os
 import random
 import sys
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +46,20 @@ def pieces(kind: str, total: int, budget: int) -> Iterator[tuple[str, int, int]]
         nr += 1
 
 
+async def long_keys(budget: int) -> None:
+    before = anonymous_bytes()
+    async with ra.open_memory("kcompressd", budget=budget) as memory:
+        for nr in count():
+            url = f"https://example/{nr:09}?" + "&".join(
+                f"filter{i}={nr * i:09}" for i in range(40)
+            )
+            try:
+                await memory.put((url, nr), b"%0100d" % nr)
+            except ra.OutOfMemory:
+                break
+        print(anonymous_bytes() - before)
+
+
 async def main(kind: str, offload: str, budget: int) -> None:
     library = sorted(Path(os.__file__).parent.glob("*.py"))
     source = memoryview(b"".join(path.read_bytes() for path in library))
@@ -61,4 +77,7 @@ async def main(kind: str, offload: str, budget: int) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]) << 20)
+    if sys.argv[1] == "keys":
+        anyio.run(long_keys, int(sys.argv[3]) << 20)
+    else:
+        anyio.run(main, sys.argv[1], sys.argv[2], int(sys.argv[3]) << 20)

@@ -59,10 +59,11 @@ def fill(memory, free, make=noise):
     """Put values, without waiting, until exactly so much is free."""
     node = memory._node
     nr = 0
-    while node.memcg.free - free >= 2 * (PAGE + OVERHEAD):
+    overhead = node.overhead_of(("fill", nr), 1)
+    while node.memcg.free - free >= 2 * (PAGE + overhead):
         node.commit(("fill", nr), [make(nr)], 0)
         nr += 1
-    size = node.memcg.free - free - OVERHEAD
+    size = node.memcg.free - free - node.overhead_of(("fill", nr), 1)
     node.commit(("fill", nr), [make(nr, size)], 0)
     assert node.memcg.free == free
     return nr + 1

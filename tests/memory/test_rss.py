@@ -26,6 +26,14 @@ pytestmark = [
 @pytest.mark.parametrize("offload", ["inline", "thread", "process"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_anonymous_memory_stays_near_the_budget(kind, offload):
+    stays_near_the_budget(kind, offload)
+
+
+def test_keys_are_in_the_budget():
+    stays_near_the_budget("keys", "process")
+
+
+def stays_near_the_budget(kind, offload):
     child = Path(__file__).with_name("rss_child.py")
     ended = subprocess.run(
         [sys.executable, str(child), kind, offload, str(BUDGET_MIB)],

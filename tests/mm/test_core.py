@@ -15,6 +15,7 @@ from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.demotion import PASSED_OVER
 from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, SAME, WRITEBACK, ZSWAP
+from reclaimactors.mm.keys import key_extra
 from reclaimactors.mm.lru import ActiveInactive
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
 from reclaimactors.mm.mglru import Mglru
@@ -1558,3 +1559,89 @@ def test_without_a_store_outside_nothing_is_wanted_of_those_in_the_budget():
     core.node.want_writeback(PAGE)
     assert core.node.demotion.wanted == 0
     assert core.node.idle
+
+
+# -- what keys cost
+
+
+def url(nr, size=700):
+    return f"https://example/{nr:08}?" + "q" * size
+
+
+KEYS = [url(1), (url(1), 2), url(1).encode(), frozenset([url(1)]), 10**3000]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=["str", "tuple", "bytes", "frozenset", "int"])
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("size", [100, 3 * PAGE])
+def test_a_long_key_is_charged_from_put_to_delete(key, fast, size):
+    core = Core()
+    node, free, extra = core.node, core.node.memcg.free, key_extra(key)
+    value = text(size=size)
+    parts = [value] if fast or size < PAGE else [value[:PAGE], value[PAGE:]]
+    overhead = KEY_OVERHEAD + len(parts) * FOLIO_OVERHEAD + extra
+    assert extra > 600
+    assert node.need(key, size, len(parts)) == size + overhead
+    assert node.other_overhead(key, len(parts)) == overhead
+
+    def put():
+        if fast:
+            assert node.put_fast(key, value)
+        else:
+            core.put(key, *parts)
+        core.check()
+        assert node.memcg.overhead == overhead
+        assert node.memcg.free == free - size - overhead
+        assert node.frees_now(key) == size + overhead
+        assert node.other_overhead(key, len(parts)) == overhead
+
+    put()
+    put()  # over it
+    core.reclaim()
+    core.check()
+    put()  # over what is compressed
+    core.delete(key)
+    assert (node.memcg.free, node.memcg.overhead) == (free, 0)
+    core.put("short", value)
+    assert node.memcg.overhead == OVERHEAD, "a pfn that is used again owes nothing for its last key"
+
+
+def test_a_put_without_room_for_its_key_changes_nothing():
+    core = Core()
+    key = url(1, core.node.memcg.free)
+    assert not core.node.put_fast(key, b"a")
+    with pytest.raises(ProtocolViolation):
+        core.put(key, b"a")
+    core.check()
+    assert core.node.memcg.overhead == 0
+
+
+def test_an_equal_key_that_is_longer_is_charged_as_the_one_that_is_kept():
+    """The dict keeps the first of them, unless the value is put anew."""
+    core = Core()
+
+    class Long(str):
+        __slots__ = ("tail",)
+
+        def __sizeof__(self):
+            return super().__sizeof__() + 1000
+
+    core.put("short", b"a")
+    assert core.node.put_fast(Long("short"), b"b")
+    core.check()
+    assert core.node.memcg.overhead == OVERHEAD
+    core.put(Long("short"), b"c")
+    assert core.node.memcg.overhead == OVERHEAD + key_extra(Long("short"))
+    core.delete("short")
+    assert core.node.memcg.overhead == 0
+
+
+def test_a_long_key_of_a_deleted_value_is_given_back_while_somebody_still_reads_it():
+    core = Core()
+    pfn = core.put(url(1), text())
+    core.node.pin(pfn)
+    core.delete(url(1))
+    assert core.node.memcg.overhead == FOLIO_OVERHEAD
+    core.node.unpin(pfn)
+    assert core.node.memcg.overhead == 0
+    core.check()

@@ -35,7 +35,9 @@ from reclaimactors.testing import FaultyCompressor
 
 PAGE = 512
 BUDGET = 256 * PAGE
-KEYS = st.integers(0, 25)
+KEYS = st.one_of(
+    st.integers(0, 25), st.sampled_from(["long" * 50, ("tuple", "long" * 99), b"b" * 300])
+)
 VERDICTS = ("stored", "zero", "device", "activate", "keep", "cancelled", "error")
 
 

@@ -1,0 +1,107 @@
+"""What keys cost: all that a key is made of, above what the constant of each covers."""
+
+import sys
+from collections import namedtuple
+from dataclasses import dataclass, field
+
+import attrs
+import pytest
+
+from reclaimactors.mm.keys import KEY_BYTES, MAX_EXTRA, key_extra
+
+LONG = "x" * 1000
+Point = namedtuple("Point", "x y")  # noqa: PYI024 - a plain one, as keys often are
+
+
+class Text(str):
+    __slots__ = ("other",)
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    name: str
+    late: str = field(init=False)  # never set
+
+
+@attrs.frozen
+class Attrs:
+    name: str
+
+
+class Plain:
+    pass
+
+
+class Broken:
+    def __sizeof__(self):
+        raise ValueError("no size")
+
+
+@dataclass(frozen=True)
+class BrokenField:
+    name: str = field(init=False)
+
+    def __getattribute__(self, name):
+        raise RuntimeError("no attribute")
+
+
+class Huge:
+    def __sizeof__(self):
+        return 1 << 40
+
+
+def test_a_short_key_costs_nothing_beside():
+    for key in ("", "k" * 15, 0, -1, 10**50, b"", b"b" * 31, 1.5, None, (), True):
+        assert key_extra(key) == 0, key
+
+
+def test_a_long_key_costs_what_is_beyond_the_allowance():
+    for key in (LONG, "k" * 16, "é" * 10, "日" * 20, LONG.encode(), 10**4000, Text(LONG)):
+        assert key_extra(key) == sys.getsizeof(key) - KEY_BYTES > 0, key
+
+
+MADE_OF = [
+    (LONG,),
+    ("a", (LONG, 1)),
+    ((((LONG,),),),),
+    Point(1, LONG),
+    frozenset([LONG, "b"]),
+    Data(LONG),
+    Slotted(LONG),
+    Attrs(LONG),
+    (Data(("in it", LONG)),),
+]
+
+
+@pytest.mark.parametrize("key", MADE_OF, ids=range(len(MADE_OF)))
+def test_what_a_key_is_made_of_is_counted(key):
+    assert 1000 < key_extra(key) < 2000
+
+
+def test_a_key_of_many_parts_costs_all_of_them():
+    parts = tuple(range(1000, 2000))
+    assert key_extra(parts) == sum(map(sys.getsizeof, [parts, *parts])) - KEY_BYTES
+
+
+def test_the_same_object_twice_is_counted_twice():
+    assert key_extra((LONG, LONG)) - key_extra((LONG,)) >= len(LONG)
+
+
+def test_tuples_within_tuples_end_somewhere():
+    key = (LONG,)
+    for _ in range(10_000):
+        key = (key,)
+    assert 0 < key_extra(key) < 1000
+
+
+def test_whatever_a_class_says_of_its_size_is_a_number_that_can_be_charged():
+    assert key_extra(Plain()) >= 0
+    assert key_extra(Broken()) == key_extra(BrokenField()) == 0
+    assert key_extra(Data) < 5000, "a class is not its instances"
+    assert key_extra(Huge()) == MAX_EXTRA
