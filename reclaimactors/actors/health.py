@@ -53,7 +53,7 @@ def health_of(machine: Machine, now: float) -> Health:
 
 
 def _degraded(machine: Machine, now: float) -> list[str]:
-    told: list[str] = []
+    told = [machine.offload.degraded] if machine.offload.degraded else []
     for swapd in list(machine.swapds.values()):  # a copy: another thread may ask
         device, why = swapd.device, swapd.backing.last_error
         if not device.in_service:

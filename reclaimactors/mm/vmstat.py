@@ -70,6 +70,8 @@ OURS = (
     "swapin_error",  # folios that a store did not give back
     "swap_out_of_service",  # devices that get no more stores
     "actor_restarts",
+    "worker_deaths",  # worker processes that ended by themselves, or were killed because they hung
+    "worker_retries",  # starts of one after a death, or after a start that failed
 )
 
 

@@ -23,11 +23,25 @@ class Offload(Protocol):
     workers: int
     """How many batches are compressed at the same instant."""
 
-    inline: bool
-    """Whether the event loop itself compresses, so that no worker exists."""
+    @property
+    def inline(self) -> bool:
+        """Whether the event loop itself compresses, so that no worker exists."""
+        ...
 
-    holds: bool
-    """Whether the source bytes are looked at while the event loop goes on."""
+    @property
+    def holds(self) -> bool:
+        """Whether the source bytes are looked at while the event loop goes on."""
+        ...
+
+    @property
+    def late(self) -> bool:
+        """Whether no worker has answered for a while, although they have work."""
+        ...
+
+    @property
+    def degraded(self) -> str:
+        """Why batches are not compressed as configured, "" where they are."""
+        ...
 
     @property
     def staging(self) -> int:

@@ -20,6 +20,8 @@ class InlineOffload:
     holds = True
     staging = 0
     inline = True
+    late = False
+    degraded = ""
 
     def __init__(self, compressor: Compressor) -> None:
         self._compressor = compressor

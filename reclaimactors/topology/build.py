@@ -24,6 +24,8 @@ from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
     from reclaimactors.abc import Compressor, Policy
+    from reclaimactors.log import Log
+    from reclaimactors.mm.vmstat import Vmstat
     from reclaimactors.offload import Offload
     from reclaimactors.registry import PluginRef
     from reclaimactors.topology.spec import Topology
@@ -94,16 +96,18 @@ def _machine(topology: Topology) -> Machine:
     compress = topology.compress
     compressor = _compressor(topology)
     pipeline = pipeline_of(topology)
-    offload = _offload(topology, compressor, pipeline)
+    node = _node(topology, compressor)
+    its_log = log.bind(memory=topology.name, nid=0)
+    offload = _offload(topology, compressor, pipeline, node.vmstat, its_log)
     machine = Machine(
-        _node(topology, compressor),
+        node,
         compressor,
         offload,
         pipeline,
         mode=compress.mode,
         on_full=compress.on_full,
         ordered=compress.ordered,
-        log=log.bind(memory=topology.name, nid=0),
+        log=its_log,
     )
     if isinstance(offload, ProcessOffload):
         machine.add_actor("workers", offload.run)
@@ -113,7 +117,9 @@ def _machine(topology: Topology) -> Machine:
     return machine
 
 
-def _offload(topology: Topology, compressor: Compressor, pipeline: Pipeline) -> Offload:
+def _offload(
+    topology: Topology, compressor: Compressor, pipeline: Pipeline, vmstat: Vmstat, log: Log
+) -> Offload:
     compress = topology.compress
     workers = compress.nr_workers
     if compress.offload == "inline":
@@ -132,9 +138,12 @@ def _offload(topology: Topology, compressor: Compressor, pipeline: Pipeline) -> 
                 slots=pipeline.in_flight + 1,  # one more for kswapd, which may compress for itself
                 area=rows * topology.page_size,
                 rows=rows,
+                vmstat=vmstat,
+                log=log,
             )
         log.warning("offload.refused", reason=why_not, instead="thread")
-    return ThreadOffload(compressor, workers=workers)
+        return ThreadOffload(compressor, workers=workers, log=log, why=why_not)
+    return ThreadOffload(compressor, workers=workers, log=log)
 
 
 def _stays_here(ref: PluginRef) -> str | None:

@@ -26,6 +26,8 @@ class Steered:
     inline = False
     holds = True
     staging = 0
+    late = False
+    degraded = ""
 
     def __init__(self, compressor):
         self.compressor = compressor

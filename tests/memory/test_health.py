@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from time import perf_counter
 
 import anyio
@@ -15,6 +16,7 @@ import reclaimactors as ra
 from reclaimactors.actors.health import health_of
 from reclaimactors.actors.supervision import WINDOW_S
 from reclaimactors.backends.memory import MemoryBackend
+from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.mglru import Mglru
 from reclaimactors.testing import FaultyBackend, Gate
 
@@ -47,6 +49,27 @@ def swap(backend):
 async def test_an_open_memory_is_well():
     async with ra.open_memory(**SPEC, swap=swap(store())) as memory:
         assert memory.health() == ra.Health("open", "", ())
+
+
+async def test_workers_that_cannot_be_had_are_named(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/opt/an/application")
+    async with ra.open_memory(budget="1MiB", compress={"offload": "process"}) as memory:
+        await memory.reclaim(1)
+        for key in range(600):
+            await memory.put(key, b"%d " % key * 900)
+        health = memory.health()
+    assert health.state == "degraded"
+    assert "/opt/an/application is not named like a Python" in health.reason
+
+
+async def test_a_compressor_that_stays_in_threads_is_named():
+    class Here(Lz4):
+        __module__ = "__main__"
+
+    async with ra.open_memory(
+        budget="1MiB", compress={"offload": "process", "compressor": Here()}
+    ) as memory:
+        assert "defined in __main__" in memory.health().reason
 
 
 async def test_a_full_store_is_named_with_its_own_words():

@@ -33,7 +33,7 @@ async def main():
             await memory.put(key, b"%d " % key * 900)
         offload = memory._machine.offload
         async with asyncio.timeout(40):
-            while not lines and not any(worker.up for worker in offload._pool):
+            while not lines and not any(worker.up for worker in offload._crew.all):
                 await asyncio.sleep(0.01)
         assert await memory.get(5) == b"5 " * 900
         print("threads" if lines else "worker", *lines)

@@ -20,10 +20,11 @@ import pytest
 import reclaimactors as ra
 from reclaimactors import registry
 from reclaimactors.mm.page_io import BLOB, POOR, SAME_FILLED, squeeze
-from reclaimactors.offload import interpreter, process
+from reclaimactors.mm.vmstat import Vmstat
+from reclaimactors.offload import backoff, interpreter, process, workers
 from reclaimactors.offload.breath import Breath
 from reclaimactors.offload.process import ProcessOffload, WorkerDied
-from reclaimactors.offload.worker import PIECE
+from reclaimactors.offload.slots import PIECE
 from reclaimactors.registry import PluginRef
 
 REF = PluginRef("lz4")
@@ -39,14 +40,23 @@ PAGES = [
 ]
 
 
-def offload_of(ref: PluginRef = REF, *, workers: int = 1, slots: int = 5) -> ProcessOffload:
-    return ProcessOffload(ref, LZ4, workers=workers, nice=0, slots=slots, area=256 * 1024, rows=160)
+def offload_of(
+    ref: PluginRef = REF, *, workers: int = 1, slots: int = 5, end_s: float = 1.0
+) -> ProcessOffload:
+    return ProcessOffload(ref, LZ4, workers=workers, nice=0, slots=slots, area=256 * 1024, rows=160,
+        vmstat=Vmstat(), end_s=end_s)  # fmt: skip
 
 
 async def until_up(offload: ProcessOffload) -> None:
     with anyio.fail_after(30):
-        while not all(worker.up for worker in offload._pool):
+        while not all(worker.up for worker in offload._crew.all):
             await anyio.sleep(0.01)
+
+
+async def until(condition):
+    with anyio.fail_after(30):
+        while not condition():
+            await anyio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -110,7 +120,7 @@ async def test_killed_with_a_batch_the_sender_is_told_and_a_new_worker_comes():
         os.kill(pid, signal.SIGSTOP)  # so that it dies with the batch, not before or after it
 
         async def kill():
-            while not offload._pool[0].tickets:
+            while not offload._crew.all[0].tickets:
                 await anyio.sleep(0)
             os.kill(pid, signal.SIGKILL)
 
@@ -122,7 +132,7 @@ async def test_killed_with_a_batch_the_sender_is_told_and_a_new_worker_comes():
 
         assert worker_pids() != {pid}
         assert out.kinds[0] == BLOB
-        assert sorted(offload._free) == list(range(5))
+        assert sorted(offload._crew.free) == list(range(5))
         tasks.cancel_scope.cancel()
 
 
@@ -133,49 +143,83 @@ async def test_a_cancelled_batch_keeps_its_slot_until_the_worker_is_done():
 
         with anyio.move_on_after(0):
             await offload.squeeze([b"abandoned " * 300])
-        during = list(offload._free)
+        during = list(offload._crew.free)
         os.kill(pid, signal.SIGCONT)
         with anyio.fail_after(30):
-            while not offload._free:
+            while not offload._crew.free:
                 await anyio.sleep(0.001)
 
         assert during == []
         assert (await offload.squeeze([b"next " * 500])).kinds[0] == BLOB
 
 
-async def test_after_repeated_deaths_the_event_loop_compresses(monkeypatch):
-    monkeypatch.setattr("reclaimactors.offload.process.BACKOFF_S", 0)
+@pytest.fixture
+def at_once(monkeypatch):
+    """What has failed is tried again at once."""
+    monkeypatch.setattr(backoff, "FIRST_S", 0)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_after_repeated_deaths_threads_compress_until_a_worker_is_up_again(
+    monkeypatch, caplog
+):
     monkeypatch.setattr(interpreter, "command", lambda *_: ["/bin/false"])
     offload = offload_of()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(offload.run)
-        with anyio.fail_after(30):
-            while not offload.inline:
-                await anyio.sleep(0.01)
-
+        await until(lambda: offload.degraded)
+        assert offload.degraded == "1 of 1 workers are down: worker 0 ended with status 1"
+        assert not offload.inline
+        assert offload.holds
         out = await offload.squeeze(list(PAGES))
-
         assert out.blobs == squeeze(LZ4, PAGES).blobs
+        assert offload._crew._vmstat["worker_deaths"] > workers.DEATHS
+
+        monkeypatch.undo()
+        await until_up(offload)
+        assert offload.degraded == ""
+        assert not offload.holds
+        deaths = offload._crew._vmstat["worker_deaths"]
+        assert offload._crew._vmstat["worker_retries"] == deaths
         tasks.cancel_scope.cancel()
+    lines = [record.getMessage().split()[0] for record in caplog.records]
+    assert lines.count("offload.worker_down") == workers.DEATHS
+    assert lines[-2:] == ["offload.degraded", "offload.recovered"]
+
+
+async def test_a_worker_that_was_up_for_long_dies_for_the_first_time_in_a_row(monkeypatch):
+    monkeypatch.setattr(workers, "PROVEN_S", 0)
+    offload = offload_of()
+    async with running(offload):
+        (worker,) = offload._crew.all
+        for deaths in range(1, 4):
+            worker.process.kill()
+            await until(lambda deaths=deaths: offload._crew._vmstat["worker_retries"] == deaths)
+            await until_up(offload)
+            assert worker.backoff.failures == 1
+
+
+def test_waits_double_up_to_five_minutes():
+    waits = backoff.Backoff()
+    assert [round(waits.failed(), 1) for _ in range(5)] == [0.1, 0.2, 0.4, 0.8, 1.6]
+    assert [round(waits.failed()) for _ in range(20)][-9:] == [300] * 9
+    waits.worked()
+    assert waits.failed() == 0.1
+    assert waits.failed(lasting=True) > 10
 
 
 async def test_a_compressor_that_no_worker_can_build_falls_back_to_a_thread():
     offload = offload_of(PluginRef("no_such_module:compressor"))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(offload.run)
-        await tasks.start(_until_refused, offload)
+        await until(lambda: offload.degraded)
 
         out = await offload.squeeze(list(PAGES))
 
+        assert "no_such_module" in offload.degraded
         assert out.blobs == squeeze(LZ4, PAGES).blobs
+        assert offload._crew._vmstat["worker_deaths"] == 0
         tasks.cancel_scope.cancel()
-
-
-async def _until_refused(offload: ProcessOffload, *, task_status) -> None:
-    with anyio.fail_after(30):
-        while not all(worker.refused for worker in offload._pool):
-            await anyio.sleep(0.01)
-    task_status.started()
 
 
 async def test_kills_under_load_lose_nothing():
@@ -213,7 +257,7 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
             async with ra.open_memory("kcompressd", budget="1MiB") as memory:
                 for key in range(1000):
                     await memory.put(key, b"%d " % key * 900)
-                pool = memory._machine.offload._pool
+                pool = memory._machine.offload._crew.all
                 while not pool[0].up:
                     await anyio.sleep(0.01)
                 print("up", flush=True)
@@ -259,33 +303,33 @@ async def test_a_batch_done_and_cancelled_in_one_turn_gives_its_slot_back():
     async with running(offload) as pid:
         os.kill(pid, signal.SIGSTOP)
         sender = asyncio.ensure_future(offload.squeeze([b"done and cancelled " * 300]))
-        while not offload._pool[0].tickets:
+        while not offload._crew.all[0].tickets:
             await anyio.sleep(0)
-        offload._done(offload._pool[0], 0)
+        offload._crew._done(offload._crew.all[0], 0)
         sender.cancel()
         await asyncio.wait([sender])
 
         assert sender.cancelled()
-        assert offload._free == [0]
-        assert not offload._pool[0].tickets
+        assert offload._crew.free == [0]
+        assert not offload._crew.all[0].tickets
         os.kill(pid, signal.SIGKILL)
 
 
 async def test_a_hung_worker_is_killed_and_its_batch_handed_back(monkeypatch):
-    monkeypatch.setattr(process, "BATCH_S", 0.05)
+    monkeypatch.setattr(workers, "BATCH_S", 0.1)
     offload = offload_of()
     async with running(offload) as pid:
         os.kill(pid, signal.SIGSTOP)
 
-        with pytest.raises(WorkerDied, match="did nothing for"):
+        with pytest.raises(WorkerDied, match="did nothing with a batch"):
             await offload.squeeze([b"never done " * 200])
-        monkeypatch.setattr(process, "BATCH_S", 60)
+        monkeypatch.setattr(workers, "BATCH_S", 60)
         await until_up(offload)
         out = await offload.squeeze([b"done " * 200])
 
         assert worker_pids() != {pid}
         assert out.kinds[0] == BLOB
-        assert sorted(offload._free) == list(range(5))
+        assert sorted(offload._crew.free) == list(range(5))
 
 
 # between the pieces of a copy: others have their turn, and anything may happen
@@ -301,9 +345,9 @@ def in_pieces(monkeypatch):
 async def copying(offload: ProcessOffload, pages: list[bytes]) -> asyncio.Task:
     """Return a task that has copied a piece in, and no more."""
     sender = asyncio.ensure_future(offload.squeeze(list(pages)))
-    while offload._free:
+    while offload._crew.free:
         await anyio.sleep(0)
-    assert not offload._pool[0].tickets
+    assert not offload._crew.all[0].tickets
     return sender
 
 
@@ -323,7 +367,7 @@ async def test_cancelled_while_it_is_copied_in_its_slot_is_free(in_pieces):
         await asyncio.wait([sender])
 
         assert sender.cancelled()
-        assert offload._free == [0]
+        assert offload._crew.free == [0]
         assert (await offload.squeeze([b"next " * 200])).kinds[0] == BLOB
 
 
@@ -331,7 +375,7 @@ async def test_cancelled_while_it_is_copied_out_its_slot_is_free(in_pieces):
     offload = offload_of(slots=1)
     async with running(offload):
         sender = await copying(offload, in_pieces)
-        while not (tickets := offload._pool[0].tickets):
+        while not (tickets := offload._crew.all[0].tickets):
             await anyio.sleep(0)
         await tickets[0].done.wait()
         await anyio.sleep(0)
@@ -340,7 +384,7 @@ async def test_cancelled_while_it_is_copied_out_its_slot_is_free(in_pieces):
         await asyncio.wait([sender])
 
         assert sender.cancelled()
-        assert offload._free == [0]
+        assert offload._crew.free == [0]
         assert (await offload.squeeze([b"next " * 200])).kinds[0] == BLOB
 
 
@@ -349,12 +393,12 @@ async def test_the_worker_dies_while_a_batch_is_copied_in(in_pieces):
     async with running(offload) as pid:
         sender = await copying(offload, in_pieces)
         os.kill(pid, signal.SIGKILL)
-        offload._pool[0].up = False  # as its reader would say, had it had its turn
+        offload._crew.all[0].up = False  # as its reader would say, had it had its turn
 
         with pytest.raises(WorkerDied, match="died while a batch was copied"):
             await sender
         await until_up(offload)
-        assert offload._free == [0]
+        assert offload._crew.free == [0]
         assert (await offload.squeeze([b"next " * 200])).kinds[0] == BLOB
 
 
@@ -362,7 +406,7 @@ async def test_the_staging_is_gone_while_a_batch_is_copied_in(in_pieces):
     offload = offload_of(slots=1)
     async with running(offload):
         sender = await copying(offload, in_pieces)
-        offload._close_staging()
+        offload._crew._close_staging()
 
         with pytest.raises(WorkerDied, match="were ended"):
             await sender
@@ -385,7 +429,7 @@ async def test_where_no_worker_can_be_had_threads_compress(monkeypatch, without)
     if without == "executable":
         monkeypatch.setattr(sys, "executable", None)
     else:
-        monkeypatch.setattr(process, "Slots", too_large)
+        monkeypatch.setattr(workers, "Slots", too_large)
     async with ra.open_memory("kcompressd", budget="1MiB") as memory:
         for key in range(600):
             await memory.put(key, b"%d " % key * 900)
@@ -398,6 +442,7 @@ async def test_where_no_worker_can_be_had_threads_compress(monkeypatch, without)
 KILLS = 100 if os.environ.get("RECLAIMACTORS_FULL") else 12
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("memfd", [True, False])
 async def test_many_kills_of_workers_that_came_up_again(monkeypatch, tmp_path, memfd):
     """``RECLAIMACTORS_FULL=1`` makes it a hundred. Nothing is lost, and nothing is left behind."""
@@ -406,8 +451,7 @@ async def test_many_kills_of_workers_that_came_up_again(monkeypatch, tmp_path, m
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     swap = [{"backend": {"name": "file", "path": str(tmp_path)}}]
     compress = {"workers": 2}
-    monkeypatch.setattr(process, "DEATHS", 10**6)
-    monkeypatch.setattr(process, "BACKOFF_S", 0)
+    monkeypatch.setattr(workers, "DEATHS", 10**6)
     model: dict[int, bytes] = {}
     rng = random.Random(11)
     killed: set[int] = set()
@@ -418,11 +462,12 @@ async def test_many_kills_of_workers_that_came_up_again(monkeypatch, tmp_path, m
                     key = rng.randrange(2000)
                     model[key] = (b"%d " % rng.randrange(1 << 40)) * rng.randrange(1, 500)
                     await memory.put(key, model[key])
-                pool = getattr(memory._machine.offload, "_pool", ())
+                pool = memory._machine.offload._crew.all
                 for worker in pool:
                     if worker.up and worker.process is not None:
                         killed.add(worker.process.pid)
-                        worker.process.kill()
+                        with suppress(ProcessLookupError):  # an earlier kill has just worked
+                            worker.process.kill()
                 await anyio.sleep(0)
         assert {key: await memory.get(key) for key in model} == model
         await memory.drain()
