@@ -72,9 +72,9 @@ class _Opening:
             raise self._told(crash) from crash.__cause__
         finally:
             self._machine.close()
-            await close_backends(
-                self._machine.swapds.values(), max(0.0, ends - anyio.current_time())
-            )
+            # Not less than a quarter: the process may have been stopped while its tasks ended.
+            left = max(self._topology.close_timeout / 4, ends - anyio.current_time())
+            await close_backends(self._machine.swapds.values(), left)
             self._machine.ended = True
 
     def _told(self, crash: BaseException) -> BaseException:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.lowlevel import checkpoint
 
+from reclaimactors.deadline import Deadlines
 from reclaimactors.errors import BackendError, BackendFull
 
 if TYPE_CHECKING:
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
     from reclaimactors.mm.swap import SwapDevice
 
-__all__ = ["FAILURES_TO_RETIRE", "Backing", "TooSlow"]
+__all__ = ["FAILURES_TO_RETIRE", "LATE_S", "Backing", "TooSlow"]
 
 FAILURES_TO_RETIRE = 8  #: failed stores in a row after which a device gets no more
 RETRY_S = 0.5  #: after which a full store is tried again; doubles up to RETRY_MAX_S
 RETRY_MAX_S = 30.0
+LATE_S = 1.0  #: of loop time, after which a write that has no answer makes its store late
 
 
 class Backing:
@@ -40,29 +42,52 @@ class Backing:
         self.backend = backend
         self.last_error = ""  #: why it did not take the last write, if it did not
         self._timeout = timeout
+        self.deadlines = Deadlines(timeout)  #: of its calls; its swapd keeps their time
+        self._writing: dict[anyio.CancelScope, float] = {}  # since when, in loop time
+        self._too_slow = False  # the last write that ended had passed its deadline
         self._retry_s = RETRY_S
         self._retry_at = 0.0
         self._warned = False
 
     async def call(self, what: str, call: Awaitable[Any]) -> Any:
         """Await a call of the backend under the deadline; translate what it raises, once."""
-        with anyio.move_on_after(self._timeout) as scope:
-            try:
-                answer = await call
-            except BackendFull:
-                raise
-            except Exception as exc:
-                raise self.error(what, exc) from exc
-            except anyio.get_cancelled_exc_class() as exc:
-                await checkpoint()  # goes on up where it is we who are cancelled
-                raise self.error(what, RuntimeError("a call inside it was cancelled")) from exc
-            if scope.cancel_called and not self._warned:
-                self._warned = True
-                self.log.warning("swapd.cannot_cancel", device=self.device.name, call=what,
-                            hint="neither its deadline nor that of close holds")  # fmt: skip
-            return answer
+        scope = self.deadlines.begin()
+        if what == "store":
+            self._writing[scope] = self.deadlines.now()
+        try:
+            with scope:
+                try:
+                    answer = await call
+                except BackendFull:
+                    raise
+                except Exception as exc:
+                    raise self.error(what, exc) from exc
+                except anyio.get_cancelled_exc_class() as exc:
+                    await checkpoint()  # goes on up where it is we who are cancelled
+                    raise self.error(what, RuntimeError("a call inside it was cancelled")) from exc
+                if scope.cancel_called and not self._warned:
+                    self._warned = True
+                    self.log.warning("swapd.cannot_cancel", device=self.device.name, call=what,
+                                hint="neither its deadline nor that of close holds")  # fmt: skip
+                return answer
+        finally:
+            self.deadlines.end(scope)
+            if self._writing.pop(scope, None) is not None:
+                self._too_slow = scope.cancelled_caught
         assert scope.cancelled_caught  # nothing else gets here
         raise TooSlow(f"swap {self.device.name!r} took longer than {self._timeout:g} s to {what}")
+
+    @property
+    def late(self) -> bool:
+        """Whether its answers are late: nobody should count on what it is writing.
+
+        That is while a write has had no answer for LATE_S of loop time, or any call goes on past
+        its deadline; and after a write that was given up, until the next one ends in time.
+        """
+        if self._too_slow or self.deadlines.overdue:
+            return True
+        oldest = min(self._writing.values(), default=None)
+        return oldest is not None and self.deadlines.now() - oldest > LATE_S
 
     def error(self, what: str, exc: Exception) -> BackendError:
         """Return the error that names the store and what it was to do."""

@@ -55,6 +55,7 @@ class Swapd:
             try:
                 with scope:
                     async with anyio.create_task_group() as lanes:
+                        lanes.start_soon(self.backing.deadlines.run)
                         for _ in range(LOAD_LANES):
                             lanes.start_soon(self.loads.lane)
                         for _ in range(STORE_LANES):

@@ -20,24 +20,27 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from contextlib import suppress
 from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from anyio import CapacityLimiter, move_on_after, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 
 from reclaimactors.abc import Backend
 from reclaimactors.backends.swapfile import SwapFile
+from reclaimactors.deadline import within
 from reclaimactors.errors import BackendError
 from reclaimactors.units import KIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["FileBackend"]
 
 _CLUSTER = 256  # slots a call: the thread asks for the interpreter again after each of them
 _INLINE_BYTES = 256 * KIB  # copying these out of the page cache holds the loop for some 60 us
+_CLOSE_S = 1.0  # that somebody waits for the close: freeing gigabytes takes a while
 _THREADS = 4  # of each kind at once; reads have their own, so that no slow write delays them
 _NO_NOWAIT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
@@ -75,10 +78,8 @@ class FileBackend(Backend):
         file, self._file = self._file, None
         self._stored.clear()
         if file is not None:
-            with move_on_after(1, shield=True):  # in a thread: freeing gigabytes takes a while
-                await to_thread.run_sync(
-                    file.close, abandon_on_cancel=True, limiter=CapacityLimiter(1)
-                )
+            with CancelScope(shield=True), suppress(TimeoutError):
+                await within(_CLOSE_S, lambda: _off_the_loop(file.close))
 
     async def store_many(self, items: Sequence[tuple[int, bytes]]) -> None:
         """Write the items, in one hop to a thread, neighbours in one call.
@@ -259,6 +260,10 @@ class _Write:
         done = os.pwritev(fd, buffers, offset)
         while done < size:  # cut short by a signal, or just before the disk is full
             done += os.pwrite(fd, memoryview(b"".join(buffers))[done:], offset + done)
+
+
+async def _off_the_loop(call: Callable[[], None]) -> None:
+    await to_thread.run_sync(call, abandon_on_cancel=True, limiter=CapacityLimiter(1))
 
 
 def _runs(slots: Iterable[int]) -> list[range]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from array import array
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
@@ -25,6 +26,7 @@ from reclaimactors.backends.zram_table import (
     SECONDARY,
     WB,
 )  # fmt: skip
+from reclaimactors.deadline import within
 from reclaimactors.errors import BackendError, CorruptData
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.mm.swap import SwapDevice
@@ -42,7 +44,7 @@ Kind = Literal["idle", "huge", "huge_idle", "incompressible"]
 SLICE_S = 0.0005  #: of a pass on end
 SCAN = 4096  #: rows looked at in one go
 CLASS_BYTES = 64  #: slots of sizes that differ by less are taken in any order, as in the kernel
-WRITE_S = 30.0  #: after which a write to the backing store is given up
+WRITE_S = 30.0  #: of loop time, after which a write to the backing store is given up
 
 _WANTED = {"idle": IDLE, "huge": HUGE, "huge_idle": HUGE | IDLE, "incompressible": INCOMPRESSIBLE}
 
@@ -106,13 +108,17 @@ class BackingStore:
 
     async def write(self, items: Sequence[tuple[int, bytes]]) -> Exception | None:
         """Write blocks; return why not. Whoever cancels waits until it is known which it was."""
-        with anyio.move_on_after(WRITE_S, shield=True):
+
+        async def write() -> Exception | None:
             try:
                 await self.backend.store_many(items)
             except Exception as exc:  # noqa: BLE001 - whatever a store raises, it has not stored
                 return exc
             self.nr_writes += len(items)
             return None
+
+        with suppress(TimeoutError), anyio.CancelScope(shield=True):
+            return await within(WRITE_S, write)
         return _TooSlow(errno.ETIMEDOUT, f"it took longer than {WRITE_S:g} s")
 
     async def forget(self, dropped: list[int]) -> None:

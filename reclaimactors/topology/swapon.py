@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import anyio
 from reclaimactors import registry
 from reclaimactors.actors.swapd import Swapd
 from reclaimactors.actors.swapoff import bring_back
+from reclaimactors.deadline import within
 from reclaimactors.errors import BackendError
 from reclaimactors.mm.swap import SwapDevice
 
@@ -71,8 +73,8 @@ async def _open_backend(machine: Machine, swapd: Swapd, timeout_s: float) -> Non
     """Open it within so many seconds; it returns early where the memory closes."""
     name = swapd.device.name
     try:
-        with anyio.CancelScope() as machine.opening, anyio.fail_after(timeout_s):
-            await swapd.backend.open(swapd.page_size)
+        with anyio.CancelScope() as machine.opening:
+            await within(timeout_s, lambda: swapd.backend.open(swapd.page_size))
     except Exception as exc:
         machine.check_open()  # whatever it makes of being cancelled
         if isinstance(exc, BackendError):
@@ -100,8 +102,8 @@ async def swapoff(machine: Machine, topology: Topology, admission: Admission, sw
     machine.remove_actor(_actor(swapd))
     try:
         # Cancelled or not, its calls have ended before the store is closed, or have had their time.
-        with anyio.move_on_after(topology.close_timeout, shield=True):
-            await swapd.end()
+        with anyio.CancelScope(shield=True), suppress(TimeoutError):
+            await within(topology.close_timeout, swapd.end)
     finally:
         await close_backends([swapd], topology.close_timeout)
 
@@ -113,10 +115,14 @@ def _actor(swapd: Swapd) -> str:
 async def close_backends(swapds: Iterable[Swapd], within_s: float) -> None:
     """Close backing stores within `within_s` seconds in all, whatever they do."""
     late = list(swapds)
-    with anyio.move_on_after(within_s, shield=True):
+
+    async def close() -> None:
         async with anyio.create_task_group() as tasks:
             for swapd in tuple(late):
                 tasks.start_soon(_close_backend, swapd, late)
+
+    with suppress(TimeoutError), anyio.CancelScope(shield=True):
+        await within(within_s, close)
     for swapd in late:
         log, name = swapd.backing.log, swapd.device.name
         log.error("swapd.close_timed_out", device=name, timeout_s=within_s)

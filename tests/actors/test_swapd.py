@@ -1,5 +1,6 @@
 """swapd as an actor: deadlines, failing and full stores, loads shared and never delayed."""
 
+import asyncio
 import errno
 
 import anyio
@@ -7,7 +8,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
-from reclaimactors.actors.backing import FAILURES_TO_RETIRE
+from reclaimactors.actors.backing import FAILURES_TO_RETIRE, LATE_S
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import DEVICE, RESIDENT
@@ -50,6 +51,11 @@ def states(memory):
 
 def device(memory, index=0):
     return memory._machine.swapds[index].device
+
+
+def stop(seconds):
+    """As if the process had been stopped for so long at this very point."""
+    asyncio.get_running_loop()._clock.now += seconds
 
 
 # loads
@@ -203,6 +209,99 @@ async def test_a_store_that_hangs_does_not_delay_loads(kit, open_over):
         assert {key: await memory.get(key) for key in values} == values
         assert await memory.get("more") == kit.noise(99)
         gate.open()
+
+
+# deadlines are of the time in which the loop ran
+
+
+@virtual
+@pytest.mark.parametrize("kind", ["load", "store"])
+async def test_a_store_that_answers_after_a_stop_is_not_too_slow(kit, open_over, kind):
+    store = kit.store()
+    async with open_over(store) as memory:
+        await swap_out(kit, memory)
+        gate = Gate()
+        setattr(store, f"{kind}_gate", gate)
+        await memory.put("more", kit.noise(99))
+        memory.advise("more", ra.Advice.PAGEOUT)
+        got = []
+
+        async def get():
+            got.append(await memory.get(0))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(get)
+            await gate.entered.wait()
+            for seconds in (1.0, 60.0, 5.0, 3600.0):
+                await anyio.sleep(0.9)
+                stop(seconds)
+            await kit.settle(4)
+            gate.open()
+        await memory.drain()
+        assert got == [kit.noise(0)]
+        assert memory.vmstat["swapin_error"] == memory.vmstat["swapout_error"] == 0
+        assert device(memory).failures == 0
+
+
+@virtual
+async def test_a_stop_while_a_store_opens_or_closes_is_none_of_its_time(kit, open_over, caplog):
+    class Slow(MemoryBackend):
+        async def open(self, page_size):
+            await self._slowly()
+
+        async def aclose(self):
+            await self._slowly()
+
+        async def _slowly(self):
+            for _ in range(3):
+                await anyio.sleep(0.1)
+                stop(100.0)
+                await kit.settle(4)
+
+    async with open_over(Slow()) as memory:
+        name = await memory.swapon(ra.SwapSpec(backend=Slow(), size=1 << 20, timeout=0.5))
+        await memory.swapoff(name)
+        assert len(memory.swaps()) == 1
+    assert "close_timed_out" not in caplog.text
+
+
+@virtual
+async def test_a_store_is_late_while_a_write_has_no_answer_and_until_one_ends_in_time(
+    kit, open_over
+):
+    store = kit.store()
+    async with open_over(store) as memory:
+        backing = memory._machine.swapds[0].backing
+        await swap_out(kit, memory)
+        store.store_gate = gate = Gate()
+        await memory.put("more", kit.noise(99))
+        memory.advise("more", ra.Advice.PAGEOUT)
+        await gate.entered.wait()
+        await anyio.sleep(LATE_S / 4)
+        stop(100.0)  # nobody is late for that
+        assert not backing.late
+        await anyio.sleep(LATE_S)
+        assert backing.late
+        await anyio.sleep(5.0)
+        assert memory._node.nr_writes == 0
+        assert backing.late  # it was given up
+        store.store_gate = None
+        await memory.reclaim(EVERYTHING)
+        assert not backing.late
+
+
+@virtual
+async def test_a_load_that_takes_long_makes_no_store_late(kit, open_over):
+    store = kit.store()
+    async with open_over(store) as memory:
+        await swap_out(kit, memory)
+        store.load_gate = gate = Gate()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(memory.get, 0)
+            await anyio.sleep(4.0)
+            assert not memory._machine.swapds[0].backing.late
+            gate.open()
 
 
 # stores
