@@ -24,7 +24,7 @@ from reclaimactors.actors.pins import Pins
 from reclaimactors.actors.proactive import Proactive
 from reclaimactors.advice import Advice
 from reclaimactors.errors import TopologyError
-from reclaimactors.mm.folio import DEVICE, RESIDENT
+from reclaimactors.mm.folio import DEVICE, RESIDENT, UNEVICTABLE
 from reclaimactors.offload.breath import Away
 from reclaimactors.topology import checks
 from reclaimactors.topology.swapon import swapoff, swapon
@@ -156,6 +156,8 @@ class Memory:
             pfn = None
         if pfn is not None and self._state[pfn] == RESIDENT:
             self._access(pfn)
+            return self._data[pfn]
+        if pfn is not None and self._state[pfn] == UNEVICTABLE:
             return self._data[pfn]
         value = await self._faults.get(key)
         self._credit -= len(value) // _BYTES_PER_CALL

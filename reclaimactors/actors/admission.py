@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
+from reclaimactors.actors.machine import LATE_S, PATIENCE_S
 from reclaimactors.errors import OutOfMemory
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
-from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
+from reclaimactors.mm.brake import Brake
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
@@ -44,13 +45,17 @@ class Admission:
     def __init__(self, machine: Machine) -> None:
         self._m = machine
         self._turn = anyio.Lock(fast_acquire=True)
+        self._brake_turn = anyio.Lock(fast_acquire=True)
+        self._brake = Brake(machine.node, machine.ledger, batch=machine.pipeline.batch_bytes)
+        self._braked = 0  #: callers in the brake
         self.queued = 0  #: callers who wait for room, the one whose turn it is included
 
     async def reserve(self, need_of: Callable[[], int]) -> int:
         """Reserve what `need_of` says once it is the caller's turn; return how much that was.
 
         Raises:
-            OutOfMemory: if MAX_RECLAIM_RETRIES rounds freed nothing and nothing is in flight.
+            OutOfMemory: if everything was looked at since the last byte was freed (`mm.scan`), and
+                nothing is in flight.
             ClosedResourceError: if the memory closes.
         """
         if not self.queued:  # nobody is before us: the lock alone would cost more than all of this
@@ -72,14 +77,14 @@ class Admission:
 
     async def _stall(self, need_of: Callable[[], int]) -> int:
         """Reclaim until the reservation can be had."""
-        fruitless = 0
+        patient = True
         with Stalled(self._m):
             while True:
                 self._m.check_open()
                 need = self._reserve_nowait(need_of)
                 if need is not None:
                     return need
-                fruitless = await self._direct_reclaim(need_of(), fruitless)
+                patient = await self._direct_reclaim(need_of(), patient=patient)
 
     def _reserve_nowait(self, need_of: Callable[[], int]) -> int | None:
         memcg, marks = self._m.node.memcg, self._m.node.marks
@@ -89,24 +94,37 @@ class Admission:
         memcg.reserve(need)
         return need
 
-    async def _direct_reclaim(self, need: int, fruitless: int) -> int:
-        """One round below *min*; return how many rounds in a row freed nothing."""
+    async def _direct_reclaim(self, need: int, *, patient: bool) -> bool:
+        """One round below *min*: wait for what covers the need, or compress a slice here.
+
+        Args:
+            need: bytes to be reserved.
+            patient: whether what is at a store is worth waiting for: it has answered lately.
+
+        Returns:
+            The same for the next round.
+        """
         machine, node = self._m, self._m.node
         machine.revive()
         machine.wake_kswapd()
         missing = need - (node.memcg.free - node.marks.min)
         if missing <= 0:  # there is room now: what had been read ahead was let go of
-            return fruitless
-        covered = node.memcg.in_flight * machine.ledger.gain >= missing
-        if not covered and machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT):
+            return patient
+        covered = node.memcg.compressing * machine.ledger.gain >= missing and not machine.late
+        if covered and await machine.progress_within(LATE_S, or_room=True):
+            return True
+        if machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT):
             await checkpoint()
-            return 0
-        if not machine.idle and await machine.progress(or_room=True):
-            return fruitless
-        if fruitless + 1 >= MAX_RECLAIM_RETRIES:
-            raise self.out_of_memory(need)
+            return patient
+        if node.scan.exhausted:
+            if machine.idle:
+                raise self.out_of_memory(need)
+            await machine.progress(or_room=True)
+            return True
+        if patient and not machine.idle:
+            return await machine.progress_within(PATIENCE_S, or_room=True)
         await checkpoint()
-        return fruitless + 1
+        return patient
 
     def reserve_now(self, need_of: Callable[[], int]) -> int:
         """Reserve without waiting: below *min*, compress here and now, into RAM tiers only.
@@ -118,41 +136,60 @@ class Admission:
         if self.queued:
             raise anyio.WouldBlock
         machine, node = self._m, self._m.node
-        fruitless = 0
         stalled = False
         while (need := self._reserve_nowait(need_of)) is None:
             if not stalled:
                 stalled = True
                 node.vmstat["allocstall_normal"] += 1
                 machine.wake_kswapd()
-            if machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT, ram_only=True):
-                fruitless = 0
-                continue
-            fruitless += 1
-            if fruitless >= MAX_RECLAIM_RETRIES:
-                if not machine.idle or node.swap.has_room:
+            freed = machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT, ram_only=True)
+            may_wait = not machine.idle or node.swap.has_room
+            if not freed and (node.scan.seen_all or (may_wait and not machine.ram_takes)):
+                if may_wait:
                     raise anyio.WouldBlock
                 raise self.out_of_memory(need_of())
         return need
 
     async def brake(self, size: int) -> None:
-        """Wait, after a reservation for `size` bytes, as deep as it went below *low*.
+        """Wait, after a reservation for `size` bytes, while too much is owed (`mm.brake`).
 
-        It is work that is waited for: bytes freed by anybody, until nobody is at work any more
-        (kswapd sleeps and nothing is in flight), or until a store holds kswapd up.
+        The first who came goes first, and only he is woken. Nobody waits where nobody is at work
+        (kswapd sleeps and nothing is in flight), or where a store holds kswapd up; and while the
+        workers are late, who waits reclaims a slice for himself.
         """
-        machine, memcg = self._m, self._m.node.memcg
-        owed = machine.node.marks.brake(memcg.free, size)
-        if not owed:
+        machine, brake = self._m, self._brake
+        brake.owe(size)
+        if machine.node.memcg.free < machine.node.marks.low:
+            machine.wake_kswapd()
+        if not brake.holds and not self._braked:
             return
-        machine.wake_kswapd()
-        target = memcg.freed_total + owed
-        with Stalled(machine):
-            while memcg.freed_total < target and not machine.kswapd.throttled:
-                if not machine.awake and machine.idle:
+        self._braked += 1
+        try:
+            async with self._brake_turn:
+                if brake.holds:
+                    with Stalled(machine):
+                        await self._wait_for_payment()
+        finally:
+            self._braked -= 1
+
+    async def _wait_for_payment(self) -> None:
+        machine, brake = self._m, self._brake
+        while brake.holds and not machine.kswapd.throttled:
+            if not machine.awake and machine.idle:
+                brake.forgive()
+                return
+            paid = not machine.late
+            if paid:
+                with anyio.move_on_after(LATE_S) as scope:
+                    await machine.verdicts.wait()
+                paid = not scope.cancelled_caught
+            if not paid:
+                freed = machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT)
+                if not freed and machine.node.scan.seen_all:
+                    brake.forgive()  # none but a store could pay, and that may take its time
                     return
-                await machine.verdicts.wait()
-                machine.check_open()
+                await checkpoint()
+            machine.check_open()
 
     def must_fit(self, size: int, overhead: int) -> None:
         """Raise OutOfMemory at once for what could not fit with everything else reclaimed.

@@ -13,6 +13,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.heap import Heap
+from reclaimactors.actors.machine import LATE_S
 from reclaimactors.actors.sched import enqueue, first_pages, gate_of
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.page_io import Gate
@@ -63,17 +64,24 @@ class KswapdActor:
                 return
             if step is Step.THROTTLE:
                 machine.verdicts.notify()
-                await machine.verdicts.wait()
+                await self._verdict()
             elif step is Step.WAIT:
-                await machine.verdicts.wait()
+                await self._verdict()
             elif self._batch is not None:
                 await self.route()
             await self._breathe()
+
+    async def _verdict(self) -> None:
+        """Wait for a verdict; while none comes, look around from time to time: who is late?"""
+        with anyio.move_on_after(LATE_S):
+            await self._m.verdicts.wait()
+        self._m.revive()
 
     async def _breathe(self) -> None:
         """Let the event loop go on once a slice is used up."""
         if self._breath.due:
             self._heap.overhead_grew()
+            self._m.revive()
             await self._breath.take()
 
     def step(self) -> Step:
@@ -96,7 +104,10 @@ class KswapdActor:
         batch = self._batch
         while batch is not None:
             verdict = gate_of(self._m, batch.admitted_as, first_pages(self._m, batch))
-            if verdict is Gate.QUEUED:
+            if self._m.late:
+                self._compress_here(batch)
+                await self._breathe()
+            elif verdict is Gate.QUEUED:
                 self._batch = enqueue(self._m, batch)
             elif verdict is Gate.FIFO_FULL:
                 await self._full(batch)
@@ -118,10 +129,10 @@ class KswapdActor:
             return
         rule = machine.on_full
         if rule == "steal_oldest" and (oldest := machine.fifo.take_oldest()) is not None:
+            machine.node.vmstat["kcompressd_stolen"] += oldest.nr_pages
             if machine.too_slow_inline(oldest.nr_bytes) and not machine.offload.inline:
                 await self._compress_offloaded(oldest)
             else:
-                machine.node.vmstat["kcompressd_stolen"] += oldest.nr_pages
                 machine.compress_inline(oldest)
             return
         first = machine.node.mm.size[batch.pfns[0]]
@@ -129,6 +140,11 @@ class KswapdActor:
         if rule == "wait" or slow:
             await machine.fifo.room_made.wait()
             return
+        self._compress_here(batch)
+
+    def _compress_here(self, batch: FolioBatch) -> None:
+        """Compress a slice of a batch in the event loop; the rest is still to be routed."""
+        machine = self._m
         self._batch = self._slice_off(batch)
         machine.in_turn(batch)
         machine.node.vmstat["kcompressd_inline"] += batch.nr_pages

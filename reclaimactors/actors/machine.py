@@ -38,8 +38,11 @@ if TYPE_CHECKING:
     from reclaimactors.mm.node import Node
     from reclaimactors.offload import Offload
 
-__all__ = ["Machine", "Pipeline"]
+__all__ = ["LATE_S", "PATIENCE_S", "Machine", "Pipeline"]
 
+LATE_S = 0.1  #: without a verdict, after which whoever waits for one does something himself
+PATIENCE_S = 0.01  #: that reclaim waits for a store before it looks for what it can free itself
+RETRY_S = 0.5  #: after which folios are tried again that a compressor or a store failed on
 RECOVERED = 1024  #: pages in a row without a failure after which a compressor counts as working
 
 
@@ -69,6 +72,7 @@ class Pipeline:
         self.fifo_pages = fifo
         self.most_fifo_pages = max(fifo, limit - batch * in_flight)  #: what the budget allows
         self.batch_pages = batch
+        self.batch_bytes = batch * page_size
         self.in_flight = in_flight
 
 
@@ -108,6 +112,7 @@ class Machine:
         self.kswapd_stream = self.producer(Reclaimer.KSWAPD)
         self._compressor = compressor
         self._worked = RECOVERED  #: pages since the compressor last failed, RECOVERED at most
+        self._retry_at = 0.0  #: when folios that a compressor or a store failed on are tried again
         self._rate = 200e6  #: bytes a second of the compressor in the loop, measured as it goes
         self._expand_rate = 500e6  #: the same of faults
         self._readers = anyio.CapacityLimiter(max(2, offload.workers))
@@ -120,7 +125,7 @@ class Machine:
         self.crash: BaseException | None = None  #: what ended the memory, where that was no close
         self.opening: anyio.CancelScope | None = None  #: of the store that is being opened
         self.awake = False  #: kswapd was woken and has not gone back to sleep
-        node.memcg.on_freed = self._freed
+        node.memcg.on_room = self.verdicts.notify
         node.on_wake = self.wake_kswapd
         node.on_pool_full = self.wake_shrinkers
         node.on_stale = self.wake_swapd
@@ -207,11 +212,6 @@ class Machine:
                 self.wakeups.send_nowait(None)
             except anyio.WouldBlock:
                 return  # one is waiting already: it will see everything that this one says
-
-    def _freed(self, _nr_bytes: int) -> None:
-        """The accounting's hook: whoever waits for room looks again."""
-        self.kswapd.relieved()
-        self.verdicts.notify()
 
     async def woken(self) -> None:
         """Wait for a wake-up of kswapd."""
@@ -321,16 +321,26 @@ class Machine:
 
     def _mail(self, write: StoreBatch, swapd: Swapd) -> None:
         self.start()
-        if self.closing or not swapd.stores.offer(write):
-            self.pageout.refuse(write)
-            self.kswapd.throttled = True
+        if self.closing or not self._room_at_store(write) or not swapd.stores.offer(write):
+            swapd.device.congested = self.kswapd.throttled = True
             self.node.vmstat["nr_throttled_written"] += len(write.pfns)
+            self.pageout.refuse(write)
+
+    def _room_at_store(self, write: StoreBatch) -> bool:
+        """Whether stores may be given so much: as much as may be compressed, or one write alone."""
+        at_store = self.node.memcg.at_store  # what this write brings is in it already
+        return not write.reclaims or at_store <= max(write.nr_bytes, self.pipeline.max_bytes)
 
     # -- compressing in the loop ------------------------------------------------------------------
 
     def too_slow_inline(self, nr_bytes: int) -> bool:
         """Whether compressing so much in the loop would hold it for longer than a slice."""
         return nr_bytes > self._rate * SLICE_S
+
+    @property
+    def ram_takes(self) -> bool:
+        """Whether a folio that compresses stays in memory: the pool, or a store that compresses."""
+        return self.node.zswap.accepts() or self.swapout.zram.next_in_line
 
     def slice_bytes(self) -> int:
         """Return how many bytes to compress in one go: a quarter of a slice, others work too."""
@@ -387,11 +397,12 @@ class Machine:
         """
         before = self.ledger.freed_total
         limit = min(self.slice_bytes(), max_bytes or self.pipeline.max_bytes)
-        batch = self.swapout.isolate(nr, limit, who, producer)
-        if batch is None:
+        batch = self.swapout.isolate(nr, limit, who, producer, ram_only=ram_only)
+        if not ram_only and (batch is None or self.node.scan.seen_all):
             # The caller's need is not known here: free memory may be at *high*, and too little.
             cluster = SWAP_CLUSTER_MAX * self.node.page_size
             self.node.want_writeback(cluster if who is Reclaimer.DIRECT else 0)
+        if batch is None:
             return 0
         if self.kcompressd and self.node.zswap.enabled:
             self.node.vmstat["kcompressd_bypassed"] += batch.nr_pages
@@ -444,23 +455,37 @@ class Machine:
         rows = zip(jobs, results, strict=True)
         return {pfn: Expanded(blob, data) for (pfn, blob, _), data in rows if data is not None}
 
-    async def progress(self, *, or_room: bool = False) -> bool:
-        """Wait until reclaim frees something, or what is in flight now has come to nothing.
+    @property
+    def late(self) -> bool:
+        """Whether the workers have not answered for a while: nobody is to wait for them."""
+        return self.offload.late
 
-        What others send meanwhile is not waited for: those who find nothing to free would keep each
-        other waiting for ever. What a swapd could not write back was only looked at: that is no
-        progress.
+    async def progress_within(self, seconds: float, *, or_room: bool = False) -> bool:
+        """As `progress`, but False as well once so many seconds have passed."""
+        with anyio.move_on_after(seconds):
+            return await self.progress(or_room=or_room)
+        return False
+
+    async def progress(self, *, or_room: bool = False) -> bool:
+        """Wait for what is in flight now.
+
+        What is queued later does not count, or two callers who find nothing could wait for each
+        other without end. A blob that a store did not take was only looked at: no progress.
 
         Args:
-            or_room: whether memory that somebody else gives back, say by a delete, counts too.
+            or_room: whether room that somebody else makes, say by a delete, counts too.
+
+        Returns:
+            True once reclaim has freed bytes; False once every folio that was in flight at the call
+            has had its verdict, and freed none.
         """
         node, ledger = self.node, self.ledger
-        freed, given_back = ledger.freed_total, node.memcg.freed_total
+        freed, free = ledger.freed_total, node.memcg.free
         ends = ledger.returned_total + node.nr_in_flight
         while True:
             await self.verdicts.wait()
             self.check_open()
-            if ledger.freed_total != freed or (or_room and node.memcg.freed_total != given_back):
+            if ledger.freed_total != freed or (or_room and node.memcg.free > free):
                 return True
             if not node.nr_writes and (not node.nr_in_flight or ledger.returned_total >= ends):
                 return False
@@ -468,8 +493,12 @@ class Machine:
     # -- stores -----------------------------------------------------------------------------------
 
     def revive(self) -> None:
-        """Try stores again that were full a while ago."""
+        """Look at the clock: try again what was full, or failed, a while ago; note who is late."""
         now = anyio.current_time()
+        self.kswapd.late = self.late
+        if now >= self._retry_at:
+            self._retry_at = now + RETRY_S
+            self.node.scan.retry_failed()
         for swapd in self.swapds.values():
             swapd.backing.revive(now)
 

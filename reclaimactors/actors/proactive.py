@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
 from anyio.lowlevel import checkpoint
 
+from reclaimactors.actors.machine import PATIENCE_S
 from reclaimactors.actors.sched import enqueue, first_pages, gate_of
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.page_io import Gate
-from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
@@ -30,7 +31,8 @@ class Proactive:
         self._m = machine
         self._nbytes = nbytes
         self._mine = machine.producer(Reclaimer.PROACTIVE)
-        self._fruitless = 0  # batches in a row that freed nothing, with nothing on its way
+        self._over = False  # everything was looked at, and nothing is on its way
+        self._patient = True  # what is at a store is worth waiting for: it has answered lately
         self._careful = False  # the last batch freed nothing: one at a time
         self._seen_freed = 0
         self._seen_ended = 0
@@ -42,7 +44,7 @@ class Proactive:
             ClosedResourceError: if the memory closes.
         """
         machine, mine = self._m, self._mine
-        while mine.freed < self._nbytes and self._fruitless < MAX_RECLAIM_RETRIES:
+        while mine.freed < self._nbytes and not self._over:
             if mine.ended != self._seen_ended:
                 await self._judge()
             elif self._queue():
@@ -94,13 +96,19 @@ class Proactive:
 
     async def _judge(self) -> None:
         """Look at what the batches that have ended meanwhile came to."""
-        mine = self._mine
+        machine, mine = self._m, self._mine
         self._seen_ended = mine.ended
         self._careful = mine.freed == self._seen_freed
         if not self._careful:
-            self._seen_freed, self._fruitless = mine.freed, 0
-        elif not mine.in_flight and not await self._others_free():
-            self._fruitless += 1
+            self._seen_freed = mine.freed
+            self._patient = True
+        elif not mine.in_flight:
+            if machine.node.scan.exhausted:
+                self._over = not await self._others_free()
+            elif self._patient:
+                with anyio.move_on_after(PATIENCE_S) as scope:
+                    await self._others_free()
+                self._patient = not scope.cancelled_caught
 
     async def _others_free(self) -> bool:
         """Wait until others have freed something, or have nothing on its way; return which it was.

@@ -18,7 +18,7 @@ from reclaimactors.actors.base import Mailbox
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.mm.folio import DEAD, DEVICE
 from reclaimactors.mm.rmap import Rmap
-from reclaimactors.mm.vmscan import MAX_RECLAIM_RETRIES
+from reclaimactors.mm.scan import MAX_RECLAIM_RETRIES
 from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
@@ -178,8 +178,10 @@ class Stores:
             for write in left:
                 machine.pageout.refuse(write, retire=True)
             # Half of the mailbox at least: kswapd isolates in vain where there is room for one.
-            if len(self._mailbox.waiting) <= MAX_STORES // 2:
-                machine.kswapd.throttled = False
+            half = machine.pipeline.max_bytes // 2
+            few = len(self._mailbox.waiting) <= MAX_STORES // 2
+            if few and (not self._mailbox.waiting or machine.node.memcg.at_store <= half):
+                self.backing.device.congested = machine.kswapd.throttled = False
             machine.verdicts.notify()
         return taken
 
@@ -216,7 +218,7 @@ class Stores:
         if state == DEVICE or (state == DEAD and node.mm.data.get(pfn) is None):
             slots = node.slots_of(pfn)
             if slot in slots:
-                self._m.ledger.freed_total += node.recharge(pfn, self._footprint(slots))
+                self._m.ledger.freed(node.recharge(pfn, self._footprint(slots)))
 
     def _failed(self, write: StoreBatch, exc: BackendError) -> list[StoreBatch]:
         """A write has failed; return writes to other devices."""

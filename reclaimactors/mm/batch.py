@@ -59,6 +59,8 @@ class FolioBatch:
     rows: list[int] | None = None  #: pages of each folio, where these are compressed one by one
     nr_clean: int = 0  #: folios that were isolated with these and dropped at once: the swap cache
     clean_bytes: int = 0  #: their bytes
+    poor: bool = False  #: known not to compress: to a store, as they are
+    ram_only: bool = False  #: nothing of it is written but to a store that compresses here and now
 
     @property
     def nr_rows(self) -> int:
@@ -96,3 +98,5 @@ class StoreBatch:
     def reclaims(self) -> bool:
         """Whether its folios are resident, so that each of them is owed a verdict."""
         return not self.blobs and self.moved is None
+
+    poor: bool = False  #: they are known not to compress

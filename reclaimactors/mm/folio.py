@@ -3,12 +3,15 @@
 States of a folio, and who may move it on::
 
     FREE -> RESIDENT <-> WRITEBACK -> ZSWAP | SAME | DEVICE -> RESIDENT (fault)
-               |             |           |             |
-               +-------------+---- DEAD -+-------------+ -> FREE      (delete, overwrite)
+               ^          |  ^            |
+               |          v  |            v
+               +---- UNEVICTABLE    all -> DEAD -> FREE      (delete, overwrite)
 
 A folio in WRITEBACK has an owner: the batch that was isolated with it. Its source bytes stay
 readable, and only a verdict from that very batch counts; a fault, overwrite or delete takes the
-ownership away, and the late verdict is thrown away. A blob on its way to a store stays in ZSWAP,
+ownership away, and the late verdict is thrown away. A folio that is known to be incompressible, and
+that no store could take, is UNEVICTABLE until it is written or a store can take it (`unevictable`);
+to the policy it is isolated all that time. A blob on its way to a store stays in ZSWAP,
 owned by that write; so is a folio that moves from one device to another in DEVICE.
 
 `refs` counts those who still look at the bytes or the slot whatever becomes of the key: a worker
@@ -26,7 +29,18 @@ from typing import Final
 
 from reclaimactors.errors import ProtocolViolation
 
-__all__ = ["DEAD", "DEVICE", "FREE", "RESIDENT", "SAME", "WRITEBACK", "ZSWAP", "MemMap"]
+__all__ = [
+    "DEAD",
+    "DEVICE",
+    "FREE",
+    "IN_MEMORY",
+    "RESIDENT",
+    "SAME",
+    "UNEVICTABLE",
+    "WRITEBACK",
+    "ZSWAP",
+    "MemMap",
+]
 
 FREE: Final = 0  #: the pfn is not in use
 RESIDENT: Final = 1  #: its bytes are in memory, on the policy's lists
@@ -35,6 +49,11 @@ ZSWAP: Final = 3  #: its blob is in the pool
 SAME: Final = 4  #: one machine word repeated: the word is in `entry`
 DEVICE: Final = 5  #: a backing store has it, from slot `entry` on
 DEAD: Final = 6  #: its key is gone, somebody still holds a ref
+UNEVICTABLE: Final = (
+    7  #: its bytes are in memory, on no list: it does not compress, no store took it
+)
+
+IN_MEMORY: Final = frozenset({RESIDENT, WRITEBACK, UNEVICTABLE})  #: states with the source bytes
 
 _ROWS = 256
 
@@ -43,8 +62,8 @@ class MemMap:
     """Columns of folios. A pfn is handed out by `alloc` and taken back by `free`."""
 
     __slots__ = (
-        "_free", "cached", "charge", "codec", "crc", "data", "device", "entry", "key", "length",
-        "owner", "refs", "shadow", "size", "state",
+        "_free", "at_store", "cached", "charge", "codec", "crc", "data", "device", "entry", "key",
+        "length", "owner", "refs", "shadow", "size", "state",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -62,6 +81,7 @@ class MemMap:
         self.charge = array("I")  #: bytes that an in-process device holds for it
         self.cached = bytearray()  #: 1 = RESIDENT, and its slots still hold the same bytes
         self.key = array("I")  #: bytes charged for the key beyond KEY_OVERHEAD, at its first folio
+        self.at_store = bytearray()  #: 1 = WRITEBACK, and a write to a store owns it
         self._free = array("I")
 
     def __len__(self) -> int:
@@ -83,10 +103,14 @@ class MemMap:
         for column in (self.size, self.owner, self.refs, self.entry, self.length, self.crc,
                        self.charge, self.key):  # fmt: skip
             column.frombytes(bytes(_ROWS * column.itemsize))
-        for flags in (self.state, self.device, self.codec, self.cached):
+        for flags in (self.state, self.device, self.codec, self.cached, self.at_store):
             flags.extend(bytes(_ROWS))
         self.shadow.extend(array("q", [-1]) * _ROWS)
         self._free.extend(range(nr + _ROWS - 1, nr - 1, -1))
+
+    def in_memory(self, pfn: int) -> bool:
+        """Return whether the source bytes of a folio are in memory."""
+        return self.state[pfn] in IN_MEMORY
 
     def free(self, pfn: int) -> None:
         """Take a pfn back. Nobody may hold a ref."""
@@ -101,14 +125,15 @@ class MemMap:
 
     def check(self) -> None:
         """Assert that each row is consistent with its state."""
-        has_bytes = {RESIDENT, WRITEBACK, ZSWAP}
+        has_bytes = IN_MEMORY | {ZSWAP}
         for pfn, state in enumerate(self.state):
             data = self.data.get(pfn)
             if state in has_bytes:
                 assert data is not None, f"pfn {pfn}: state {state} without bytes"
             elif state != DEAD:
                 assert data is None, f"pfn {pfn}: state {state} still holds bytes"
-            if state in {RESIDENT, WRITEBACK}:
+            assert state == WRITEBACK or not self.at_store[pfn], f"pfn {pfn}: at no store"
+            if state in IN_MEMORY:
                 assert data is not None
                 assert len(data) == self.size[pfn], f"pfn {pfn}: wrong size"
             if state == WRITEBACK:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from reclaimactors.abc import Verdict
 from reclaimactors.errors import PluginError
+from reclaimactors.mm.batch import StoreBatch
 from reclaimactors.mm.folio import RESIDENT, SAME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from reclaimactors.mm.batch import FolioBatch, StoreBatch
+    from reclaimactors.mm.batch import FolioBatch
     from reclaimactors.mm.node import Node
 
 __all__ = ["Ledger"]
@@ -32,10 +33,11 @@ class Ledger:
         self.freed_total = 0  #: bytes that reclaim has really freed since the start
         self.returned_total = 0  #: folios that reclaim had to give back since the start
 
-    def pages(self, pfns: Iterable[int]) -> int:
-        """Return the base pages of these folios."""
-        size, page = self._node.mm.size, self._node.page_size
-        return sum([1 if size[pfn] <= page else -(-size[pfn] // page) for pfn in pfns])
+    def freed(self, nr_bytes: int) -> None:
+        """Count bytes that reclaim has really freed: everything is worth a look again."""
+        if nr_bytes > 0:
+            self.freed_total += nr_bytes
+            self._node.scan.freed()
 
     def shadows(self, pfns: Sequence[int]) -> array[int]:
         """Tell the policy that folios leave. Before any change: a plugin may raise, or give junk.
@@ -67,8 +69,10 @@ class Ledger:
         node = self._node
         node.nr_in_flight -= nr
         node.memcg.in_flight -= source
+        if isinstance(batch, StoreBatch):
+            node.memcg.at_store -= source
         node.nr_resident -= nr
-        self.freed_total += max(0, source - kept)
+        self.freed(source - kept)
         if batch.producer is not None:
             batch.producer.freed += max(0, source - kept)
         node.memcg.adjust(resident=-source, compressed=kept)
@@ -91,14 +95,24 @@ class Ledger:
             mm.entry[pfn] = word
             mm.shadow[pfn] = shadow
             source += mm.size[pfn]
-            nr = self.pages((pfn,))
+            nr = node.pages((pfn,))
             pages += nr
             vm["swpout_zero" if word == 0 else "same_filled"] += nr
         vm["reclaim_zero"] += len(same)
         self.stolen(len(same), pages, source, 0, batch)
 
-    def give_back(self, pfns: Sequence[int], verdict: Verdict) -> None:
-        """Verdicts that leave a folio resident."""
+    def give_back(
+        self, pfns: Sequence[int], verdict: Verdict, *, tried: bool = True, cull: bool = False
+    ) -> None:
+        """Verdicts that leave a folio resident.
+
+        Args:
+            pfns: folios in WRITEBACK.
+            verdict: ACTIVATE, KEEP, CANCELLED or ERROR.
+            tried: whether it was tried to free them, so that they count as looked at.
+            cull: whether they are known not to compress, and no store can take them: they go to
+                the unevictable list.
+        """
         if not pfns:
             return
         node = self._node
@@ -106,14 +120,30 @@ class Ledger:
         for pfn in pfns:
             mm.state[pfn] = RESIDENT
             mm.owner[pfn] = 0
-            node.memcg.in_flight -= mm.size[pfn]
+            node.left_flight(pfn)
         node.nr_in_flight -= len(pfns)
         vm[f"reclaim_{verdict.value}"] += len(pfns)
         if verdict is not Verdict.CANCELLED:
             self.returned_total += len(pfns)
+        if cull:
+            node.unevictable.cull(pfns)
+            return
         if verdict is Verdict.ACTIVATE:
-            vm["pgactivate"] += self.pages(pfns)
-        node.policy.putback(pfns, verdict)
+            vm["pgactivate"] += node.pages(pfns)
+        if not tried:
+            node.scan.handed_back(len(pfns))
+        self._put_back(pfns, verdict, tried=tried and verdict is not Verdict.CANCELLED)
+
+    def _put_back(self, pfns: Sequence[int], verdict: Verdict, *, tried: bool) -> None:
+        """Return folios to the policy; those that were tried before go behind all others."""
+        node = self._node
+        again = node.scan.gave_back(pfns, verdict) if tried else ()
+        if again and verdict is not Verdict.ACTIVATE:
+            node.policy.putback(again, Verdict.ACTIVATE)
+            behind = set(again)
+            pfns = [pfn for pfn in pfns if pfn not in behind]
+        if pfns:
+            node.policy.putback(pfns, verdict)
 
     def cancel(self, pfn: int) -> None:
         """A fault found the folio in flight: it stays, and the late verdict is thrown away."""

@@ -2,8 +2,9 @@
 
 `budget >= resident + compressed + overhead` holds at every instant: each change is checked here
 before it is made. Room is reserved first (a reservation counts as resident) and spent later, in
-one step. Only callers reserve; an actor never does. Where room is *given back*, `freed_total`
-grows and `on_freed` is called: that one hook wakes whoever waits for room.
+one step. Only callers reserve; an actor never does. Where bytes are *freed*, `freed_total` grows; a
+reservation that is given back was never more than set aside, and frees nothing. Either way there is
+room: `on_room` is called, which wakes whoever waits for it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ KEY_OVERHEAD = 84
 FOLIO_OVERHEAD = 204
 
 
-def _nothing(_nr_bytes: int) -> None:
+def _nothing() -> None:
     """Nobody waits for room."""
 
 
@@ -41,10 +42,16 @@ class Memcg:
     compressed: int = 0  #: blobs in the zswap pool, and what in-process stores hold
     overhead: int = 0  #: a measured constant per live key and folio, and what long keys cost beside
     in_flight: int = 0  #: the part of `resident` that an actor owns for reclaim
+    at_store: int = 0  #: the part of `in_flight` that a store is writing, or is to write
     reserved: int = 0  #: the part of `resident` that callers and faults have reserved
-    pinned: int = 0  #: the part of `resident` that pins hold, overhead included
+    pinned: int = 0  #: the part of `resident` that pins hold
     freed_total: int = 0  #: bytes given back since the start; only grows
-    on_freed: Callable[[int], None] = _nothing
+    on_room: Callable[[], None] = _nothing
+
+    @property
+    def compressing(self) -> int:
+        """Bytes in flight that are queued to be compressed, or are being compressed."""
+        return self.in_flight - self.at_store
 
     @property
     def free(self) -> int:
@@ -70,7 +77,7 @@ class Memcg:
     def freed(self, nr_bytes: int) -> None:
         """Tell that so many bytes were given back."""
         self.freed_total += nr_bytes
-        self.on_freed(nr_bytes)
+        self.on_room()
 
     def reserve(self, nr_bytes: int) -> None:
         """Set bytes aside; they count as resident until `adjust` spends them."""
@@ -79,15 +86,16 @@ class Memcg:
             self.reserved += nr_bytes
 
     def unreserve(self, nr_bytes: int) -> None:
-        """Give a reservation back."""
+        """Give a reservation back. That is room for whoever waits, but nothing was freed."""
         if nr_bytes:
             self.reserved -= nr_bytes
-            self.adjust(resident=-nr_bytes)
+            self.resident -= nr_bytes
+            self.on_room()
 
     def check(self) -> None:
         """Assert that the budget holds and that no part is larger than its whole."""
         assert self.free >= 0, f"{-self.free} B over the budget"
         assert min(self.resident, self.compressed, self.overhead) >= 0
-        assert self.in_flight >= 0
+        assert 0 <= self.at_store <= self.in_flight
         assert self.reserved >= 0
         assert self.in_flight + self.reserved <= self.resident, "in flight bytes are resident"

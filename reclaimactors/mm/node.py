@@ -20,16 +20,29 @@ import attrs
 
 from reclaimactors.errors import ProtocolViolation
 from reclaimactors.mm.demotion import Demotion
-from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, SAME, WRITEBACK, ZSWAP, MemMap
+from reclaimactors.mm.folio import (
+    DEAD,
+    DEVICE,
+    FREE,
+    IN_MEMORY,
+    RESIDENT,
+    SAME,
+    UNEVICTABLE,
+    WRITEBACK,
+    ZSWAP,
+    MemMap,
+)
 from reclaimactors.mm.keys import KEY_BYTES, key_extra
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
+from reclaimactors.mm.scan import Scan
 from reclaimactors.mm.swap import runs
 from reclaimactors.mm.swap_state import SwapCache
+from reclaimactors.mm.unevictable import Unevictable
 from reclaimactors.mm.vmstat import Vmstat
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from reclaimactors.abc import Compressor, Policy
     from reclaimactors.mm.swap import SwapDevices
@@ -82,6 +95,12 @@ class Node:
     """resident folios that still have their slots"""
     demotion: Demotion = attrs.field(init=False)
     """folios that stores hold within the budget"""
+    unevictable: Unevictable = attrs.field(init=False)
+    """resident folios that do not compress, while no store can take them"""
+    scan: Scan = attrs.field(init=False)
+    """what reclaim has looked at since it last freed a byte"""
+    looked: set[int] = attrs.field(init=False)
+    """the pfns of that, for the path of a put"""
     stale: dict[int, list[tuple[int, int]]] = attrs.Factory(dict[int, "list[tuple[int, int]]"])
     """device -> (first slot, slots) that its store must still forget before they are reused"""
     on_wake: Callable[[], None] = _ignore
@@ -95,6 +114,9 @@ class Node:
     def __attrs_post_init__(self) -> None:
         self.swapcache = SwapCache(self)
         self.demotion = Demotion(self)
+        self.unevictable = Unevictable(self)
+        self.scan = Scan(self)
+        self.looked = self.scan.looked
 
     def new_id(self) -> int:
         """Return an id for a batch, never used before."""
@@ -202,12 +224,14 @@ class Node:
         state = mm.state[pfn]
         held = mm.charge[pfn] if state == DEVICE else len(mm.data.get(pfn, b""))
         delta = size - held
-        if mm.refs[pfn] or delta > room or state == WRITEBACK:
+        if mm.refs[pfn] or delta > room or state in {WRITEBACK, UNEVICTABLE}:
             return False
         if state == RESIDENT:
             self.policy.access(pfn)
             if mm.cached[pfn]:
                 self.swapcache.drop(pfn)
+            if self.looked:
+                self.looked.discard(pfn)
             memcg.resident += delta
         else:
             self._let_go_of_copy(pfn, held)
@@ -300,8 +324,11 @@ class Node:
             resident = held  # a blob that a store still reads is charged as resident
         elif state == WRITEBACK:
             self._disown(pfn)
-        if state in {RESIDENT, WRITEBACK}:
+        elif state == UNEVICTABLE:
+            self.unevictable.forget(pfn)
+        if state in IN_MEMORY:
             self.nr_resident -= 1
+            self.looked.discard(pfn)
         if mm.cached[pfn]:
             self.swapcache.drop(pfn)
         if state == DEVICE:
@@ -323,9 +350,22 @@ class Node:
         mm = self.mm
         mm.owner[pfn] = 0
         mm.state[pfn] = RESIDENT
-        self.memcg.in_flight -= mm.size[pfn]
+        self.left_flight(pfn)
         self.nr_in_flight -= 1
         self.vmstat["reclaim_cancelled"] += 1
+
+    def left_flight(self, pfn: int) -> None:
+        """A folio is not on its way out any more: take its bytes off the accounts of flight."""
+        mm, size = self.mm, self.mm.size[pfn]
+        self.memcg.in_flight -= size
+        if mm.at_store[pfn]:
+            mm.at_store[pfn] = 0
+            self.memcg.at_store -= size
+
+    def pages(self, pfns: Iterable[int]) -> int:
+        """Return the base pages of these folios."""
+        size, page = self.mm.size, self.page_size
+        return sum([1 if size[pfn] <= page else -(-size[pfn] // page) for pfn in pfns])
 
     # -- refs and slots ---------------------------------------------------------------------------
 
@@ -402,7 +442,7 @@ class Node:
     def pin(self, pfn: int) -> None:
         """Keep a resident folio where it is, and its bytes even after its key is gone."""
         if self.pins.get(pfn, 0) == 0:
-            self.memcg.pinned += self.mm.size[pfn] + FOLIO_OVERHEAD
+            self.memcg.pinned += self.mm.size[pfn]
         self.pins[pfn] = self.pins.get(pfn, 0) + 1
         self.hold(pfn)
 
@@ -411,7 +451,7 @@ class Node:
         self.pins[pfn] -= 1
         if not self.pins[pfn]:
             del self.pins[pfn]
-            self.memcg.pinned -= self.mm.size[pfn] + FOLIO_OVERHEAD
+            self.memcg.pinned -= self.mm.size[pfn]
         self.release(pfn)
 
     def gauges(self) -> Vmstat:
@@ -420,6 +460,7 @@ class Node:
         vm["pool_total_size"] = self.zswap.total
         vm["stored_pages"] = self.zswap.pages
         vm["nr_swapcached"] = self.swapcache.pages
+        vm["nr_unevictable"] = self.unevictable.pages
         vm["nr_writeback"] = -(-self.memcg.in_flight // self.page_size)
         return vm
 
@@ -455,6 +496,8 @@ class Node:
             at_least: bytes, for a caller who needs more than brings free memory to *high*.
         """
         pool, demotion = self.zswap, self.demotion
+        if not self.writeback_wanted and not self.scan.ask(at_least):
+            return
         short = max(at_least, self.marks.high - self.memcg.free)
         if short <= 0 or not self.swap.has_room:
             return
@@ -468,6 +511,15 @@ class Node:
             pool.wanted = 0
         if self.writeback_wanted:
             self.on_pool_full()
+
+    @property
+    def may_write_back(self) -> bool:
+        """Whether something that is held, and not resident, may go to a store with room."""
+        if not self.swap.has_room:
+            return False
+        pool, demotion = self.zswap, self.demotion
+        in_pool = pool.shrinker and len(pool) > 0
+        return in_pool or (demotion.held > 0 and demotion.outside_has_room)
 
     def cannot_write_back(self, device: int) -> None:
         """A device can take no more of what is wanted; once none can, nothing is pending."""
@@ -496,19 +548,28 @@ class Node:
         mm, memcg, vm = self.mm, self.memcg, self.vmstat
         memcg.check()
         mm.check()
-        self.zswap.check()
-        resident = compressed = in_flight = nr_in_flight = folios = 0
+        for part in (
+            self.zswap,
+            self.swap,
+            self.swapcache,
+            self.demotion,
+            self.unevictable,
+            self.scan,
+        ):
+            part.check()
+        resident = compressed = in_flight = at_store = nr_in_flight = folios = 0
         pool = 0
         for pfn, state in enumerate(mm.state):
             data = mm.data.get(pfn)
             held = len(data) if data is not None else 0
             folios += state != FREE
-            if state in {RESIDENT, WRITEBACK, DEAD}:
+            if state in IN_MEMORY or state == DEAD:
                 resident += held
             if state == ZSWAP:
                 pool += held
             if state == WRITEBACK:
                 in_flight += held
+                at_store += held * mm.at_store[pfn]
                 nr_in_flight += 1
             if state == DEVICE or (state == DEAD and data is None):
                 compressed += mm.charge[pfn]
@@ -527,12 +588,10 @@ class Node:
             if state == ZSWAP
         )
         assert self.zswap.pages == pool_pages, "pool pages drifted"
-        self.swap.check()
-        self.swapcache.check()
-        self.demotion.check()
         self._check_slots()
         vm.check()
         assert memcg.in_flight == in_flight, "in-flight bytes drifted"
+        assert memcg.at_store == at_store, "bytes at stores drifted"
         assert self.nr_in_flight == nr_in_flight, "in-flight folios drifted"
         swapped = sum(
             mm.length[pfn]
@@ -540,7 +599,7 @@ class Node:
             if state == DEVICE or mm.cached[pfn] or (state == DEAD and mm.data.get(pfn) is None)
         )
         assert self.swapped == swapped, "swapped bytes drifted"
-        nr_resident = sum(state in {RESIDENT, WRITEBACK} for state in mm.state)
+        nr_resident = sum(state in IN_MEMORY for state in mm.state)
         assert self.nr_resident == nr_resident, "resident folios drifted"
         keys = len(self.small) + len(self.large)
         constants = keys * KEY_OVERHEAD + folios * FOLIO_OVERHEAD

@@ -14,7 +14,7 @@ from zlib import crc32
 import attrs
 
 from reclaimactors.abc import Verdict
-from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer, StoreBatch
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, FolioBatch, Reclaimer, StoreBatch
 from reclaimactors.mm.folio import DEVICE
 from reclaimactors.mm.swap import runs
 from reclaimactors.units import nr_pages
@@ -22,10 +22,12 @@ from reclaimactors.units import nr_pages
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from reclaimactors.mm.batch import FolioBatch
     from reclaimactors.mm.ledger import Ledger
     from reclaimactors.mm.node import Node
     from reclaimactors.mm.swap import SwapDevice
+
+    _Found = tuple[SwapDevice, list[int], Sequence[Sequence[int]], list[int]]
+    """a device, folios, and the slots and the length of each"""
 
 __all__ = ["Pageout"]
 
@@ -51,48 +53,72 @@ class Pageout:
         *,
         failed: frozenset[int] = frozenset(),
         kept: Mapping[int, Sequence[bytes | int]] | None = None,
+        poor: bool = False,
     ) -> list[StoreBatch]:
         """Give folios slots on the best device that has room; `otherwise` where none has.
 
         What fits one write gets one run of slots if there is one (the kernel's clusters), so that
-        it is written in one go; else each folio has a run of its own, or scattered slots. `kept` is
-        what workers made of the pages, for devices that take that.
+        it is written in one go; else each folio has a run of its own, or scattered slots.
+
+        Args:
+            pfns: folios of the batch.
+            batch: who owns them.
+            otherwise: their verdict where there are no slots.
+            failed: devices that are not asked.
+            kept: what workers made of the pages, for devices that take that.
+            poor: whether they are known not to compress: without a store that takes them now they
+                go to the unevictable list.
         """
-        size = self._node.mm.size
+        ram_only = isinstance(batch, FolioBatch) and batch.ram_only and kept is None
+        if ram_only or (poor and not self._node.swap.ready):
+            self._ledger.give_back(pfns, Verdict.KEEP if ram_only else otherwise, cull=poor)
+            return []
         over = failed | self._node.demotion.place()
         out: list[StoreBatch] = []
         homeless: list[int] = []
-        found: list[tuple[SwapDevice, list[int], Sequence[Sequence[int]], list[int]]]
         for group in self._groups(pfns):
-            lengths = [size[pfn] for pfn in group]
-            run = self._node.swap.alloc_best(sum(map(self._slots, lengths)), over)
-            if run is not None:
-                device, first = run
-                found = [(device, group, self._cut(first, lengths), lengths)]
-            else:
-                found = []
-                for pfn, length in zip(group, lengths, strict=True):
-                    place = self._place(length, over)
-                    if place is None and over != failed:
-                        place = self._place(length, failed)
-                    if place is None:
-                        homeless.append(pfn)
-                    else:
-                        found.append((place[0], [pfn], [place[1]], [length]))
+            found, without = self._find(group, failed, over)
+            homeless += without
             for device, some, slots, nr_bytes in found:
                 write = _with_room(out, device, sum(nr_bytes))
                 if write is None:
                     write = self._new_write(device, batch, failed)
                     write.kept = kept if device.takes_squeezed else None
+                    write.poor = poor
                     out.append(write)
                 self._assign(write, some, slots, nr_bytes)
         try:
-            self._no_room(homeless, otherwise)
+            self._no_room(homeless, otherwise, poor=poor and not failed)
         except BaseException:  # the policy did not take them back
             for write in out:
                 self.refuse(write)
             raise
         return out
+
+    def _find(
+        self, group: list[int], failed: frozenset[int], over: frozenset[int]
+    ) -> tuple[list[_Found], list[int]]:
+        """Find slots for a group: one run, or a place for each; return who found none besides.
+
+        Devices that are passed over (`over`, the failed ones among them) are asked last.
+        """
+        size = self._node.mm.size
+        lengths = [size[pfn] for pfn in group]
+        run = self._node.swap.alloc_best(sum(map(self._slots, lengths)), over)
+        if run is not None:
+            device, first = run
+            return [(device, group, self._cut(first, lengths), lengths)], []
+        found: list[_Found] = []
+        homeless: list[int] = []
+        for pfn, length in zip(group, lengths, strict=True):
+            place = self._place(length, over)
+            if place is None and over != failed:
+                place = self._place(length, failed)
+            if place is None:
+                homeless.append(pfn)
+            else:
+                found.append((place[0], [pfn], [place[1]], [length]))
+        return found, homeless
 
     def _slots(self, length: int) -> int:
         page = self._node.page_size
@@ -135,13 +161,13 @@ class Pageout:
         self._node.vmstat["thp_swpout_fallback"] += 1
         return swap.alloc_scattered(nr, failed)
 
-    def _no_room(self, pfns: list[int], otherwise: Verdict) -> None:
+    def _no_room(self, pfns: list[int], otherwise: Verdict, *, poor: bool) -> None:
         """No device has room for these folios: try them again if the swap cache can make some."""
         if pfns and self._node.swapcache.pages:
             slots = sum([self._slots(self._node.mm.size[pfn]) for pfn in pfns])
             if sum([self._node.swapcache.shed(device, slots) for device in self._node.swap]):
-                otherwise = Verdict.KEEP
-        self._ledger.give_back(pfns, otherwise)
+                otherwise, poor = Verdict.KEEP, False
+        self._ledger.give_back(pfns, otherwise, cull=poor)
 
     def _new_write(
         self, device: SwapDevice, batch: FolioBatch | StoreBatch | None, failed: frozenset[int]
@@ -167,10 +193,17 @@ class Pageout:
         write.slots += slots
         write.lengths += lengths
         write.nr_bytes += sum(lengths)
-        owner, refs = self._node.mm.owner, self._node.mm.refs
+        mm = self._node.mm
+        owner, refs = mm.owner, mm.refs
         for pfn in pfns:
             owner[pfn] = write.id
             refs[pfn] += 1
+        if write.reclaims:
+            at_store = mm.at_store
+            new = [pfn for pfn in pfns if not at_store[pfn]]  # another store may have failed on it
+            for pfn in new:
+                at_store[pfn] = 1
+            self._node.memcg.at_store += sum([mm.size[pfn] for pfn in new])
         self._node.swapcache.taken(self._node.swap[write.device], sum(map(len, slots)))
 
     def items(self, write: StoreBatch) -> list[tuple[int, bytes]]:
@@ -268,7 +301,7 @@ class Pageout:
                 mm.codec[pfn] = _RAW
             mm.data.pop(pfn, None)
             mm.state[pfn] = DEVICE
-            mm.owner[pfn] = 0
+            mm.owner[pfn] = mm.at_store[pfn] = 0
             mm.device[pfn] = write.device
             mm.entry[pfn] = slots[0]
             if not isinstance(slots, range):
@@ -305,7 +338,7 @@ class Pageout:
         """Account folios that were not resident: `kept` of their `source` bytes are still held."""
         node, vm = self._node, self._node.vmstat
         freed = source - kept
-        self._ledger.freed_total += max(0, freed)
+        self._ledger.freed(freed)
         if write.blobs:
             vm["zswpwb"] += pages
             vm["written_back_pages"] += pages
@@ -344,7 +377,9 @@ class Pageout:
                     left.append(pfn)
             node.release(pfn)
         failed = write.failed | {write.device}
-        return self.to_devices(left, write, otherwise, failed=failed, kept=write.kept)
+        return self.to_devices(
+            left, write, otherwise, failed=failed, kept=write.kept, poor=write.poor
+        )
 
     def refuse(self, write: StoreBatch, *, retire: bool = False) -> None:
         """End a write without its store's answer: mailbox full, closing, or a crash (`retire`)."""
@@ -360,7 +395,7 @@ class Pageout:
                 else:
                     left.append(pfn)
             node.release(pfn)
-        self._ledger.give_back(left, Verdict.KEEP)
+        self._ledger.give_back(left, Verdict.KEEP, cull=write.poor)
 
     def _give_back_slots(self, device: int, slots: Sequence[int], *, retire: bool) -> None:
         if retire:

@@ -56,6 +56,8 @@ class SwapDevice:
         in_service: False = no new stores; loads of what it holds are still tried.
         leaving: It is being swapped off: no new stores, what it holds is brought back.
         full: Its store said so, whatever the slots say; it is tried again later.
+        late: Its store has not answered for a while: nothing new is given to it meanwhile.
+        congested: As many writes wait for it as may; it takes the next once half of them are done.
         failures: Stores that failed in a row; the core counts them, and acts on them.
         in_budget: What it holds is charged to the budget; known from its first write on.
         passed_over: Batches that go elsewhere before it is tried again (see `mm.demotion`).
@@ -71,6 +73,8 @@ class SwapDevice:
     in_service: bool = attrs.field(default=True, init=False)
     leaving: bool = attrs.field(default=False, init=False)
     full: bool = attrs.field(default=False, init=False)
+    late: bool = attrs.field(default=False, init=False)
+    congested: bool = attrs.field(default=False, init=False)
     failures: int = attrs.field(default=0, init=False)
     in_budget: bool = attrs.field(default=False, init=False)
     passed_over: int = attrs.field(default=0, init=False)
@@ -94,7 +98,7 @@ class SwapDevice:
     @property
     def takes_writes(self) -> bool:
         """Whether new folios may be given slots here at all."""
-        return self.in_service and not self.full and not self.leaving
+        return self.in_service and not (self.full or self.late or self.leaving)
 
     def alloc(self, nr: int) -> int | None:
         """Take `nr` (at least 1) consecutive slots: the first, or None where no run is so long."""
@@ -336,6 +340,14 @@ class SwapDevices:
     def has_room(self) -> bool:
         """Whether a device in service has a free slot."""
         return any(device.takes_writes and device.free_slots > 0 for device in self._order)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a device in service has a free slot, and room among the writes that wait."""
+        return any(
+            device.takes_writes and device.free_slots > 0 and not device.congested
+            for device in self._order
+        )
 
     @property
     def used(self) -> int:

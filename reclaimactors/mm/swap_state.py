@@ -92,7 +92,7 @@ def drop_clean(node: Node, ledger: Ledger, batch: FolioBatch) -> None:
     if not clean:
         return
     shadows = ledger.shadows(clean)
-    pages, source = ledger.pages(clean), 0
+    pages, source = node.pages(clean), 0
     for pfn, shadow in zip(clean, shadows, strict=True):
         node.swapcache.forget(pfn)
         del mm.data[pfn]

@@ -15,7 +15,7 @@ from zlib import crc32
 import attrs
 
 from reclaimactors.errors import CorruptData
-from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, WRITEBACK, ZSWAP
+from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, UNEVICTABLE, WRITEBACK, ZSWAP
 from reclaimactors.mm.page_io import expand
 from reclaimactors.units import nr_pages
 
@@ -98,9 +98,10 @@ class Swapin:
         if state == WRITEBACK:
             self._ledger.cancel(pfn)
             state = RESIDENT
-        if state == RESIDENT:
+        if state in {RESIDENT, UNEVICTABLE}:
             node.memcg.unreserve(reserved)
-            node.policy.access(pfn)
+            if state == RESIDENT:
+                node.policy.access(pfn)
             return data
         if state == DEVICE:
             node.memcg.unreserve(reserved)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from reclaimactors.abc import Verdict
 from reclaimactors.errors import PluginError
-from reclaimactors.mm.batch import FolioBatch
+from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
 from reclaimactors.mm.ledger import Ledger
 from reclaimactors.mm.page_io import BLOB, FAIL, NOMEM, POOR, SAME_FILLED, outcome, same_filled
@@ -23,7 +23,7 @@ from reclaimactors.mm.zram_out import ZramOut
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reclaimactors.mm.batch import Producer, Reclaimer, StoreBatch
+    from reclaimactors.mm.batch import Producer, StoreBatch
     from reclaimactors.mm.node import Node
     from reclaimactors.mm.page_io import Squeezed
 
@@ -44,27 +44,85 @@ class Swapout:
     # -- isolate ----------------------------------------------------------------------------------
 
     def isolate(
-        self, nr: int, max_bytes: int, who: Reclaimer, producer: Producer | None = None
+        self,
+        nr: int,
+        max_bytes: int,
+        who: Reclaimer,
+        producer: Producer | None = None,
+        *,
+        ram_only: bool = False,
     ) -> FolioBatch | None:
         """Take up to `nr` cold folios of `max_bytes` in all, at least one, off the lists.
+
+        Where a store has room, the unevictable list comes first; but direct reclaim, whose caller
+        waits, compresses before it writes.
 
         Args:
             nr: folios.
             max_bytes: of all but the first of them.
             who: whose counters they are.
             producer: whose account they are, and whose order they keep.
+            ram_only: whether nothing is to be written: the unevictable list stays as it is.
 
         Returns:
-            A batch that owns them, or None where there is nothing to isolate. Clean ones of the
+            A batch that owns them, or None where nothing was found: there is nothing, or more than
+            a few clusters of pinned folios came first (`Scan.exhausted` tells). Clean ones of the
             swap cache are gone already, with nothing to do for them; the batch may be empty then.
         """
         node = self._node
+        batch = FolioBatch(node.new_id(), [], 0, 0, who, producer, ram_only=ram_only)
+        written = not ram_only and len(node.unevictable) > 0
+        first = written and (who is not Reclaimer.DIRECT or node.scan.lists_seen)
+        if first and self._rescue(batch, nr, max_bytes):
+            return batch
+        if self._isolate(batch, nr, max_bytes):
+            return batch
+        if written and not first and self._rescue(batch, nr, max_bytes):
+            return batch
+        return None
+
+    def _rescue(self, batch: FolioBatch, nr: int, max_bytes: int) -> bool:
+        """Fill a batch from the unevictable list if a store can take it now."""
+        node = self._node
+        if not node.swap.ready:
+            return False
+        pfns, _ = _up_to(max_bytes, node.unevictable.first(nr), node.mm.size)
+        if not pfns:
+            return False
+        node.unevictable.rescue(pfns)
+        batch.poor = True
+        self._own(batch, pfns)
+        self._count(batch)
+        return True
+
+    def _own(self, batch: FolioBatch, pfns: list[int]) -> None:
+        node = self._node
+        state, owner, size = node.mm.state, node.mm.owner, node.mm.size
+        for pfn in pfns:
+            state[pfn] = WRITEBACK
+            owner[pfn] = batch.id
+        batch.pfns = pfns
+        batch.nr_bytes = sum([size[pfn] for pfn in pfns])
+        batch.nr_pages = node.pages(pfns)
+
+    def _count(self, batch: FolioBatch) -> None:
+        """Account folios that a batch has just got: from here on each is owed a verdict."""
+        node = self._node
         vm = node.vmstat
-        batch = FolioBatch(node.new_id(), [], 0, 0, who, producer)
+        node.memcg.in_flight += batch.nr_bytes
+        node.nr_in_flight += len(batch.pfns)
+        vm["reclaim_isolated"] += len(batch.pfns)
+        vm["pgscan_" + batch.who.value] += batch.nr_pages
+        vm["pgscan_anon"] += batch.nr_pages
+
+    def _isolate(self, batch: FolioBatch, nr: int, max_bytes: int) -> bool:
+        """Fill a batch from the policy's lists."""
+        node = self._node
         for _ in range(MAX_PINNED_BATCHES):
             candidates = node.policy.isolate(nr)
             if not candidates:
-                return None
+                node.scan.found_nothing()
+                return False
             try:
                 self._claim(batch, candidates, max_bytes)
             except BaseException:  # the policy did not take back what was not wanted
@@ -75,24 +133,20 @@ class Swapout:
             if batch.pfns:
                 break
         else:
-            return None
-        node.memcg.in_flight += batch.nr_bytes
-        node.nr_in_flight += len(batch.pfns)
-        vm["reclaim_isolated"] += len(batch.pfns)
-        vm["pgscan_" + who.value] += batch.nr_pages
-        vm["pgscan_anon"] += batch.nr_pages
+            return False
+        self._count(batch)
         if node.swapcache.pages:
             try:
                 drop_clean(node, self.ledger, batch)
             except BaseException:  # the policy gave junk for one that leaves
                 self.hand_back(batch)
                 raise
-        return batch
+        return True
 
     def _claim(self, batch: FolioBatch, candidates: list[int], max_bytes: int) -> None:
         """Give candidates to a batch; pinned ones, and those too many, go back to the lists."""
         node = self._node
-        state, size, refs, owner = node.mm.state, node.mm.size, node.mm.refs, node.mm.owner
+        size, refs = node.mm.size, node.mm.refs
         pfns = self._checked(candidates)
         pinned: list[int] = []
         too_many: list[int] = []
@@ -100,14 +154,9 @@ class Swapout:
         if held or sum([size[pfn] for pfn in pfns]) > max_bytes:
             pinned = [pfn for pfn in pfns if refs[pfn]]
             pfns, too_many = _up_to(max_bytes, [pfn for pfn in pfns if not refs[pfn]], size)
-        bid = batch.id
-        for pfn in pfns:
-            state[pfn] = WRITEBACK
-            owner[pfn] = bid
-        batch.pfns = pfns
-        batch.nr_bytes = sum([size[pfn] for pfn in pfns])
-        batch.nr_pages = self.ledger.pages(pfns)
+        self._own(batch, pfns)
         if pinned:
+            node.scan.gave_back(pinned, Verdict.ACTIVATE)
             node.policy.putback(pinned, Verdict.ACTIVATE)
         if too_many:
             node.policy.putback(too_many, Verdict.KEEP)
@@ -144,14 +193,16 @@ class Swapout:
         """Move all but the first `nr` folios to a new batch, which owns them from then on."""
         node = self._node
         mm = node.mm
-        rest = FolioBatch(node.new_id(), batch.pfns[nr:], 0, 0, batch.who, batch.producer)
+        rest = FolioBatch(
+            node.new_id(), batch.pfns[nr:], 0, 0, batch.who, batch.producer, poor=batch.poor
+        )
         del batch.pfns[nr:]
         for pfn in rest.pfns:
             if mm.owner[pfn] == batch.id:
                 mm.owner[pfn] = rest.id
         for part in (batch, rest):
             part.nr_bytes = sum([mm.size[pfn] for pfn in part.pfns])
-            part.nr_pages = self.ledger.pages(part.pfns)
+            part.nr_pages = node.pages(part.pfns)
         return rest
 
     # -- compress ---------------------------------------------------------------------------------
@@ -174,7 +225,9 @@ class Swapout:
         batch.pfns = self.owned(batch)
         writes: list[StoreBatch] = []
         pages: list[bytes] | None = None
-        if not node.zswap.accepts():
+        if batch.poor:
+            writes = self._divert(batch)
+        elif not node.zswap.accepts():
             if self.zram.next_in_line:
                 pages = self.zram.rows_of(batch)
             else:
@@ -200,11 +253,11 @@ class Swapout:
                 same.append((pfn, word))
         if same:
             self.ledger.drop_same(same, batch)
-        if node.zswap.enabled:
+        if node.zswap.enabled and not batch.poor:
             node.vmstat["pool_limit_hit"] += len(to_device)
             node.on_pool_full()
         batch.pfns = []
-        return self.pageout.to_devices(to_device, batch, Verdict.ACTIVATE)
+        return self.pageout.to_devices(to_device, batch, Verdict.ACTIVATE, poor=batch.poor)
 
     def complete(self, batch: FolioBatch, out: Squeezed) -> list[StoreBatch]:
         """Give each folio of a batch its verdict; return the device writes to route.
@@ -310,13 +363,13 @@ class Swapout:
         for kind, pfns in rejected.items():
             if pfns:
                 otherwise = outcome(kind, pool_accepts=False, swap_has_room=False)
-                writes += self.pageout.to_devices(pfns, batch, otherwise)
+                writes += self.pageout.to_devices(pfns, batch, otherwise, poor=kind == POOR)
         return writes
 
     def hand_back(self, batch: FolioBatch, verdict: Verdict = Verdict.KEEP) -> None:
         """End a batch without a result: what it still owns is resident as before (D2, D3)."""
         try:
-            self.ledger.give_back(self.owned(batch), verdict)
+            self.ledger.give_back(self.owned(batch), verdict, tried=False, cull=batch.poor)
         finally:
             self._let_go(batch)
 

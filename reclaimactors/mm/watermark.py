@@ -1,11 +1,7 @@
-"""Watermarks, and the brake that a put meets between low and min.
+"""Watermarks: at which free memory reclaim begins and ends.
 
-Free memory at or above *low*: nobody waits. Between *low* and *min*: kswapd is awake and a put
-waits for work done in proportion to how deep it went: ``size x (low - free) / (low - min)`` bytes
-freed by anybody since. Below *min*: the caller reclaims himself. It is work that is waited for,
-never time, so an idle machine never brakes and a slow one brakes harder. (The kernel has no such
-slope; its allocators fall from the fast path straight into direct reclaim. The slope is what keeps
-a burst from ever getting there.)
+Free memory at or above *low*: nobody waits. Between *low* and *min*: kswapd is awake, and puts owe
+work (`brake`). Below *min*: the caller reclaims himself.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ class Watermarks:
     high: int
 
     def brake(self, free: int, size: int) -> int:
-        """Return how many bytes must be freed before a put of `size` bytes may return.
+        """Return how many bytes a put of `size` bytes owes.
 
         Args:
             free: free bytes as they will be after the put, at least `min`.

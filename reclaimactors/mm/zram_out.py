@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reclaimactors.mm.page_io import BLOB, FAIL, NOMEM, SAME_FILLED, outcome, same_filled
+from reclaimactors.mm.page_io import BLOB, FAIL, NOMEM, POOR, SAME_FILLED, outcome, same_filled
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
@@ -96,7 +96,9 @@ class ZramOut:
             for kind, pfns in placed.items():
                 otherwise = outcome(kind, pool_accepts=False, swap_has_room=False)
                 failed = frozenset[int]() if kind == BLOB else self._elsewhere()
-                writes += self._pageout.to_devices(pfns, batch, otherwise, failed=failed, kept=kept)
+                writes += self._pageout.to_devices(
+                    pfns, batch, otherwise, failed=failed, kept=kept, poor=kind == POOR
+                )
         except BaseException:  # the policy did not take back what found no room
             for write in writes:
                 self._pageout.refuse(write)

@@ -34,13 +34,13 @@ class Offload(Protocol):
         ...
 
     @property
-    def late(self) -> bool:
-        """Whether no worker has answered for a while, although they have work."""
+    def degraded(self) -> str:
+        """Why batches are not compressed as configured, "" where they are."""
         ...
 
     @property
-    def degraded(self) -> str:
-        """Why batches are not compressed as configured, "" where they are."""
+    def late(self) -> bool:
+        """Whether no worker has answered for a while, although they have work."""
         ...
 
     @property

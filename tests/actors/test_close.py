@@ -162,7 +162,7 @@ async def test_a_put_that_queues_for_its_turn_is_told_though_there_is_room_for_i
 async def test_a_put_in_the_brake_is_told(kit, callers):
     store = kit.store(store_gate=Gate())
     async with ra.open_memory(**kit.spec() | {"swap": [{"backend": store}]}) as memory:
-        kit.fill(memory._machine, kit.noise, down_to=0.5)
+        kit.fill(memory._machine, kit.noise, down_to=0.99)
         callers.call(memory.put, "a", kit.noise(1))
         await kit.settle(300)
         assert callers.ends == []

@@ -8,7 +8,7 @@ from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.offload.process import WorkerDied
-from reclaimactors.testing import GatedCompressor, ThreadGate
+from reclaimactors.testing import Gate, GatedCompressor, ThreadGate
 
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
@@ -264,10 +264,11 @@ async def test_whoever_waits_for_room_when_the_memory_closes_loudly_is_told(kit)
             ended.append("closed")
 
     async def live(callers):
-        async with ra.open_memory(**kit.spec(on_full="wait")) as memory:
+        swap = [{"backend": kit.store(store_gate=Gate())}]  # what is left could only go there
+        async with ra.open_memory(**kit.spec(on_full="wait") | {"swap": swap}) as memory:
             machine = memory._machine
             kit.steer(machine).error = ValueError("as told")
-            kit.fill(machine, down_to=0.9)
+            kit.fill(machine, kit.noise, down_to=0.9)
             callers.start_soon(put, memory)
             machine.wake_kswapd()
             await anyio.sleep_forever()

@@ -1,7 +1,5 @@
 """kswapd as an actor: who compresses what it isolates, and the three rules for a full FIFO."""
 
-from itertools import groupby
-
 import anyio
 import pytest
 
@@ -9,7 +7,7 @@ import reclaimactors as ra
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
 from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
-from reclaimactors.mm.vmscan import DEF_PRIORITY, MAX_RECLAIM_RETRIES, Step
+from reclaimactors.mm.vmscan import DEF_PRIORITY, Step
 from reclaimactors.offload.process import WorkerDied
 
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
@@ -116,7 +114,8 @@ async def test_what_would_hold_the_loop_too_long_is_left_to_a_worker(
         tasks.start_soon(actor.route)
         await kit.settle()
         vm = machine.node.vmstat
-        assert (vm["kcompressd_inline"], vm["kcompressd_stolen"]) == (0, 0)
+        assert vm["kcompressd_inline"] == 0
+        assert (vm["kcompressd_stolen"] > 0) == (rule == "steal_oldest")
     # stealing has the worker compress what was taken back; inline waits for room
     assert steered.started == (1 if rule == "steal_oldest" else 0)
     actor._hand_back()
@@ -305,7 +304,6 @@ async def test_the_priority_stays_while_a_slow_worker_gets_on(kit, machine_of, r
             nr += 1
         assert nr > 2
         assert set(worker.trace) == {DEF_PRIORITY}
-        assert machine.kswapd.failures == 0
         assert machine.node.memcg.free >= machine.node.marks.high
         assert not machine.awake
 
@@ -324,10 +322,7 @@ async def test_hopeless_comes_with_the_last_verdict_of_a_slow_worker_and_goes_wi
             assert machine.awake
             assert await worker.work()
         assert not machine.awake
-        falls = [priority for priority, _ in groupby(worker.trace)]
-        assert falls == [*range(DEF_PRIORITY, 0, -1)] * MAX_RECLAIM_RETRIES + [DEF_PRIORITY]
-        while await worker.work():
-            pass
+        assert machine.node.vmstat["reclaim_isolated"] == nr  # each was looked at once
         machine.wake_kswapd()
         await kit.settle()
         assert not machine.awake
@@ -335,9 +330,9 @@ async def test_hopeless_comes_with_the_last_verdict_of_a_slow_worker_and_goes_wi
             if machine.node.memcg.free < machine.node.marks.high:
                 assert core.hopeless
                 machine.node.delete(("fill", key))
-        assert not core.hopeless
         worker.trace.clear()
         kit.fill(machine)
+        assert not core.hopeless
         machine.wake_kswapd()
         while await worker.work():
             pass

@@ -10,12 +10,13 @@ from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
 from reclaimactors.backends.memory import MemoryBackend
+from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.memory import BUDGET_CALLS
 from reclaimactors.mm.batch import Reclaimer
-from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, ZSWAP
+from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, UNEVICTABLE, ZSWAP
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD
 from reclaimactors.mm.mglru import Mglru
-from reclaimactors.testing import FaultyBackend, Gate
+from reclaimactors.testing import FaultyBackend, Gate, GatedCompressor, ThreadGate
 
 BUDGET = 1 << 20
 PAGE = 4096
@@ -328,24 +329,39 @@ async def test_at_low_or_above_a_put_does_not_wait():
         assert not memory._machine._started
 
 
-async def test_between_low_and_min_a_put_waits_for_work_in_proportion():
-    gated = store(store_gate=Gate())
-    async with open_memory(gated) as memory:
-        fill(memory, LOW - 50_000)
+async def test_between_low_and_min_a_put_waits_for_work_in_proportion(monkeypatch):
+    monkeypatch.setattr("reclaimactors.actors.admission.LATE_S", 60.0)
+    gate = ThreadGate(timeout=60)
+    compress = {"offload": "thread", "fifo": 16, "batch": 16, "on_full": "wait"}
+    compress["compressor"] = GatedCompressor(Lz4(), gate)
+    async with open_memory(compress=compress) as memory:
+        fill(memory, MIN + 2 * (len(noise()) + OVERHEAD), text)
         put = asyncio.ensure_future(memory.put("a", noise()))
-        await gated.store_gate.entered.wait()
+        await gate.wait_entered()
         await settle()
         assert not put.done()
         assert "a" not in memory  # it is committed in one step, after the wait
         assert memory.vmstat["allocstall_normal"] == 0
-        gated.store_gate.open()
+        gate.open()
         await put
         assert await memory.get("a") == noise()
 
 
+async def test_a_put_just_below_low_owes_next_to_nothing_and_does_not_wait():
+    gate = ThreadGate(timeout=60)
+    compress = {"offload": "thread", "fifo": 16, "batch": 16, "on_full": "wait"}
+    compress["compressor"] = GatedCompressor(Lz4(), gate)
+    async with open_memory(compress=compress) as memory:
+        fill(memory, LOW, text)
+        await memory.put("a", text())
+        assert memory._machine.awake
+        assert memory.usage().free < LOW
+        gate.open()
+
+
 async def test_between_low_and_min_a_put_returns_once_kswapd_has_given_up():
     async with open_memory() as memory:
-        fill(memory, LOW - 50_000)
+        fill(memory, MIN + 2 * (len(noise()) + OVERHEAD))
         await memory.put("a", noise())
         assert memory._machine.kswapd.hopeless
         assert await memory.get("a") == noise()
@@ -746,7 +762,7 @@ async def test_pageout_of_what_cannot_be_reclaimed_does_not_stop_kswapd_for_late
         await memory.put("a", noise())
         memory.advise("a", ra.Advice.PAGEOUT)
         await memory.drain()
-        assert state(memory, "a") == RESIDENT
+        assert state(memory, "a") == UNEVICTABLE
         fill(memory, LOW - 10_000, text)
         memory._machine.wake_kswapd()
         await memory.drain()

@@ -14,7 +14,7 @@ from reclaimactors import BackendError, CorruptData, PluginError, ProtocolViolat
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.demotion import PASSED_OVER
-from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, SAME, WRITEBACK, ZSWAP
+from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, SAME, UNEVICTABLE, WRITEBACK, ZSWAP
 from reclaimactors.mm.keys import key_extra
 from reclaimactors.mm.lru import ActiveInactive
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
@@ -269,7 +269,7 @@ def test_an_incompressible_folio_is_activated_without_swap():
     core = Core()
     core.put("a", noise())
     core.reclaim()
-    assert core.state("a") == RESIDENT
+    assert core.state("a") == UNEVICTABLE
     assert core.verdicts() == {Verdict.ACTIVATE: 1}
     assert core.node.vmstat["reject_compress_poor"] == 1
 

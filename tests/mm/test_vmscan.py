@@ -14,7 +14,7 @@ from reclaimactors.mm.node import Node
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.mm.swap import SwapDevice, SwapDevices
 from reclaimactors.mm.swapout import Swapout
-from reclaimactors.mm.vmscan import DEF_PRIORITY, MAX_RECLAIM_RETRIES, Kswapd, Step
+from reclaimactors.mm.vmscan import DEF_PRIORITY, Kswapd, Step
 from reclaimactors.mm.watermark import Watermarks
 from reclaimactors.mm.zswap import Zswap
 
@@ -35,13 +35,13 @@ def noise(seed, size=PAGE):
 class Machine:
     """A node and its kswapd, and who carries out its steps."""
 
-    def __init__(self, *, max_in_flight=BUDGET // 8, devices=0):
+    def __init__(self, *, max_in_flight=BUDGET // 8, devices=0, pool=True):
         self.node = Node(
             page_size=PAGE,
             memcg=Memcg(BUDGET),
             marks=Watermarks(100 * PAGE, 200 * PAGE, HIGH),
             policy=ActiveInactive(pages=1000),
-            zswap=Zswap(BUDGET, enabled=True, max_pool_percent=50, accept_threshold_percent=90),
+            zswap=Zswap(BUDGET, enabled=pool, max_pool_percent=50, accept_threshold_percent=90),
             swap=SwapDevices(tuple(SwapDevice(i, f"store{i}", 0, None) for i in range(devices))),
             compressor=Lz4(),
         )
@@ -150,36 +150,38 @@ def test_passes_that_free_something_stay_at_the_default_priority():
     assert priorities == {DEF_PRIORITY}
 
 
+def fruitless(nr=700, size=PAGE) -> "Machine":
+    """Nothing of it can be freed: without a pool and a store, all of it stays on the lists."""
+    return Machine(pool=False).fill(text, nr, size)
+
+
 def trace(machine, steps=2000):
-    """Return the priorities of one fruitless run, in order, each once."""
+    """Return the priorities up to the sleep, in order, each once."""
     seen = []
     for _ in range(steps):
-        if machine.kswapd.failures:
+        if machine.step() is Step.SLEEP:
             break
-        machine.step()
-        while machine.batches:
-            machine.land()
         if not seen or seen[-1] != machine.kswapd.priority:
             seen.append(machine.kswapd.priority)
+        while machine.batches:
+            machine.land()
     return seen
 
 
 def test_fruitless_passes_go_from_twelve_down_to_one():
-    machine = Machine().fill(noise)
-    assert trace(machine)[:DEF_PRIORITY] == list(range(DEF_PRIORITY, 0, -1))
+    assert trace(fruitless()) == list(range(DEF_PRIORITY, 0, -1))
 
 
 def test_a_lower_priority_scans_more():
-    machine = Machine().fill(noise)
+    machine = fruitless()
     scanned = {}
-    while not machine.kswapd.failures:
-        machine.step()
+    while machine.step() is not Step.SLEEP:
         while machine.batches:
             priority = machine.kswapd.priority
             scanned[priority] = scanned.get(priority, 0) + len(machine.batches[0].pfns)
             machine.land()
     assert scanned[11] == SWAP_CLUSTER_MAX
-    assert [scanned[priority] for priority in (3, 2, 1)] == [700 >> 3, 700 >> 2, 700 >> 1]
+    assert [scanned[priority] for priority in (3, 2)] == [700 >> 3, 700 >> 2]
 
 
 def test_what_is_in_flight_is_pending_progress_and_does_not_escalate():
@@ -188,31 +190,56 @@ def test_what_is_in_flight_is_pending_progress_and_does_not_escalate():
         machine.step()
     assert machine.batches
     assert machine.kswapd.priority == DEF_PRIORITY
-    assert machine.kswapd.failures == 0
 
 
-def test_kswapd_waits_rather_than_escalate_while_a_store_writes():
+def test_a_store_that_writes_stops_nothing_and_nothing_becomes_harder():
     machine = Machine(devices=1).fill(noise)
+    writes = send_to_store(machine)
+    assert machine.step() is Step.ISOLATE
+    assert machine.kswapd.priority == DEF_PRIORITY
+    for write in writes:
+        machine.out.pageout.stored(write)
+    assert machine.node.memcg.at_store == 0
+
+
+def send_to_store(machine):
+    """Isolate and compress one batch that does not compress; return the writes, not yet done."""
     machine.step()
-    (batch,) = machine.batches
+    batch = machine.batches.pop()
     pages, writes = machine.out.begin(batch, hold=False)
-    writes += machine.out.complete(batch, squeeze(Lz4(), pages))
-    machine.batches.clear()
-    steps = [machine.step() for _ in range(300)]
+    return writes + machine.out.complete(batch, squeeze(Lz4(), pages))
+
+
+def test_what_is_at_a_store_covers_nothing_and_is_not_being_compressed():
+    machine = Machine(devices=1).fill(noise)
+    send_to_store(machine)
+    memcg = machine.node.memcg
+    assert memcg.at_store == memcg.in_flight == SWAP_CLUSTER_MAX * PAGE
+    assert memcg.compressing == 0
+
+
+def test_once_all_was_looked_at_kswapd_waits_for_the_store():
+    machine = Machine(devices=1).fill(noise)
+    send_to_store(machine)
+    machine.node.swap[0].congested = True  # no other write will do
+    steps = []
+    while not steps or steps[-1] is Step.ISOLATE:
+        steps.append(machine.step())
+        while machine.batches:
+            machine.land()
     assert steps[-1] is Step.WAIT
-    assert (machine.kswapd.priority, machine.kswapd.failures) == (DEF_PRIORITY, 0)
+    assert len(machine.node.unevictable) == 700 - SWAP_CLUSTER_MAX
 
 
 # -- the trace of a slow worker
 
 
 class Row(NamedTuple):
-    """What a step of kswapd found and left; `failures` and what precedes it as it left them."""
+    """What a step of kswapd found and left; `priority` and what precedes it as it left them."""
 
     step: Step
     passes: int
     priority: int
-    failures: int
     freed: int  #: bytes so far
     returned: int  #: verdicts so far
     pending: int  #: folios in flight before the step
@@ -229,11 +256,12 @@ def slow_trace(machine, *, every, newest_first=False, held=(), steps=200_000) ->
     rows: list[Row] = []
     while len(rows) < steps:
         pending = node.nr_in_flight
-        quota = max(SWAP_CLUSTER_MAX, node.nr_resident - pending >> kswapd.priority)
+        on_lists = node.nr_resident - pending - len(node.unevictable)
+        quota = max(SWAP_CLUSTER_MAX, on_lists >> kswapd.priority)
         step = machine.step()
         rows.append(
-            Row(step, kswapd.passes, kswapd.priority, kswapd.failures, ledger.freed_total,
-                ledger.returned_total, pending, quota)
+            Row(step, kswapd.passes, kswapd.priority, ledger.freed_total, ledger.returned_total,
+                pending, quota)
         )  # fmt: skip
         if step is Step.SLEEP:
             return rows
@@ -256,18 +284,14 @@ def land_cluster(machine, *, newest_first, held) -> None:
 
 
 def assert_justified(rows: list[Row]) -> None:
-    """Each fall of the priority, and each failure, has the verdicts that say so."""
-    run, start = rows[0], rows[0]
+    """Each fall of the priority has the verdicts that say so."""
+    start = rows[0]
     for before, row in pairwise(rows):
         known = row.returned - start.returned >= row.quota or not row.pending
         if row.step is Step.SLEEP:
-            assert row.failures == before.failures + 1 == MAX_RECLAIM_RETRIES
-            assert known
-            assert before.priority == 1
             return
         if row.passes == before.passes:
             assert row.priority == before.priority
-            assert row.failures == (before.failures if row.freed == before.freed else 0)
             continue
         if row.freed != start.freed:
             assert row.priority == before.priority, "a pass that freed something made it harder"
@@ -277,8 +301,6 @@ def assert_justified(rows: list[Row]) -> None:
         else:
             assert row.priority == DEF_PRIORITY
             assert known, "a run was given up while progress was pending"
-            assert row.failures == (before.failures + 1 if row.freed == run.freed else 0)
-            run = row
         start = row
 
 
@@ -297,34 +319,27 @@ def test_a_slow_worker_that_gets_on_never_makes_it_harder(every, newest_first):
     machine = Machine().fill()
     rows = slow_trace(machine, every=every, newest_first=newest_first)
     assert {row.priority for row in rows} == {DEF_PRIORITY}
-    assert {row.failures for row in rows} == {0}
     assert machine.node.memcg.free >= HIGH
 
 
 @SLOW
 def test_a_slow_worker_that_frees_nothing_is_judged_by_its_verdicts_alone(every, newest_first):
-    machine = Machine().fill(noise)
+    machine = fruitless()
     rows = slow_trace(machine, every=every, newest_first=newest_first)
     assert_justified(rows)
-    falls = [row.priority for before, row in pairwise(rows) if row.priority != before.priority]
-    assert [DEF_PRIORITY, *falls] == [*range(DEF_PRIORITY, 0, -1)] * MAX_RECLAIM_RETRIES + (
-        [DEF_PRIORITY]
-    )
+    assert rows[-1].returned >= 700
     assert machine.kswapd.hopeless
 
 
 @SLOW
-def test_hopeless_is_reached_sixteen_runs_after_the_last_that_freed_something(every, newest_first):
+def test_everything_is_looked_at_after_the_last_byte_was_freed(every, newest_first):
     machine = Machine().fill(one_in(60))
     rows = slow_trace(machine, every=every, newest_first=newest_first)
     assert_justified(rows)
     assert machine.kswapd.hopeless
-    last = max(i for i, (before, row) in enumerate(pairwise(rows)) if row.freed != before.freed)
-    assert rows[-1].freed > 0
-    assert rows[last + 1].failures == 0
-    assert [row.failures for row in rows[last + 1 :]] == sorted(
-        row.failures for row in rows[last + 1 :]
-    )
+    assert machine.node.vmstat["pgsteal_anon"] == 12
+    assert len(machine.node.unevictable) == 700 - 12
+    assert machine.node.vmstat["reject_compress_poor"] == 700 - 12  # each once
 
 
 def few(make=noise, nr=11, size=64 * PAGE) -> Machine:
@@ -332,20 +347,15 @@ def few(make=noise, nr=11, size=64 * PAGE) -> Machine:
 
 
 @SLOW
-def test_a_pass_that_has_seen_the_few_there_are_is_not_repeated_at_lower_priorities(
-    every, newest_first
-):
-    machine = few()
+def test_a_pass_that_has_seen_the_few_there_are_is_not_repeated(every, newest_first):
+    machine = fruitless(11, 64 * PAGE)
     rows = slow_trace(machine, every=every, newest_first=newest_first)
     assert machine.kswapd.hopeless
     assert {row.priority for row in rows} == {DEF_PRIORITY}
-    assert machine.kswapd.passes == machine.node.vmstat["pageoutrun"] == MAX_RECLAIM_RETRIES
-    failed = [row for before, row in pairwise(rows) if row.failures != before.failures]
-    seen = [0, *(row.returned for row in failed)]
-    assert all(after - before >= SWAP_CLUSTER_MAX for before, after in pairwise(seen))
+    assert machine.kswapd.passes == machine.node.vmstat["pageoutrun"] == 1
 
 
-def test_one_of_the_few_that_can_be_freed_is_found_and_ends_the_failures():
+def test_one_of_the_few_that_can_be_freed_is_found():
     machine = few(one_in(11))
     slow_trace(machine, every=3)
     assert machine.out.ledger.freed_total > 60 * PAGE
@@ -356,95 +366,110 @@ def test_the_few_that_are_all_in_flight_are_waited_for():
     machine = few()
     steps = [machine.step() for _ in range(200)]
     assert steps[-1] is Step.WAIT
-    assert (machine.kswapd.priority, machine.kswapd.failures) == (DEF_PRIORITY, 0)
+    assert machine.kswapd.priority == DEF_PRIORITY
 
 
-def test_more_than_a_pass_sees_is_looked_at_with_every_priority():
-    machine = few(nr=SWAP_CLUSTER_MAX + 1, size=20 * PAGE)
-    assert trace(machine)[:DEF_PRIORITY] == list(range(DEF_PRIORITY, 0, -1))
-
-
-def test_a_store_that_may_yet_free_something_is_given_every_priority():
+def test_a_writeback_that_may_yet_free_something_is_waited_for():
     machine = few()
     machine.node.zswap.wanted = PAGE
-    assert trace(machine)[:DEF_PRIORITY] == list(range(DEF_PRIORITY, 0, -1))
+    for _ in range(200):
+        step = machine.step()
+        while machine.batches:
+            machine.land()
+    assert step is Step.WAIT
+    assert not machine.kswapd.hopeless
 
 
 def test_a_worker_that_is_stuck_is_waited_for_and_nothing_else_happens():
     machine = Machine().fill(noise)
     steps = [machine.step() for _ in range(1000)]
     assert set(steps[100:]) == {Step.WAIT}
-    assert (machine.kswapd.priority, machine.kswapd.failures) == (DEF_PRIORITY, 0)
+    assert machine.kswapd.priority == DEF_PRIORITY
 
 
-def test_a_late_verdict_that_frees_something_ends_hopelessness():
+def test_what_a_late_worker_has_covers_nothing():
+    machine = Machine().fill(nr=580)
+    machine.out.ledger.gain = 1.0
+    while machine.step() is Step.ISOLATE:
+        pass
+    machine.kswapd.late = True
+    assert machine.step() is Step.ISOLATE
+
+
+def test_a_late_verdict_that_frees_something_is_the_way_back():
     machine = Machine().fill(one_in(700))  # the first value alone can be compressed, and is held
     pfn = machine.node.small["fill", 0]
-    slow_trace(machine, every=3, held={pfn})
-    assert machine.kswapd.hopeless
-    assert not machine.kswapd.wants_to_run()
+    machine.calls_to_check = 2000
+    for i in range(5000):
+        machine.step()
+        if i % 3 == 0:
+            land_cluster(machine, newest_first=False, held={pfn})
+    assert not machine.kswapd.hopeless  # it may yet free something
     machine.batches = [batch for batch in machine.batches if pfn in batch.pfns]
     machine.land()
-    assert machine.kswapd.wants_to_run()
-    assert not machine.kswapd.hopeless
+    assert machine.out.ledger.freed_total > 0
 
 
 # -- hopeless, and the way back
 
 
-def hopeless() -> Machine:
-    machine = Machine().fill(noise)
+def hopeless(make=noise, *, pool=True) -> Machine:
+    machine = Machine(pool=pool).fill(make)
     assert machine.run() is Step.SLEEP
     return machine
 
 
-def test_sixteen_fruitless_runs_are_hopeless():
+def test_a_node_is_hopeless_once_everything_was_looked_at():
     machine = hopeless()
     assert machine.kswapd.hopeless
-    assert machine.node.vmstat["pageoutrun"] == MAX_RECLAIM_RETRIES
+    assert machine.node.vmstat["pgscan_kswapd"] == 700  # each once: it is known not to compress
 
 
 def test_a_hopeless_kswapd_is_not_woken():
     assert not hopeless().kswapd.wants_to_run()
+    assert not hopeless(text, pool=False).kswapd.wants_to_run()
+
+
+def test_a_new_folio_is_worth_a_look():
+    machine = hopeless()
+    machine.node.commit("new", [text(0)], 0)
+    assert machine.kswapd.wants_to_run()
+    machine.run()
+    assert machine.node.vmstat["pgsteal_anon"] == 1
+
+
+@pytest.mark.parametrize("pool", [True, False])
+def test_a_folio_that_was_overwritten_is_worth_a_look(pool):
+    machine = hopeless(noise, pool=pool)
+    node = machine.node
+    assert node.put_fast(("fill", 3), text(0)) is not pool  # what is unevictable takes the long way
+    if pool:
+        node.commit(("fill", 3), [text(0)], 0)
+    assert machine.kswapd.wants_to_run()
 
 
 def test_a_direct_reclaim_that_frees_something_is_the_way_back():
-    machine = hopeless()
-    machine.node.commit("new", [text(0)], 0)
-    while not machine.kswapd.wants_to_run():
-        machine.batches.append(machine.out.isolate(32, 1 << 30, Reclaimer.DIRECT))
-        machine.land()
-    assert machine.kswapd.failures == 0
-
-
-def test_deletes_that_bring_free_memory_back_to_high_are_the_way_back():
-    machine = hopeless()
-    machine.node.memcg.on_freed = lambda _: machine.kswapd.relieved()
-    for i in range(200):
-        machine.node.delete(("fill", i))
-    assert machine.node.memcg.free >= HIGH
-    machine.fill(text)
-    assert machine.kswapd.wants_to_run()
+    machine = hopeless(noise, pool=False)
+    machine.node.zswap.enabled = True
+    assert machine.kswapd.wants_to_run()  # the pool takes what it did not take before
 
 
 def test_a_delete_that_leaves_memory_short_is_not_enough():
     machine = hopeless()
-    machine.node.memcg.on_freed = lambda _: machine.kswapd.relieved()
     machine.node.delete(("fill", 0))
     assert machine.kswapd.hopeless
 
 
-def test_one_run_that_frees_something_forgives_the_failures_before():
-    machine = Machine().fill(noise)
-    while machine.kswapd.failures < MAX_RECLAIM_RETRIES - 1:
-        machine.step()
-        while machine.batches:
-            machine.land()
-    for i in range(250):
-        machine.node.commit(("fill", i), [text(i)], 0)
+def test_swap_that_appears_is_the_way_back():
+    machine = hopeless()
+    machine.node.swap.add(SwapDevice(0, "store0", 0, None))
+    assert machine.kswapd.wants_to_run()
     machine.run()
-    assert machine.kswapd.failures == 0
     assert machine.node.memcg.free >= HIGH
+    vm = machine.node.vmstat
+    assert vm["reject_compress_poor"] == 700  # none was compressed again
+    assert vm["unevictable_pgs_culled"] == 700
+    assert vm["unevictable_pgs_rescued"] == vm["pgsteal_anon"] > 0
 
 
 # -- what may be in flight
@@ -454,7 +479,23 @@ def test_an_eighth_of_the_budget_may_be_in_flight():
     machine = Machine().fill(nr=900)
     while machine.step() is Step.ISOLATE:
         pass
-    assert BUDGET // 8 - PAGE < machine.node.memcg.in_flight <= BUDGET // 8
+    cluster = SWAP_CLUSTER_MAX * PAGE
+    assert BUDGET // 8 - cluster < machine.node.memcg.in_flight <= BUDGET // 8
+
+
+def test_room_that_opens_by_a_page_is_not_filled_by_a_page():
+    machine = Machine().fill(nr=900)
+    while machine.step() is Step.ISOLATE:
+        pass
+    last = machine.batches[-1]
+    machine.batches[-1] = machine.out.split(last, len(last.pfns) - 1)
+    machine.batches.insert(0, last)
+    machine.batches.insert(0, machine.batches.pop())
+    machine.land()  # one folio
+    assert machine.step() is Step.WAIT
+    machine.land()
+    assert machine.step() is Step.ISOLATE
+    assert len(machine.batches[-1].pfns) == SWAP_CLUSTER_MAX
 
 
 def test_kswapd_waits_once_what_is_in_flight_will_reach_high():
@@ -502,14 +543,18 @@ def test_a_cluster_is_cut_to_what_may_still_go(nr):
 # -- a store that is busy
 
 
-def test_kswapd_throttles_while_a_store_that_refused_still_writes():
-    machine = Machine(devices=1).fill(noise)
-    machine.step()
-    batch = machine.batches.pop()
-    pages, writes = machine.out.begin(batch, hold=False)
-    writes += machine.out.complete(batch, squeeze(Lz4(), pages))
+def test_kswapd_throttles_while_a_store_refuses_what_the_pool_does_not_take():
+    machine = Machine(devices=1, pool=False).fill(noise)
+    send_to_store(machine)
     machine.kswapd.throttled = True
     assert machine.step() is Step.THROTTLE
+
+
+def test_a_store_that_refuses_does_not_stop_what_goes_to_the_pool():
+    machine = Machine(devices=1).fill(noise)
+    send_to_store(machine)
+    machine.kswapd.throttled = True
+    assert machine.step() is Step.ISOLATE
 
 
 def test_a_throttle_ends_when_nothing_is_being_written():
@@ -550,6 +595,8 @@ def test_a_request_that_cannot_be_met_is_dropped_and_the_node_is_not_hopeless():
     machine.node.commit("a", [noise(0)], 0)
     machine.kswapd.request(PAGE)
     machine.run()
+    assert machine.kswapd.requested == 0
+    machine.kswapd.request(PAGE)  # it is hopeless now: nothing is remembered
     assert machine.kswapd.requested == 0
     machine.fill(nr=650)
     assert machine.kswapd.wants_to_run()
@@ -601,6 +648,6 @@ def test_a_balanced_node_wants_no_writeback():
 
 
 def test_each_pass_is_counted_for_the_aging_of_the_policy():
-    machine = Machine().fill(noise)
+    machine = fruitless()
     machine.run()
-    assert machine.kswapd.passes >= DEF_PRIORITY * MAX_RECLAIM_RETRIES
+    assert machine.kswapd.passes == DEF_PRIORITY

@@ -220,7 +220,6 @@ async def test_d09_what_is_in_flight_is_pending_progress():
         kswapd = memory._machine.kswapd
         assert {kswapd.next() for _ in range(100)} <= {Step.WAIT, Step.ISOLATE}
         assert kswapd.priority == DEF_PRIORITY
-        assert kswapd.failures == 0
 
 
 async def test_d10_nothing_is_counted_as_written_before_it_is():
@@ -307,7 +306,7 @@ async def test_d13_a_verdict_of_the_worker_reaches_the_lists():
             seen.update(batch.pfns)
             await KcompressdActor(machine).compress([batch])
         vm = machine.node.vmstat
-        assert vm["reclaim_activate"] == vm["pgactivate"] == len(seen)
+        assert vm["reclaim_activate"] == vm["unevictable_pgs_culled"] == len(seen)
 
 
 async def test_d14_each_class_of_producers_has_a_declared_share_of_the_queue():

@@ -1,0 +1,103 @@
+"""The brake between min and low: a debt that reclaim pays, never time."""
+
+import pytest
+
+from reclaimactors.mm.brake import Brake
+from reclaimactors.mm.memcg import Memcg
+from reclaimactors.mm.watermark import Watermarks
+
+MIN, LOW = 100, 300
+BATCH = 80
+
+
+class Node:
+    """What a brake looks at, `free` as told."""
+
+    def __init__(self, free):
+        self.marks = Watermarks(MIN, LOW, 600)
+        self.memcg = Memcg(1000)
+        self.free(free)
+
+    def free(self, nr_bytes):
+        self.memcg.resident = 1000 - nr_bytes
+
+
+class Ledger:
+    freed_total = 0
+
+
+def brake(free):
+    node, ledger = Node(free), Ledger()
+    return node, ledger, Brake(node, ledger, batch=BATCH)
+
+
+@pytest.mark.parametrize("free", [LOW, LOW + 1, 900])
+def test_nothing_is_owed_at_low(free):
+    _, _, it = brake(free)
+    it.owe(10_000)
+    assert (it.debt, it.holds) == (0, False)
+
+
+def test_who_owes_next_to_nothing_does_not_wait():
+    _, _, it = brake(LOW - 2)
+    it.owe(100)
+    assert it.debt == 1
+    assert not it.holds
+
+
+def test_puts_add_up_until_they_are_more_than_a_share_of_a_batch():
+    _, _, it = brake(200)  # half way: half of each put is owed, half of a batch is allowed
+    it.owe(40)
+    it.owe(40)
+    assert not it.holds
+    it.owe(4)
+    assert it.holds
+
+
+def test_at_min_nothing_is_allowed():
+    _, _, it = brake(MIN)
+    it.owe(1)
+    assert it.holds
+
+
+def test_what_reclaim_frees_pays():
+    _, ledger, it = brake(MIN)
+    it.owe(50)
+    ledger.freed_total += 49
+    assert it.holds
+    ledger.freed_total += 1
+    assert not it.holds
+
+
+def test_what_was_freed_before_pays_nothing():
+    _, ledger, it = brake(MIN)
+    ledger.freed_total += 1000
+    it.owe(50)
+    assert it.debt == 50
+
+
+def test_memory_that_others_give_back_lets_go_only_at_low():
+    node, _, it = brake(MIN)
+    it.owe(200)
+    node.free(LOW - 1)
+    assert it.holds
+    node.free(LOW)
+    assert not it.holds
+    assert it.debt == 0
+
+
+def test_a_reservation_that_is_given_back_pays_nothing():
+    node, _, it = brake(MIN + 100)
+    it.owe(200)
+    node.memcg.reserve(100)
+    assert it.holds
+    node.memcg.unreserve(100)
+    assert it.holds
+    assert node.memcg.freed_total == 0
+
+
+def test_where_nobody_is_at_work_the_debt_is_forgiven():
+    _, _, it = brake(MIN)
+    it.owe(200)
+    it.forgive()
+    assert not it.holds
