@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
 
-from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.page_io import QUEUE_SHARE
 
 if TYPE_CHECKING:
@@ -116,6 +116,10 @@ class Fifo:
         """Return how many pages more this class of reclaimers may put in; below 0 after a cut."""
         own = int(self.limit * QUEUE_SHARE[who]) - self._waiting_of[who]
         return min(own, self.limit - self.waiting_pages)
+
+    def least(self, who: Reclaimer) -> int:
+        """Return how many pages are worth sending while others are on their way."""
+        return max(1, min(SWAP_CLUSTER_MAX, int(self.limit * QUEUE_SHARE[who]) // 2))
 
     def room(self, pages: int, who: Reclaimer = Reclaimer.KSWAPD) -> bool:
         """Return whether a folio of so many pages may enter."""

@@ -50,7 +50,8 @@ class Proactive:
             elif self._queue():
                 pass  # and another, as long as there is room
             elif mine.in_flight:
-                full = not self._careful and not machine.fifo.room(1, mine.who)
+                fifo = machine.fifo
+                full = not self._careful and fifo.left(mine.who) < fifo.least(mine.who)
                 await (machine.fifo.room_made if full else machine.verdicts).wait()
             elif not machine.fifo.takers or machine.fifo.room(1, mine.who):
                 missing = self._missing()
@@ -71,15 +72,18 @@ class Proactive:
     def _queue(self) -> bool:
         """Isolate a batch and queue it; return whether that could be done."""
         machine, mine = self._m, self._mine
-        missing = self._missing()
-        if not mine.in_flight and missing < SWAP_CLUSTER_MAX * machine.node.page_size:
+        fifo, memcg = machine.fifo, machine.node.memcg
+        cluster = SWAP_CLUSTER_MAX * machine.node.page_size
+        room = min(self._missing(), machine.pipeline.max_bytes - memcg.compressing)
+        if gate_of(machine, mine.who, 1) is not Gate.QUEUED:
+            return False
+        if mine.in_flight:
+            # A window that opens by a page must not be filled by a page: each would pay for a
+            # whole round. What is in flight will open it further.
+            if self._careful or room < cluster or fifo.left(mine.who) < fifo.least(mine.who):
+                return False
+        elif self._missing() < cluster or room <= 0:
             return False  # not worth a hop
-        room = min(missing, self._m.pipeline.max_bytes - machine.node.memcg.in_flight)
-        fifo = machine.fifo
-        if room <= 0 or gate_of(machine, mine.who, 1) is not Gate.QUEUED:
-            return False
-        if self._careful and mine.in_flight:
-            return False
         nr = min(SWAP_CLUSTER_MAX, max(1, fifo.left(mine.who)))
         batch = machine.swapout.isolate(nr, room, mine.who, mine)
         if batch is None:

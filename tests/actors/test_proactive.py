@@ -311,3 +311,24 @@ async def test_calls_that_find_nothing_to_free_do_not_keep_each_other_or_a_put_w
                 with pytest.raises(ra.OutOfMemory):
                     await put_until(0)
         assert node.check()
+
+
+# small windows
+
+
+async def test_room_that_opens_by_a_page_is_not_filled_while_others_are_on_their_way(kit):
+    async with ra.open_memory(**kit.spec(fifo=64)) as memory:
+        machine = memory._machine
+        machine._started = True  # nobody takes anything
+        put_many(kit, memory, 200)
+        call = Proactive(machine, EVERYTHING)
+        assert call._queue()  # nothing of it is on its way: a page would do
+        least = machine.fifo.least(Reclaimer.PROACTIVE)
+        assert 1 < least <= 16
+        machine.fifo.left = lambda who: least - 1
+        assert not call._queue()
+        machine.fifo.left = lambda who: least
+        assert call._queue()
+        call._nbytes = call._mine.in_flight + 1  # a byte more than is on its way
+        machine.ledger.gain = 1.0
+        assert not call._queue()
