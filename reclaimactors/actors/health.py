@@ -25,8 +25,8 @@ class Health:
         state: "open"; "degraded", which serves all the same; "closing"; "closed"; or "crashed",
             which an actor's crash has ended or is ending.
         reason: why it is not just "open", in a sentence or several; "" where it is.
-        degraded: a sentence for each part that is not as configured: a store that is full or out
-            of service, workers that are not there, an actor that was started again lately.
+        degraded: a sentence for each part that is not as configured: a store that is full, out
+            of service or does not answer, workers that are not there, an actor that was started again lately.
     """
 
     state: Literal["open", "degraded", "closing", "closed", "crashed"]
@@ -58,6 +58,8 @@ def _degraded(machine: Machine, now: float) -> list[str]:
         device, why = swapd.device, swapd.backing.last_error
         if not device.in_service:
             told.append(f"swap {device.name!r} is out of service; its last error: {why}")
-        elif device.full:
-            told.append(why or f"swap {device.name!r} is full")
+        elif device.late:
+            told.append(f"swap {device.name!r} has not answered for a while and gets no new writes")
+        elif why:  # it is full, or did not take the last write
+            told.append(why)
     return told + machine.supervisor.lately(now)

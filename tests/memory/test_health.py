@@ -103,6 +103,17 @@ async def test_a_store_out_of_service_is_named_with_its_last_error():
     assert "dead" in told
 
 
+async def test_a_store_that_does_not_answer_or_did_not_take_a_write_is_named():
+    async with ra.open_memory(**SPEC, swap=swap(store())) as memory:
+        [swapd] = memory._machine.swapds.values()
+        swapd.backing.last_error = "swap 'FaultyBackend0' failed to store: OSError: dead"
+        assert memory.health().degraded == (swapd.backing.last_error,)
+        swapd.device.late = True
+        assert memory.health().degraded == (
+            "swap 'FaultyBackend0' has not answered for a while and gets no new writes",
+        )
+
+
 @virtual
 async def test_an_actor_that_was_started_again_lately_is_named():
     async with ra.open_memory(**SPEC, policy=Buggy(2), swap=swap(store())) as memory:
