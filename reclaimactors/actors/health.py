@@ -26,7 +26,8 @@ class Health:
             which an actor's crash has ended or is ending.
         reason: why it is not just "open", in a sentence or several; "" where it is.
         degraded: a sentence for each part that is not as configured: a store that is full, out
-            of service or does not answer, workers that are not there, an actor that was started again lately.
+            of service or does not answer, workers that are not there, an actor that was started
+            again lately.
     """
 
     state: Literal["open", "degraded", "closing", "closed", "crashed"]
