@@ -18,6 +18,7 @@ from reclaimactors.mm.ledger import Ledger
 from reclaimactors.mm.page_io import BLOB, FAIL, NOMEM, POOR, SAME_FILLED, outcome, same_filled
 from reclaimactors.mm.pageout import Pageout
 from reclaimactors.mm.swap_state import drop_clean
+from reclaimactors.mm.vmstat import order_of
 from reclaimactors.mm.zram_out import ZramOut
 
 if TYPE_CHECKING:
@@ -345,7 +346,7 @@ class Swapout:
         vm, page = self._node.vmstat, self._node.page_size
         large = [-(-size // page) for size in sizes if size > page]
         for nr in large:
-            vm[f"zswpout_order_{(nr - 1).bit_length()}"] += 1
+            vm[f"zswpout_order_{order_of(nr)}"] += 1
         small = len(sizes) - len(large)
         vm["zswpout_order_0"] += small
         vm["zswpout"] += small + sum(large)

@@ -29,7 +29,7 @@ from reclaimactors.abc import Verdict
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["KERNEL", "OURS", "ZSWAP", "Vmstat"]
+__all__ = ["KERNEL", "MAX_ORDER", "OURS", "ZSWAP", "Vmstat", "order_of"]
 
 _ZONES = ("dma", "dma32", "normal", "movable")
 _VMSTAT = """
@@ -75,6 +75,13 @@ OURS = (
     "worker_retries",  # starts of one after a death, or after a start that failed
 )
 
+MAX_ORDER = 18  #: of the largest folio there is, 1 GiB, in pages of 4 KiB; smaller ones have more
+
+
+def order_of(pages: int) -> int:
+    """Return the order of a folio of so many pages: 0 for one, 1 for two, 2 for three or four."""
+    return (pages - 1).bit_length()
+
 
 class Vmstat(dict[str, int]):
     """The counters: ``vmstat["pgfault"] += 1``, at the speed of a plain dict.
@@ -83,7 +90,7 @@ class Vmstat(dict[str, int]):
         max_order: the order of the largest folio; ``zswpout_order_N`` go from 0 to it.
     """
 
-    def __init__(self, max_order: int = 18) -> None:
+    def __init__(self, max_order: int = MAX_ORDER) -> None:
         orders = (f"zswpout_order_{order}" for order in range(max_order + 1))
         super().__init__(dict.fromkeys((*KERNEL, *ZSWAP, *OURS, *orders), 0))
         self._names = frozenset(self)

@@ -13,6 +13,7 @@ from reclaimactors.log import log
 from reclaimactors.mm.memcg import Memcg
 from reclaimactors.mm.node import Node
 from reclaimactors.mm.swap import SwapDevices
+from reclaimactors.mm.vmstat import MAX_ORDER, Vmstat, order_of
 from reclaimactors.mm.watermark import Watermarks
 from reclaimactors.mm.zswap import Zswap
 from reclaimactors.offload.inline import InlineOffload
@@ -25,7 +26,6 @@ from reclaimactors.units import nr_pages
 if TYPE_CHECKING:
     from reclaimactors.abc import Compressor, Policy
     from reclaimactors.log import Log
-    from reclaimactors.mm.vmstat import Vmstat
     from reclaimactors.offload import Offload
     from reclaimactors.registry import PluginRef
     from reclaimactors.topology.spec import Topology
@@ -161,6 +161,7 @@ def _stays_here(ref: PluginRef) -> str | None:
 def _node(topology: Topology, compressor: Compressor) -> Node:
     low, mid, high = topology.watermarks.resolve(topology.budget)
     zswap = topology.zswap
+    most_pages = nr_pages(topology.max_folio, topology.page_size)
     return Node(
         page_size=topology.page_size,
         memcg=Memcg(topology.budget),
@@ -175,4 +176,5 @@ def _node(topology: Topology, compressor: Compressor) -> Node:
         ),
         swap=SwapDevices(),
         compressor=compressor,
+        vmstat=Vmstat(max(MAX_ORDER, order_of(most_pages))),
     )

@@ -1,5 +1,6 @@
 import pytest
 
+import reclaimactors as ra
 from reclaimactors.abc import Verdict
 from reclaimactors.mm.vmstat import KERNEL, OURS, ZSWAP, Vmstat
 
@@ -81,3 +82,12 @@ def test_orders_go_up_to_the_largest_folio():
     names = [name for name in Vmstat(max_order=6) if name.startswith("zswpout_order_")]
     assert names == [f"zswpout_order_{order}" for order in range(7)]
     assert "zswpout_order_18" in Vmstat()
+
+
+async def test_a_topology_counts_the_largest_folio_that_it_allows():
+    async with ra.open_memory(
+        "kswapd_only_inline", budget="4GiB", page_size="512B", max_folio="1GiB", swap=[]
+    ) as memory:
+        memory._machine.swapout._count_zswpout([1 << 30, 140 << 20])
+        assert memory.vmstat["zswpout_order_21"] == memory.vmstat["zswpout_order_19"] == 1
+        assert memory._node.check()
