@@ -24,6 +24,7 @@ from reclaimactors.actors.pins import Pins
 from reclaimactors.actors.proactive import Proactive
 from reclaimactors.advice import Advice
 from reclaimactors.errors import TopologyError
+from reclaimactors.mm.ending import undo
 from reclaimactors.mm.folio import DEVICE, RESIDENT, UNEVICTABLE
 from reclaimactors.offload.breath import Away
 from reclaimactors.topology import checks
@@ -281,7 +282,11 @@ class Memory:
         node = self._node
         self._admission.must_fit(size, node.other_overhead(key, len(parts)))
         reserved = self._admission.reserve_now(lambda: node.need(key, size, len(parts)))
-        node.commit(key, parts, reserved)
+        try:
+            node.commit(key, parts, reserved)
+        except BaseException:
+            node.memcg.unreserve(reserved)
+            raise
         if node.memcg.free < node.marks.low:
             self._machine.wake_kswapd()
 
@@ -381,8 +386,12 @@ class Memory:
         resident = [pfn for pfn in pfns if self._state[pfn] == RESIDENT]
         deactivate = getattr(self._node.policy, "deactivate", None)
         if deactivate is not None:
-            for pfn in reversed(resident):
-                deactivate(pfn)
+            try:
+                for pfn in reversed(resident):
+                    deactivate(pfn)
+            except BaseException as exc:
+                undo(exc, self._node.relist, resident)
+                raise
         if advice is Advice.PAGEOUT and resident:
             machine.kswapd.request(sum(self._node.mm.size[pfn] for pfn in resident))
             machine.wake_kswapd()

@@ -71,10 +71,12 @@ class _Opening:
                 return False  # the body's own error goes on as it is, not in a group
             raise self._told(crash) from crash.__cause__
         finally:
-            self._machine.close()
-            # Not less than a quarter: the process may have been stopped while its tasks ended.
-            left = max(self._topology.close_timeout / 4, ends - anyio.current_time())
-            await close_backends(self._machine.swapds.values(), left)
+            try:
+                self._machine.close()
+            finally:
+                # Not less than a quarter: the process may have been stopped while its tasks ended.
+                left = max(self._topology.close_timeout / 4, ends - anyio.current_time())
+                await close_backends(self._machine.swapds.values(), left)
             self._machine.ended = True
 
     def _told(self, crash: BaseException) -> BaseException:

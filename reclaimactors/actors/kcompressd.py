@@ -8,16 +8,19 @@ the machine gives the verdicts in the order of submission, whichever lane is fir
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise, starmap
 from typing import TYPE_CHECKING
 
 import anyio
 
+from reclaimactors.mm.ending import end_all
 from reclaimactors.offload.breath import Breath
 from reclaimactors.offload.process import WorkerDied
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
     from reclaimactors.mm.batch import FolioBatch
+    from reclaimactors.mm.page_io import Squeezed
 
 __all__ = ["KcompressdActor"]
 
@@ -37,8 +40,7 @@ class KcompressdActor:
                 for _ in range(machine.pipeline.in_flight):
                     lanes.start_soon(self._lane)
         finally:
-            for batch in machine.fifo.drain():
-                machine.hand_back(batch)
+            end_all(machine.fifo.drain(), machine.hand_back)
 
     async def _lane(self) -> None:
         """Take and compress. One lane waits at a time: what kswapd sends at once is one batch."""
@@ -49,10 +51,13 @@ class KcompressdActor:
             await self.compress(batches)
 
     async def compress(self, batches: list[FolioBatch]) -> None:
-        """Compress batches as one; each ends here, whatever happens."""
+        """Compress batches as one; each ends here, whatever happens.
+
+        Once they are compressed, an error of one keeps none of the others from its verdicts.
+        """
         machine = self._m
         breath = Breath()
-        ended = 0
+        left: list[tuple[FolioBatch, Squeezed | None]] = [(batch, None) for batch in batches]
         try:
             pages: list[bytes] = []
             for batch in batches:
@@ -60,15 +65,21 @@ class KcompressdActor:
                 await breath.take()
             of_sources = all(batch.rows is not None for batch in batches)
             out = await machine.offload.squeeze(pages, of_sources=of_sources)
-            start = 0
-            for batch in batches:
+            stops = list(accumulate((batch.nr_rows for batch in batches), initial=0))
+            rows = starmap(out.rows, pairwise(stops))
+            left = list(zip(batches, rows, strict=True))
+            while left:
                 await breath.take()
-                stop = start + batch.nr_rows
-                ended += 1
-                machine.finish(batch, out.rows(start, stop))
-                start = stop
+                self._end(left.pop(0))
         except WorkerDied:
             return  # handed back below: the offload restarts its worker, the lane goes on
         finally:
-            for batch in batches[ended:]:
-                machine.hand_back(batch)
+            end_all(left, self._end)
+
+    def _end(self, ended: tuple[FolioBatch, Squeezed | None]) -> None:
+        """End a batch with what compressing it gave, or without, where it came to nothing."""
+        batch, out = ended
+        if out is None:
+            self._m.hand_back(batch)
+        else:
+            self._m.finish(batch, out)

@@ -16,6 +16,7 @@ from reclaimactors.actors.backing import TooSlow
 from reclaimactors.actors.base import Mailbox
 from reclaimactors.actors.supervision import closed, unraised
 from reclaimactors.errors import BackendError, CorruptData
+from reclaimactors.mm.ending import end_all
 from reclaimactors.mm.readahead import MAX_PAGES, Readahead
 
 if TYPE_CHECKING:
@@ -107,23 +108,23 @@ class Loads:
         swapin = self._m.swapin
         tickets: list[Ticket] = []
         new: list[Ticket] = []
-        for pfn in pfns:
-            ticket = self.tickets.get(pfn)
-            if ticket is None:
-                ticket = Ticket(swapin.begin_load(pfn, promote=promote))
-                new.append(ticket)
-            ticket.ahead = False
-            tickets.append(ticket)
-        if new:
-            self._m.start()
-            try:
+        try:
+            for pfn in pfns:
+                ticket = self.tickets.get(pfn)
+                if ticket is None:
+                    ticket = Ticket(swapin.begin_load(pfn, promote=promote))
+                    new.append(ticket)
+                ticket.ahead = False
+                tickets.append(ticket)
+            if new:
+                self._m.start()
                 self._mailbox.send_nowait(new)
-            except anyio.WouldBlock:
-                for ticket in new:
-                    swapin.drop(ticket.load)
+        except BaseException as exc:
+            end_all(new, lambda ticket: swapin.drop(ticket.load))
+            if isinstance(exc, anyio.WouldBlock):
                 return None
-            for ticket in new:
-                self.tickets[ticket.load.pfn] = ticket
+            raise
+        self.tickets.update((ticket.load.pfn, ticket) for ticket in new)
         return tickets
 
     @property
@@ -148,9 +149,11 @@ class Loads:
         """Fail whatever waits: no lane is left to read it, because its swapd did `why`."""
         self._mailbox.drain()
         self.drop_readahead()
-        for ticket in list(self.tickets.values()):
-            stopped = self.backing.error("load", RuntimeError(f"its swapd {why}"))
-            self._end(ticket, error=self._m.closed() if self._m.closing else stopped)
+        end_all(list(self.tickets.values()), lambda ticket: self._stopped(ticket, why))
+
+    def _stopped(self, ticket: Ticket, why: str) -> None:
+        stopped = self.backing.error("load", RuntimeError(f"its swapd {why}"))
+        self._end(ticket, error=self._m.closed() if self._m.closing else stopped)
 
     def close(self) -> None:
         """Fail whatever waits, and close the mailbox."""
@@ -249,8 +252,15 @@ class Loads:
             ticket.data = self._m.swapin.finish(ticket.load, stored)
         except CorruptData as exc:
             ticket.error = exc
+        except Exception as exc:  # noqa: BLE001 - a policy's: it goes to who asked, if anybody did
+            ticket.error = exc
+            self._broken(exc)
         finally:
             ticket.done.set()
+
+    def _broken(self, exc: Exception) -> None:
+        device = self.backing.device.name
+        self._m.log.error("swapd.load_failed", device=device, error=str(exc), exc_info=exc)
 
     def _end(self, ticket: Ticket, *, error: Exception) -> None:
         if self.tickets.pop(ticket.load.pfn, None) is None:

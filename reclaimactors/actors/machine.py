@@ -16,6 +16,7 @@ from anyio.lowlevel import checkpoint
 from reclaimactors.actors.base import Fifo, Signal
 from reclaimactors.actors.supervision import Supervisor, closed, unraised
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
+from reclaimactors.mm.ending import end_all, undo
 from reclaimactors.mm.folio import ZSWAP
 from reclaimactors.mm.padata import Reorder
 from reclaimactors.mm.page_io import FAIL, Squeezed, squeeze
@@ -27,7 +28,7 @@ from reclaimactors.offload.breath import SLICE_S
 from reclaimactors.offload.job import multithreaded
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from anyio.abc import TaskGroup
 
@@ -181,14 +182,16 @@ class Machine:
 
     def close(self) -> None:
         """Take back what the actors, which have ended, left in the queues, and close these."""
-        for batch in self.fifo.drain():
-            self.hand_back(batch)
-        self.fifo.close()
-        self.wakeups.close()
-        self._wakeup_rx.close()
-        for swapd in self.swapds.values():
-            swapd.close()
-        self.verdicts.notify()
+        try:
+            end_all(self.fifo.drain(), self.hand_back)
+        finally:
+            self.fifo.close()
+            self.wakeups.close()
+            self._wakeup_rx.close()
+            try:
+                end_all(self.swapds.values(), lambda swapd: swapd.close())
+            finally:
+                self.verdicts.notify()
 
     def tune(self, *, kcompressd: bool | None, fifo: int | None) -> None:
         """Change what the FIFO takes from now on; what is in it goes its way."""
@@ -277,6 +280,7 @@ class Machine:
         self._emit(batch, None)
 
     def _emit(self, batch: FolioBatch, out: Squeezed | None) -> None:
+        """End a batch, and those that waited for its turn."""
         turns = [(batch, out)]
         order = batch.producer.order if batch.producer is not None else None
         if order is not None and batch.seq is not None:
@@ -284,44 +288,45 @@ class Machine:
         for ready, _ in turns:
             _left_the_queue(ready)
         try:
-            while turns:
-                ready, result = turns[0]
-                if result is not None:
-                    self.offer(self.swapout.complete(ready, result))
-                else:
-                    self.swapout.hand_back(ready)
-                del turns[0]
-        except BaseException:  # a policy or a plugin broke its contract in the middle
-            for ready, _ in turns:
-                self.swapout.hand_back(ready)
-            raise
+            end_all(turns, lambda turn: self._end(*turn))
         finally:
             self.verdicts.notify()
 
-    def offer(self, writes: Iterable[StoreBatch], *, ram_only: bool = False) -> None:
+    def _end(self, batch: FolioBatch, out: Squeezed | None) -> None:
+        if out is None:
+            self.swapout.hand_back(batch)
+            return
+        try:
+            writes = self.swapout.complete(batch, out)
+        except BaseException as exc:  # a policy broke its contract in the middle
+            undo(exc, self.swapout.hand_back, batch)
+            raise
+        self.offer(writes, ram_only=batch.ram_only)
+
+    def offer(self, writes: Sequence[StoreBatch], *, ram_only: bool = False) -> None:
         """Offer writes to their stores: a device that compresses takes its pages here and now.
 
         Mailbox full: folios stay, dirty, and kswapd throttles.
         """
-        left = list(writes)[::-1]
+        end_all(writes, lambda write: self._offer(write, ram_only=ram_only))
+
+    def _offer(self, write: StoreBatch, *, ram_only: bool) -> None:
+        if self.closing or (ram_only and write.kept is None):
+            self.pageout.refuse(write)
+            return
+        swapd = self.swapds[write.device]
         try:
-            while left:
-                write = left.pop()
-                swapd = self.swapds[write.device]
-                if write.kept is not None and not self.closing:
-                    self.start()
-                    left += swapd.stores.store_now(write)
-                elif ram_only:
-                    self.pageout.refuse(write)
-                else:
-                    self._mail(write, swapd)
-        finally:
-            for write in left:  # a policy broke its contract in the middle
-                self.pageout.refuse(write)
+            self.start()
+        except BaseException as exc:  # the host's task group has ended
+            undo(exc, self.pageout.refuse, write)
+            raise
+        if write.kept is not None:
+            self.offer(swapd.stores.store_now(write), ram_only=ram_only)
+        else:
+            self._mail(write, swapd)
 
     def _mail(self, write: StoreBatch, swapd: Swapd) -> None:
-        self.start()
-        if self.closing or not self._room_at_store(write) or not swapd.stores.offer(write):
+        if not self._room_at_store(write) or not swapd.stores.offer(write):
             swapd.device.congested = self.kswapd.throttled = True
             self.node.vmstat["nr_throttled_written"] += len(write.pfns)
             self.pageout.refuse(write)
@@ -346,31 +351,20 @@ class Machine:
         """Return how many bytes to compress in one go: a quarter of a slice, others work too."""
         return max(1, int(self._rate * SLICE_S / 4))
 
-    def compress_inline(self, batch: FolioBatch, *, ram_only: bool = False) -> None:
-        """Compress a whole batch here and now, and end it. Size it with `slice_bytes`.
-
-        Args:
-            batch: isolated folios.
-            ram_only: whether a folio that needs a device, other than one that compresses, is kept
-                instead (`put_nowait`).
-        """
-        pages, writes = self.swapout.begin(batch, hold=False)
-        started = perf_counter()
+    def compress_inline(self, batch: FolioBatch) -> None:
+        """Compress a whole batch here and now, and end it. Size it with `slice_bytes`."""
         try:
+            pages, writes = self.swapout.begin(batch, hold=False)
+            self.offer(writes, ram_only=batch.ram_only)
+            started = perf_counter()
             out = squeeze(self._compressor, pages)
-        except BaseException:  # not even an Exception: Ctrl-C in the middle of it
-            self.hand_back(batch)
+        except BaseException as exc:  # Ctrl-C in the middle of it, or a policy's
+            undo(exc, self.hand_back, batch)
             raise
         ended = perf_counter()
         self._measure(sum(map(len, pages)), ended - started)
         self.psi.stall_full(started, ended)
-        if ram_only:
-            self._notice_failure(out)
-            self.offer(writes + self.swapout.complete(batch, out), ram_only=True)
-            self.verdicts.notify()
-        else:
-            self.offer(writes)
-            self.finish(batch, out)
+        self.finish(batch, out)
 
     def _measure(self, nr_bytes: int, seconds: float) -> None:
         if nr_bytes >= self.node.page_size and seconds > 0:
@@ -406,7 +400,7 @@ class Machine:
             return 0
         if self.kcompressd and self.node.zswap.enabled:
             self.node.vmstat["kcompressd_bypassed"] += batch.nr_pages
-        self.compress_inline(batch, ram_only=ram_only)
+        self.compress_inline(batch)
         return self.ledger.freed_total - before
 
     # -- decompressing ----------------------------------------------------------------------------

@@ -46,6 +46,7 @@ def enqueue(machine: Machine, batch: FolioBatch) -> FolioBatch | None:
         The rest, which is still the caller's.
     """
     node, fifo = machine.node, machine.fifo
+    machine.start()
     producer = machine.in_turn(batch)
     limit = min(machine.pipeline.batch_pages, fifo.left(batch.admitted_as))
     rest = None
@@ -62,6 +63,5 @@ def enqueue(machine: Machine, batch: FolioBatch) -> FolioBatch | None:
     batch.queued = max(1, batch.nr_bytes)
     producer.in_flight += batch.queued
     node.vmstat["kcompressd_queued"] += batch.nr_pages
-    machine.start()
     fifo.send_nowait(batch)
     return rest

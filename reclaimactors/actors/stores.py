@@ -7,6 +7,8 @@ slot never overlap.
 
 from __future__ import annotations
 
+from array import array
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -16,12 +18,15 @@ from reclaimactors.abc import Backend, Verdict
 from reclaimactors.actors.backing import TooSlow
 from reclaimactors.actors.base import Mailbox
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
+from reclaimactors.mm.ending import end_all
 from reclaimactors.mm.folio import DEAD, DEVICE
 from reclaimactors.mm.rmap import Rmap
 from reclaimactors.mm.scan import MAX_RECLAIM_RETRIES
 from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from reclaimactors.actors.backing import Backing
     from reclaimactors.actors.machine import Machine
     from reclaimactors.mm.batch import StoreBatch
@@ -76,23 +81,21 @@ class Stores:
             error: BackendError | None = None
             done = 0
             try:
-                done = self.backing.backend.store_squeezed(slots, sizes, kept)
+                done = min(len(slots), self.backing.backend.store_squeezed(slots, sizes, kept))
             except BackendFull as exc:
                 error = exc
             except Exception as exc:  # noqa: BLE001 - translated, as those of `call`
                 error = self.backing.error("store", exc)
             if done < len(slots):
                 left.append(self._m.pageout.split(write, done))
-            self._stored(write)
-            del left[0]
+            whole = len(left) == 1
+            elsewhere = self._stored(left.pop(0), whole=whole)
             if left:
                 why = getattr(self.backing.backend, "why_full", Backend.why_full)
-                return self._failed(left.pop(), error or BackendFull(why))
-            self.backing.is_well()
-            return []
+                return elsewhere + self._failed(left.pop(), error or BackendFull(why))
+            return elsewhere
         finally:
-            for part in left:  # a policy broke its contract in the middle
-                self._m.pageout.refuse(part)
+            end_all(left, self._m.pageout.refuse)  # a policy broke its contract in the middle
 
     def wake(self) -> None:
         """Have a look at the slots to forget. A busy lane looks anyway."""
@@ -113,9 +116,8 @@ class Stores:
 
     def clear(self) -> None:
         """Hand back whatever waits: no lane is left to write it."""
-        for write in self._mailbox.drain():
-            if write is not None:
-                self._m.pageout.refuse(write)
+        writes = [write for write in self._mailbox.drain() if write is not None]
+        end_all(writes, self._m.pageout.refuse)
 
     def close(self) -> None:
         """Hand back whatever waits, and close the mailbox."""
@@ -146,51 +148,74 @@ class Stores:
     async def store(self, writes: list[StoreBatch]) -> bool:
         """Write batches in one call, and give their verdicts; if it fails, one after the other.
 
+        Each ends here, whatever happens.
+
         Returns:
             Whether the store has taken what it was given at once.
         """
-        machine = self._m
-        left, taken = list(writes), False
         try:
-            breath = Breath()
+            return await self._store(list(writes))
+        finally:
+            # Half of the mailbox at least: kswapd isolates in vain where there is room for one.
+            half = self._m.pipeline.max_bytes // 2
+            few = len(self._mailbox.waiting) <= MAX_STORES // 2
+            if few and (not self._mailbox.waiting or self._m.node.memcg.at_store <= half):
+                self.backing.device.congested = self._m.kswapd.throttled = False
+            self._m.verdicts.notify()
+
+    async def _store(self, left: list[StoreBatch]) -> bool:
+        pageout = self._m.pageout
+        end: Callable[[StoreBatch], object] = pageout.refuse  # what becomes of those that are left
+        breath = Breath()
+        try:
             items: list[tuple[int, bytes]] = []
-            for write in writes:
-                items += machine.pageout.items(write)
+            for write in left:
+                items += pageout.items(write)
                 await breath.take()
             if items:
+                end = partial(pageout.refuse, retire=True)  # it may be written whatever happens
                 await self.backing.call("store", self.backing.backend.store_many(items))
-            for write in writes:
+            end = self._acknowledged
+            while left:
                 await breath.take()
-                self._stored(write)
-                left.remove(write)
-            self.backing.is_well()
-            taken = True
+                end(left.pop(0))
         except BackendError as exc:
-            single, left = left, []
-            if len(single) == 1 or isinstance(exc, TooSlow):
-                for write in single:
-                    machine.offer(self._failed(write, exc))
-            else:
-                left = single
-                while left:
-                    await self.store([left.pop(0)])
+            end = pageout.refuse
+            if len(left) == 1 or isinstance(exc, TooSlow):
+                failed = left.copy()
+                left.clear()
+                end_all(failed, partial(self._refused, exc=exc))
+            while left:
+                await self.store([left.pop(0)])
+            return False
         finally:
-            for write in left:
-                machine.pageout.refuse(write, retire=True)
-            # Half of the mailbox at least: kswapd isolates in vain where there is room for one.
-            half = machine.pipeline.max_bytes // 2
-            few = len(self._mailbox.waiting) <= MAX_STORES // 2
-            if few and (not self._mailbox.waiting or machine.node.memcg.at_store <= half):
-                self.backing.device.congested = machine.kswapd.throttled = False
-            machine.verdicts.notify()
-        return taken
+            end_all(left, end)
+        return True
 
-    def _stored(self, write: StoreBatch) -> None:
+    def _acknowledged(self, write: StoreBatch) -> None:
+        self._m.offer(self._stored(write))
+
+    def _refused(self, write: StoreBatch, exc: BackendError) -> None:
+        self._m.offer(self._failed(write, exc))
+
+    def _stored(self, write: StoreBatch, *, whole: bool = True) -> list[StoreBatch]:
+        """End a write that the store has taken, or as `whole` says the part of one.
+
+        Returns:
+            Writes to other devices, where it cannot say what it holds.
+        """
+        try:
+            charges = self._charges(write)
+        except Exception as exc:  # noqa: BLE001 - translated, as those of `call`
+            return self._failed(write, self.backing.error("say what it holds", exc))
+        if whole:
+            self.backing.is_well()
         if self.rmap is not None:
             self.rmap.note(write.pfns, write.slots)
-        self._m.pageout.stored(write, self._charges(write))
+        self._m.pageout.stored(write, charges)
+        return []
 
-    def _charges(self, write: StoreBatch) -> list[int] | None:
+    def _charges(self, write: StoreBatch) -> array[int] | None:
         """Return what this process holds for each folio, at most as much as it has freed.
 
         One that was cancelled meanwhile has no charge.
@@ -199,10 +224,11 @@ class Stores:
         if footprint is None:
             return None
         owner = self._m.node.mm.owner
-        return [
+        rows = zip(write.pfns, write.slots, write.lengths, strict=True)
+        return array("I", [  # which takes nothing but whole numbers from 0
             min(length, footprint(slots)) if owner[pfn] == write.id else 0
-            for pfn, slots, length in zip(write.pfns, write.slots, write.lengths, strict=True)
-        ]
+            for pfn, slots, length in rows
+        ])  # fmt: skip
 
     def _shrunk(self, slot: int) -> None:
         """The store has made a slot lighter: give back what is charged too much for its folio."""
@@ -292,8 +318,7 @@ class Stores:
                     await self._read_moved(write, write.moved, breath)
                 await breath.take()
         except BaseException:  # cancelled: nobody else ends them
-            for write in writes:
-                self._m.pageout.refuse(write)
+            end_all(writes, self._m.pageout.refuse)
             raise
         return writes
 

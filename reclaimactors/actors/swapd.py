@@ -14,6 +14,7 @@ from reclaimactors.actors.backing import Backing
 from reclaimactors.actors.loads import LOAD_LANES, Loads
 from reclaimactors.actors.stores import STORE_LANES, Stores
 from reclaimactors.actors.supervision import words_of
+from reclaimactors.mm.ending import end_all
 from reclaimactors.mm.rmap import Rmap
 
 if TYPE_CHECKING:
@@ -79,9 +80,7 @@ class Swapd:
 
     def close(self) -> None:
         """End whatever waits, and close the mailboxes."""
-        self.stores.close()
-        self.loads.close()
+        end_all((self.stores.close, self.loads.close), lambda close: close())
 
     def _clear(self) -> None:
-        self.stores.clear()
-        self.loads.clear()
+        end_all((self.stores.clear, self.loads.clear), lambda clear: clear())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from reclaimactors.abc import Verdict
 from reclaimactors.errors import PluginError
 from reclaimactors.mm.batch import StoreBatch
+from reclaimactors.mm.ending import undo
 from reclaimactors.mm.folio import RESIDENT, SAME
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class Ledger:
             self._node.scan.freed()
 
     def shadows(self, pfns: Sequence[int]) -> array[int]:
-        """Tell the policy that folios leave. Before any change: a plugin may raise, or give junk.
+        """Tell the policy that folios leave, before anything is changed.
+
+        On failure, which is the policy's: all of them are resident as before, their verdict KEEP.
 
         Raises:
             PluginError: if what it gives is no int of 63 bits.
@@ -48,9 +51,14 @@ class Ledger:
         policy = self._node.policy
         try:
             return array("q", map(policy.shadow, pfns))
-        except (OverflowError, TypeError) as exc:
-            msg = f"policy {type(policy).__name__} gave a shadow that is no int of 63 bits: {exc}"
-            raise PluginError(msg) from exc
+        except BaseException as exc:
+            self._stay(pfns, Verdict.KEEP)
+            undo(exc, self._node.relist, pfns)
+            if isinstance(exc, (OverflowError, TypeError)):
+                name = type(policy).__name__
+                msg = f"policy {name} gave a shadow that is no int of 63 bits: {exc}"
+                raise PluginError(msg) from exc
+            raise
 
     def stolen(
         self,
@@ -106,6 +114,9 @@ class Ledger:
     ) -> None:
         """Verdicts that leave a folio resident.
 
+        On failure (the policy does not take them back) they are resident all the same, and new to
+        the policy.
+
         Args:
             pfns: folios in WRITEBACK.
             verdict: ACTIVATE, KEEP, CANCELLED or ERROR.
@@ -116,6 +127,22 @@ class Ledger:
         if not pfns:
             return
         node = self._node
+        try:
+            if not cull:
+                self._put_back(pfns, verdict, tried=tried and verdict is not Verdict.CANCELLED)
+        except BaseException as exc:
+            undo(exc, node.relist, pfns)
+            raise
+        finally:
+            self._stay(pfns, verdict)
+        if cull:
+            node.unevictable.cull(pfns)
+        elif not tried:
+            node.scan.handed_back(len(pfns))
+
+    def _stay(self, pfns: Sequence[int], verdict: Verdict) -> None:
+        """Folios that were in flight are resident again."""
+        node = self._node
         mm, vm = node.mm, node.vmstat
         for pfn in pfns:
             mm.state[pfn] = RESIDENT
@@ -125,14 +152,8 @@ class Ledger:
         vm[f"reclaim_{verdict.value}"] += len(pfns)
         if verdict is not Verdict.CANCELLED:
             self.returned_total += len(pfns)
-        if cull:
-            node.unevictable.cull(pfns)
-            return
         if verdict is Verdict.ACTIVATE:
             vm["pgactivate"] += node.pages(pfns)
-        if not tried:
-            node.scan.handed_back(len(pfns))
-        self._put_back(pfns, verdict, tried=tried and verdict is not Verdict.CANCELLED)
 
     def _put_back(self, pfns: Sequence[int], verdict: Verdict, *, tried: bool) -> None:
         """Return folios to the policy; those that were tried before go behind all others."""

@@ -65,14 +65,23 @@ class Memcg:
             ProtocolViolation: if that would pass the budget; nothing is changed.
         """
         delta = resident + compressed + overhead
-        if delta > 0 and delta > self.free:
-            msg = f"a charge of {delta} B passes the budget: only {self.free} B are free"
-            raise ProtocolViolation(msg)
+        if delta > 0:
+            self.must_have(delta)
         self.resident += resident
         self.compressed += compressed
         self.overhead += overhead
         if delta < 0:
             self.freed(-delta)
+
+    def must_have(self, nr_bytes: int) -> None:
+        """Check that so many bytes are free.
+
+        Raises:
+            ProtocolViolation: if they are not.
+        """
+        if nr_bytes > self.free:
+            msg = f"a charge of {nr_bytes} B passes the budget: only {self.free} B are free"
+            raise ProtocolViolation(msg)
 
     def freed(self, nr_bytes: int) -> None:
         """Tell that so many bytes were given back."""

@@ -20,6 +20,7 @@ import attrs
 
 from reclaimactors.errors import ProtocolViolation
 from reclaimactors.mm.demotion import Demotion
+from reclaimactors.mm.ending import end_all, undo
 from reclaimactors.mm.folio import (
     DEAD,
     DEVICE,
@@ -173,6 +174,8 @@ class Node:
         Raises:
             ProtocolViolation: if `reserved` is less than `need` says now and there is no room for
                 the rest; nothing is changed.
+
+        On failure, which is the policy's: the key has its old value, and the reservation stays.
         """
         size = sum(map(len, parts))
         memcg = self.memcg
@@ -183,8 +186,8 @@ class Node:
         pfns = self._new_folios(parts)
         try:
             resident, compressed, overhead = self._unlink(key) if key in self else (0, 0, 0)
-        except BaseException:  # a policy may raise anything; the put has not happened
-            self._drop_new(pfns)
+        except BaseException as exc:
+            self._drop_new(pfns, exc)
             raise
         memcg.reserved -= reserved
         memcg.adjust(
@@ -246,7 +249,7 @@ class Node:
         """A reclaimed folio is overwritten: it is resident again, its copy of `held` bytes gone."""
         mm = self.mm
         state = mm.state[pfn]
-        self.policy.insert(pfn, refault=mm.shadow[pfn])
+        self.refaulted(pfn)
         if state == ZSWAP:
             self.zswap.remove(pfn, held, nr_pages(mm.size[pfn], self.page_size))
         elif state == DEVICE:
@@ -258,6 +261,8 @@ class Node:
 
     def delete(self, key: Hashable) -> None:
         """Forget a key and its value.
+
+        On failure, which is the policy's: the key is there as before.
 
         Raises:
             KeyError: if the key is absent.
@@ -271,33 +276,71 @@ class Node:
         try:
             for part in parts:
                 pfns.append(self._new_folio(part))  # noqa: PERF401 - kept, whoever raises
-        except BaseException:  # as above
-            self._drop_new(pfns)
+        except BaseException as exc:
+            self._drop_new(pfns, exc)
             raise
         return pfns
 
-    def _drop_new(self, pfns: list[int]) -> None:
+    def _drop_new(self, pfns: list[int], error: BaseException) -> None:
         """Undo `_new_folios`: nothing was charged for them yet."""
         for pfn in pfns:
             self.nr_resident -= 1
             self.mm.free(pfn)
-            self.policy.remove(pfn)
+            undo(error, self.policy.remove, pfn)
 
     def _new_folio(self, data: bytes) -> int:
         pfn = self.mm.alloc(data)
         try:
             self.policy.insert(pfn, refault=None)
-        except BaseException:  # as above
+        except BaseException as exc:
             self.mm.free(pfn)
+            undo(exc, self.policy.remove, pfn)  # it may have been listed before that
             raise
         self.nr_resident += 1
         return pfn
 
+    def refaulted(self, pfn: int) -> bool | None:
+        """Tell the policy that a reclaimed folio becomes resident, before anything is changed.
+
+        On failure it stays reclaimed, and comes back as a new one later.
+        """
+        shadow = self.mm.shadow[pfn]
+        try:
+            return self.policy.insert(pfn, refault=None if shadow < 0 else shadow)
+        except BaseException as exc:
+            undo(exc, self.relist, (pfn,))
+            raise
+
+    def relist(self, pfns: Sequence[int]) -> None:
+        """After the policy raised, nobody knows how far it came: these folios are new to it.
+
+        It forgets each, wherever it has it, and gets those back whose bytes are in memory.
+        """
+        end_all(pfns, self._relist)
+
+    def _relist(self, pfn: int) -> None:
+        self.mm.shadow[pfn] = -1
+        try:
+            self.policy.remove(pfn)
+        finally:
+            if self.mm.state[pfn] in {RESIDENT, WRITEBACK}:
+                self.policy.insert(pfn, refault=None)
+
     def _unlink(self, key: Hashable) -> tuple[int, int, int]:
         """Drop the key and its folios; return the change of resident, compressed, overhead."""
         pfns = self.pfns(key)
-        for pfn in pfns:
-            self.policy.remove(pfn)  # before any change: a plugin may raise
+        try:
+            for pfn in pfns:
+                self.policy.remove(pfn)  # before any change: a plugin may raise
+        except BaseException as exc:
+            for pfn in pfns:
+                if self.mm.state[pfn] == WRITEBACK:
+                    self._disown(pfn)
+                elif self.mm.state[pfn] == UNEVICTABLE:
+                    self.unevictable.rescue((pfn,))
+                    self.mm.state[pfn] = RESIDENT
+            undo(exc, self.relist, pfns)
+            raise
         if self.small.pop(key, None) is None:
             del self.large[key]
         resident = compressed = 0

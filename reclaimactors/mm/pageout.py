@@ -15,6 +15,7 @@ import attrs
 
 from reclaimactors.abc import Verdict
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, FolioBatch, Reclaimer, StoreBatch
+from reclaimactors.mm.ending import end_all, undo
 from reclaimactors.mm.folio import DEVICE
 from reclaimactors.mm.swap import runs
 from reclaimactors.units import nr_pages
@@ -60,6 +61,8 @@ class Pageout:
         What fits one write gets one run of slots if there is one (the kernel's clusters), so that
         it is written in one go; else each folio has a run of its own, or scattered slots.
 
+        On failure, which is the policy's: each folio is resident as before, in no write.
+
         Args:
             pfns: folios of the batch.
             batch: who owns them.
@@ -89,9 +92,8 @@ class Pageout:
                 self._assign(write, some, slots, nr_bytes)
         try:
             self._no_room(homeless, otherwise, poor=poor and not failed)
-        except BaseException:  # the policy did not take them back
-            for write in out:
-                self.refuse(write)
+        except BaseException as exc:
+            undo(exc, end_all, out, self.refuse)
             raise
         return out
 
@@ -269,14 +271,16 @@ class Pageout:
     def stored(self, write: StoreBatch, charges: Sequence[int] | None = None) -> None:
         """The store has acknowledged: verdict DEVICE for what the write still owns.
 
+        On failure, which is the policy's: the write has ended, and its folios are resident as
+        before.
+
         Args:
             write: the acknowledged write.
             charges: bytes of this process that the store holds for each folio, None = nothing.
         """
         node = self._node
         mm, vm = node.mm, node.vmstat
-        owned = [pfn for pfn in write.pfns if mm.owner[pfn] == write.id] if write.reclaims else []
-        shadows = iter(self._ledger.shadows(owned))
+        shadows = self._shadows(write)
         self._ended(write)
         page = node.page_size
         done = pages = source = kept = nr_slots = 0
@@ -308,7 +312,7 @@ class Pageout:
                 node.scattered[pfn] = array("Q", slots)
             mm.length[pfn] = length
             node.swapped += length
-            mm.charge[pfn] = charges[i] if charges else 0
+            mm.charge[pfn] = min(charged, charges[i]) if charges else 0
             if mm.charge[pfn]:
                 node.demotion.add(pfn)
             done += 1
@@ -325,6 +329,17 @@ class Pageout:
         elif done:
             vm["reclaim_device"] += done
             self._ledger.stolen(done, pages, source, kept, write)
+
+    def _shadows(self, write: StoreBatch) -> Iterator[int]:
+        """Return what the policy says of each folio that leaves memory with a write."""
+        owner, owned = self._node.mm.owner, list[int]()
+        if write.reclaims:
+            owned += [pfn for pfn in write.pfns if owner[pfn] == write.id]
+        try:
+            return iter(self._ledger.shadows(owned))
+        except BaseException as exc:
+            undo(exc, self.refuse, write)
+            raise
 
     def _may_move(self, pfn: int, write: StoreBatch) -> bool:
         """Return whether nobody but the write itself looks at the slots of a folio that moves."""

@@ -63,6 +63,8 @@ class Readahead:
     def keep(self, pfn: int, stored: Sequence[bytes]) -> None:
         """Keep what was read ahead for a folio that is still on the device, if there is room."""
         node = self._node
+        if not all(isinstance(part, (bytes, bytearray, memoryview)) for part in stored):  # pyright: ignore[reportUnnecessaryIsInstance] # it is a plugin's word
+            return  # the load that wants it will say so
         nr_bytes = sum(map(len, stored))
         if node.mm.state[pfn] != DEVICE or node.memcg.free - nr_bytes < node.marks.high:
             return

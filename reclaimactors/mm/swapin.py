@@ -88,9 +88,21 @@ class Swapin:
             reserved: bytes of a reservation that this spends; what is left of it is given back.
             ready: what was decompressed ahead; taken if it is of the blob that is there now.
 
+        On failure, which is the compressor's or the policy's: the folio is where it was, and the
+        reservation is given back.
+
         Raises:
-            CorruptData: if its blob is damaged; the folio stays as it is.
+            CorruptData: if its blob is damaged.
         """
+        try:
+            return self._fault(pfn, promote, reserved, ready)
+        except BaseException:
+            self._node.memcg.unreserve(reserved)
+            raise
+
+    def _fault(
+        self, pfn: int, promote: bool, reserved: int, ready: Expanded | None
+    ) -> bytes | None:
         node = self._node
         mm = node.mm
         state = mm.state[pfn]
@@ -99,9 +111,9 @@ class Swapin:
             self._ledger.cancel(pfn)
             state = RESIDENT
         if state in {RESIDENT, UNEVICTABLE}:
-            node.memcg.unreserve(reserved)
             if state == RESIDENT:
                 node.policy.access(pfn)
+            node.memcg.unreserve(reserved)
             return data
         if state == DEVICE:
             node.memcg.unreserve(reserved)
@@ -113,13 +125,9 @@ class Swapin:
             data = expand(mm.entry[pfn], mm.size[pfn])
             vm["swpin_zero"] += pages if mm.entry[pfn] == 0 else 0
         else:
-            try:
-                blob = data or b""
-                known = ready.data if ready is not None and ready.blob is blob else None
-                data = self._decompress(pfn, blob, "the zswap pool", known)
-            except CorruptData:
-                node.memcg.unreserve(reserved)
-                raise
+            blob = data or b""
+            known = ready.data if ready is not None and ready.blob is blob else None
+            data = self._decompress(pfn, blob, "the zswap pool", known)
             vm["zswpin"] += pages
         if promote:
             self.promote(pfn, data, reserved)
@@ -130,32 +138,37 @@ class Swapin:
         return data
 
     def promote(self, pfn: int, data: bytes, reserved: int = 0) -> None:
-        """Make a reclaimed folio resident; the copy goes, but for one that the swap cache keeps."""
+        """Make a reclaimed folio resident; the copy goes, but for one that the swap cache keeps.
+
+        On failure, which is the policy's: it stays where it is, and nothing was spent.
+        """
         node = self._node
         mm, vm = node.mm, node.vmstat
         state = mm.state[pfn]
-        compressed = 0
+        clean = state == DEVICE and node.swapcache.keeps(pfn)
+        held = 0
+        if state == ZSWAP:
+            held = len(mm.data.get(pfn) or b"")
+        elif state == DEVICE and not clean:
+            held = mm.charge[pfn]
+        node.memcg.must_have(len(data) - held - reserved)
+        activated = node.refaulted(pfn)
         pages = nr_pages(len(data), node.page_size)
         if state == ZSWAP:
-            blob = len(mm.data.get(pfn) or b"")
-            compressed = -blob
-            node.zswap.remove(pfn, blob, pages)
-            mm.owner[pfn] = 0
+            node.zswap.remove(pfn, held, pages)
+        elif clean:
+            node.swapcache.add(pfn)
         elif state == DEVICE:
-            if node.swapcache.keeps(pfn):
-                node.swapcache.add(pfn)
-            else:
-                compressed = -mm.charge[pfn]
-                node.demotion.forget(pfn)
-                node.release_slots(pfn)
-            mm.owner[pfn] = 0
+            node.demotion.forget(pfn)
+            node.release_slots(pfn)
+        mm.owner[pfn] = 0
         node.memcg.reserved -= reserved
-        node.memcg.adjust(resident=len(data) - reserved, compressed=compressed)
+        node.memcg.adjust(resident=len(data) - reserved, compressed=-held)
         mm.data[pfn] = data
         mm.state[pfn] = RESIDENT
         node.nr_resident += 1
         vm["workingset_refault_anon"] += pages
-        if node.policy.insert(pfn, refault=mm.shadow[pfn]):
+        if activated:
             vm["workingset_activate_anon"] += pages
         mm.shadow[pfn] = -1
 
@@ -205,22 +218,25 @@ class Swapin:
         node = self._node
         mm, vm = node.mm, node.vmstat
         pfn = load.pfn
+        reserved = load.reserved
         try:
             data = self._verified(load, stored)
+            if load.promote and mm.state[pfn] == DEVICE:
+                self.promote(pfn, data, reserved)
+                reserved = 0
+            else:
+                vm["workingset_refault_anon"] += nr_pages(mm.size[pfn], node.page_size)
         except CorruptData:
-            self.fail(load)
+            vm["swapin_error"] += 1
             raise
-        pages = nr_pages(mm.size[pfn], node.page_size)
+        finally:
+            node.memcg.unreserve(reserved)
+            node.release(pfn)
+        pages = nr_pages(len(data), node.page_size)
         vm["pswpin"] += len(load.slots)
         node.zswap.swapped_in(pages)
         vm["pgfault"] += pages
         vm["pgmajfault"] += pages
-        if load.promote and mm.state[pfn] == DEVICE:
-            self.promote(pfn, data, load.reserved)
-        else:
-            vm["workingset_refault_anon"] += pages
-            node.memcg.unreserve(load.reserved)
-        node.release(pfn)
         return data
 
     def fail(self, load: Load) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from reclaimactors.abc import Verdict
 from reclaimactors.errors import PluginError
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
+from reclaimactors.mm.ending import end_all, undo
 from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
 from reclaimactors.mm.ledger import Ledger
 from reclaimactors.mm.page_io import BLOB, FAIL, NOMEM, POOR, SAME_FILLED, outcome, same_filled
@@ -120,16 +121,17 @@ class Swapout:
         """Fill a batch from the policy's lists."""
         node = self._node
         for _ in range(MAX_PINNED_BATCHES):
-            candidates = node.policy.isolate(nr)
+            candidates = list(node.policy.isolate(nr))
             if not candidates:
                 node.scan.found_nothing()
                 return False
             try:
                 self._claim(batch, candidates, max_bytes)
-            except BaseException:  # the policy did not take back what was not wanted
+            except BaseException as exc:  # junk, or the policy did not take back what is too much
                 for pfn in batch.pfns:
                     node.mm.state[pfn] = RESIDENT
                     node.mm.owner[pfn] = 0
+                undo(exc, node.relist, self._resident(candidates))
                 raise
             if batch.pfns:
                 break
@@ -139,8 +141,8 @@ class Swapout:
         if node.swapcache.pages:
             try:
                 drop_clean(node, self.ledger, batch)
-            except BaseException:  # the policy gave junk for one that leaves
-                self.hand_back(batch)
+            except BaseException as exc:
+                undo(exc, self.hand_back, batch)
                 raise
         return True
 
@@ -166,10 +168,9 @@ class Swapout:
         """Return what a policy isolated, if each is a resident folio, and is there once.
 
         Raises:
-            PluginError: if not; the folios that were right are back on the lists.
+            PluginError: if not.
         """
-        node = self._node
-        state = node.mm.state
+        state = self._node.mm.state
         try:
             states = {state[pfn] for pfn in candidates}
             once = len(set(candidates)) == len(candidates)
@@ -177,13 +178,14 @@ class Swapout:
                 return candidates
         except (IndexError, TypeError):  # no pfn at all
             pass
-        pfns = {pfn for pfn in candidates if isinstance(pfn, int)}  # pyright: ignore[reportUnnecessaryIsInstance] # it is a plugin's word
-        nr = len(state)
-        node.policy.putback(
-            [pfn for pfn in pfns if 0 <= pfn < nr and state[pfn] == RESIDENT], Verdict.KEEP
-        )
-        name = type(node.policy).__name__
+        name = type(self._node.policy).__name__
         raise PluginError(f"policy {name} isolated what is not on its lists, among {candidates}")
+
+    def _resident(self, candidates: list[int]) -> list[int]:
+        """Return what a policy isolated of folios that are resident, each once."""
+        state = self._node.mm.state
+        pfns = {pfn for pfn in candidates if isinstance(pfn, int)}  # pyright: ignore[reportUnnecessaryIsInstance] # it is a plugin's word
+        return [pfn for pfn in pfns if 0 <= pfn < len(state) and state[pfn] == RESIDENT]
 
     def owned(self, batch: FolioBatch) -> list[int]:
         """Return the pfns that the batch still owns: the others were cancelled meanwhile."""
@@ -257,8 +259,9 @@ class Swapout:
         if node.zswap.enabled and not batch.poor:
             node.vmstat["pool_limit_hit"] += len(to_device)
             node.on_pool_full()
+        writes = self.pageout.to_devices(to_device, batch, Verdict.ACTIVATE, poor=batch.poor)
         batch.pfns = []
-        return self.pageout.to_devices(to_device, batch, Verdict.ACTIVATE, poor=batch.poor)
+        return writes
 
     def complete(self, batch: FolioBatch, out: Squeezed) -> list[StoreBatch]:
         """Give each folio of a batch its verdict; return the device writes to route.
@@ -361,14 +364,21 @@ class Swapout:
         vm["reject_compress_poor"] += len(rejected.get(POOR, ()))
         vm["reject_compress_fail"] += len(rejected.get(FAIL, ()))
         vm["reject_alloc_fail"] += len(rejected.get(NOMEM, ()))
-        for kind, pfns in rejected.items():
-            if pfns:
-                otherwise = outcome(kind, pool_accepts=False, swap_has_room=False)
-                writes += self.pageout.to_devices(pfns, batch, otherwise, poor=kind == POOR)
+        try:
+            for kind, pfns in rejected.items():
+                if pfns:
+                    otherwise = outcome(kind, pool_accepts=False, swap_has_room=False)
+                    writes += self.pageout.to_devices(pfns, batch, otherwise, poor=kind == POOR)
+        except BaseException as exc:
+            undo(exc, end_all, writes, self.pageout.refuse)
+            raise
         return writes
 
     def hand_back(self, batch: FolioBatch, verdict: Verdict = Verdict.KEEP) -> None:
-        """End a batch without a result: what it still owns is resident as before (D2, D3)."""
+        """End a batch without a result: what it still owns is resident as before (D2, D3).
+
+        That holds on failure too, which is the policy's.
+        """
         try:
             self.ledger.give_back(self.owned(batch), verdict, tried=False, cull=batch.poor)
         finally:

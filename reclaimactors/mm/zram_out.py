@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reclaimactors.mm.ending import end_all, undo
 from reclaimactors.mm.page_io import BLOB, FAIL, NOMEM, POOR, SAME_FILLED, outcome, same_filled
 from reclaimactors.units import nr_pages
 
@@ -99,9 +100,8 @@ class ZramOut:
                 writes += self._pageout.to_devices(
                     pfns, batch, otherwise, failed=failed, kept=kept, poor=kind == POOR
                 )
-        except BaseException:  # the policy did not take back what found no room
-            for write in writes:
-                self._pageout.refuse(write)
+        except BaseException as exc:
+            undo(exc, end_all, writes, self._pageout.refuse)
             raise
         return writes
 

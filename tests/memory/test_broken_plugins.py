@@ -11,6 +11,7 @@ import pytest
 import reclaimactors as ra
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.mglru import Mglru
+from reclaimactors.topology import builtin_names
 
 FAULTS = 4
 
@@ -120,6 +121,8 @@ class Faulty:
         return call
 
     def isolate(self, nr: int) -> list[object]:
+        if self._fault("isolate raises"):
+            raise RuntimeError("isolate")
         pfns = self._policy.isolate(nr)
         for how, junk in (("unknown", 10**6), ("negative", -1), ("str", "x"), ("twice", pfns[:1])):
             if pfns and self._fault(how):
@@ -136,10 +139,11 @@ class Faulty:
 @pytest.mark.parametrize(
     "how",
     ["unknown", "negative", "str", "twice", "shadow raises", "shadow too large", "insert raises",
-     "remove raises", "access raises", "age raises"],
+     "remove raises", "access raises", "age raises", "isolate raises", "putback raises"],
 )  # fmt: skip
-@pytest.mark.parametrize(("topology", "budget"), [("kcompressd", "1MiB"), ("zram", "1280KiB")])
-async def test_a_policy_that_breaks_its_contract_loses_nothing(how, topology, budget):
+@pytest.mark.parametrize("topology", builtin_names())
+async def test_a_policy_that_breaks_its_contract_loses_nothing(how, topology):
+    budget = "1280KiB" if topology == "zram" else "1MiB"
     policy = Faulty(how)
     model: dict[int, bytes] = {}
     rng = random.Random(1)
