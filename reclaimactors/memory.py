@@ -7,11 +7,14 @@ one step; a get never waits for room. What becomes of a folio is in `reclaimacto
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import asynccontextmanager
+from copy import deepcopy as copy
 from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import anyio
 import attrs
@@ -32,7 +35,15 @@ from reclaimactors.topology.swapon import swapoff, swapon
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Hashable, Iterable, Mapping, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Hashable,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
 
     from reclaimactors.abc import Backend
     from reclaimactors.actors.health import Health
@@ -103,12 +114,30 @@ class SwapInfo:
     backend: Backend
 
 
+async def _left_open() -> None:
+    raise RuntimeError("this memory is closed by leaving the block that opened it")
+
+
+_open: WeakSet[Memory] = WeakSet()
+
+
+def _forked() -> None:
+    """In a child process: what was opened in its parent serves nobody here."""
+    for memory in _open:
+        memory.serve_nobody()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 class Memory:
     """Values under keys, within a budget of bytes. Made by `open_memory`; not persistent.
 
-    It belongs to the event loop and thread that opened it. Every call but `health` raises
-    RuntimeError in another thread; after close, all raise `anyio.ClosedResourceError` but those
-    that only look: ``in``, `len`, `usage`, `swaps`, `pressure`, `vmstat` and `health`.
+    It belongs to the event loop, the thread and the process that opened it: calls from another
+    raise RuntimeError, and after close `anyio.ClosedResourceError`. Those that only look are
+    allowed from any thread, closed or not: ``in``, `len`, `usage`, `swaps`, `pressure`, `vmstat`
+    and `health`.
     """
 
     def __init__(self, topology: Topology, machine: Machine) -> None:
@@ -116,6 +145,10 @@ class Memory:
         self._machine = machine
         self._node = node = machine.node
         self._thread = get_ident()
+        self._loop = machine.loop
+        self._process = os.getpid()
+        _open.add(self)
+        self.closer: Callable[[], Awaitable[None]] = _left_open  #: set by who opens it
         self._callers = self._thread  # whose calls are served: nobody's once it is closed
         self._admission = Admission(machine)
         self._faults = Faults(machine)
@@ -193,11 +226,9 @@ class Memory:
         return joined(self._faults.parts(pfns, promote=promote))
 
     def __contains__(self, key: Hashable) -> bool:
-        self._check_thread()
         return key in self._node
 
     def __len__(self) -> int:
-        self._check_thread()
         return len(self._node.small) + len(self._node.large)
 
     def keys(self) -> list[Hashable]:
@@ -219,7 +250,7 @@ class Memory:
             OutOfMemory: if the value can never fit, at once; or if reclaim freed nothing for it.
             TypeError: if `data` is not bytes-like.
         """
-        if get_ident() != self._callers:
+        if get_ident() != self._callers or not self._loop.runs:
             self._refuse()
         self._credit -= PUT_CALLS
         if self._credit < 0:
@@ -463,7 +494,6 @@ class Memory:
 
     def swaps(self) -> list[SwapInfo]:
         """Return the backing stores, as /proc/swaps does: in the order in which they are filled."""
-        self._check_thread()
         swapds, page = self._machine.swapds, self._node.page_size
         return [
             SwapInfo(
@@ -482,7 +512,6 @@ class Memory:
     @property
     def vmstat(self) -> Mapping[str, int]:
         """The kernel's counters, read-only; levels such as pool_total_size as of this access."""
-        self._check_thread()
         return self._node.gauges().view
 
     def pressure(self) -> Pressure:
@@ -492,14 +521,15 @@ class Memory:
         thread itself was spent in reclaim or (de)compression. Each has `avg10`, `avg60` and
         `avg300`, percent of the last so many seconds, and `total`, microseconds.
         """
-        self._check_thread()
-        return self._machine.psi.snapshot(perf_counter())
+        psi = self._machine.psi
+        if get_ident() != self._thread:
+            psi = copy(psi)  # the loop's thread may be accounting right now
+        return psi.snapshot(perf_counter())
 
     def usage(self) -> Usage:
         """Return where the budget is, in bytes, and the age of the oldest queued page."""
-        self._check_thread()
         memcg = self._node.memcg
-        since = self._machine.fifo.oldest_since()
+        since = self._machine.fifo.oldest_since()  # a list of them: this may be another thread
         return Usage(
             budget=memcg.budget,
             resident=memcg.resident,
@@ -509,7 +539,7 @@ class Memory:
             free=memcg.free,
             swapped=self._node.swapped,
             staging=self._machine.offload.staging,
-            oldest_queued_s=anyio.current_time() - since if since is not None else 0.0,
+            oldest_queued_s=self._loop.now() - since if since is not None else 0.0,
         )
 
     def health(self) -> Health:
@@ -528,17 +558,29 @@ class Memory:
     # -- guards -----------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        if get_ident() != self._callers:
-            self._refuse()
-
-    def _check_thread(self) -> None:
-        """What only looks, closed or not, looks from the right thread."""
-        if get_ident() != self._thread:
+        if get_ident() != self._callers or not self._loop.runs:
             self._refuse()
 
     def _refuse(self) -> None:
+        """Say why a call is not served."""
+        if os.getpid() != self._process:
+            msg = (
+                f"this memory was opened in process {self._process}, before the fork: its store "
+                "and its workers are that one's; open a memory in each process, after the fork"
+            )
+            raise RuntimeError(msg)
         if get_ident() != self._thread:
-            msg = "a Memory belongs to the thread that opened it; use anyio.from_thread.run there"
+            msg = (
+                "a Memory belongs to the thread that opened it; from another one use "
+                "asyncio.run_coroutine_threadsafe(memory.get(key), loop).result(), or in a thread "
+                "that anyio started anyio.from_thread.run(memory.get, key)"
+            )
+            raise RuntimeError(msg)
+        if not self._machine.closing and not self._loop.runs:
+            msg = (
+                "a Memory belongs to the event loop that opened it, and another one runs now; open "
+                "one in each loop, or give fixtures and tests the same loop scope"
+            )
             raise RuntimeError(msg)
         raise self._machine.closed()
 
@@ -561,5 +603,21 @@ class Memory:
 
     def refuse_calls(self) -> None:
         """Close for callers; `open_memory` calls this, and ends the actors by cancellation."""
-        self._callers = _NOBODY
+        self.serve_nobody()
         self._machine.refuse_calls()
+
+    def serve_nobody(self) -> None:
+        """Refuse every call from now on but those that only look."""
+        self._callers = _NOBODY
+
+    async def aclose(self) -> None:
+        """Close it: forget everything, end whoever waits; a second call waits for the first.
+
+        On asyncio any task may do that. On trio it is closed by leaving its ``async with``.
+
+        Raises:
+            ReclaimError: what ended the memory, if it was not closed before: a plugin's crash, say.
+        """
+        if os.getpid() != self._process or get_ident() != self._thread:
+            self._refuse()
+        await self.closer()

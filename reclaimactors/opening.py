@@ -16,8 +16,7 @@ from reclaimactors.topology.build import build
 from reclaimactors.topology.swapon import close_backends
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Generator, Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -28,24 +27,113 @@ if TYPE_CHECKING:
 __all__ = ["open_memory"]
 
 
-class _Opening:
-    """The context manager of `open_memory`: one task group, closed within `close_timeout`."""
+class Opening:
+    """What `open_memory` returns: ``async with`` it, or await it and call `Memory.aclose`.
+
+    On asyncio the actors live in a task of the memory's own, so that any task may close it. On trio
+    they live in the block that opened it.
+    """
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
-        self._memory: Memory | None = None
-        self._tasks: TaskGroup | None = None
+        self._entered = False
+        self._tasks: TaskGroup | None = None  # on trio
+        self._life: Any = None  # the task, on asyncio
+        self._body: Any = None  # the task of the block, which a crash ends
+        self._leaving = False
+        self._crash: BaseException | None = None
+
+    def __await__(self) -> Generator[Any, Any, Memory]:
+        return self._open().__await__()
+
+    async def _open(self) -> Memory:
+        memory = await self._build()
+        if self._machine.loop.native is None:
+            self._machine.close()
+            await close_backends(self._machine.swapds.values(), self._topology.close_timeout)
+            raise RuntimeError("on trio a memory is opened by `async with`, which also closes it")
+        await self._begin()
+        return memory
 
     async def __aenter__(self) -> Memory:
-        if self._tasks is not None:
+        memory = await self._build()
+        loop = self._machine.loop
+        if loop.native is None:
+            self._tasks = anyio.create_task_group()
+            await self._tasks.__aenter__()
+            self._machine.attach(self._tasks)
+        else:
+            self._body = loop.current_task()
+            await self._begin()
+        return memory
+
+    async def _build(self) -> Memory:
+        if self._entered:
             raise RuntimeError("this opening was entered before: call open_memory once for each")
-        machine = await build(self._topology)
-        self._machine = machine
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        machine.attach(self._tasks)
+        self._entered = True
+        self._machine = machine = await build(self._topology)
         self._memory = Memory(self._topology, machine)
         return self._memory
+
+    # -- a task of its own ------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        self._started = anyio.Event()
+        loop = self._machine.loop
+        self._life = loop.spawn(self._live(), f"memory/{self._topology.name}")
+        self._memory.closer = self._aclose
+        await self._started.wait()
+
+    async def _live(self) -> None:
+        """Run the actors until told to leave, or until one of them ends the memory; then close."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._machine.attach(tasks)
+                self._actors = tasks.cancel_scope
+                self._started.set()
+                await anyio.sleep_forever()
+        except BaseExceptionGroup as group:
+            self._crash = _only(group, None)
+        finally:
+            self._memory.refuse_calls()
+            self._crash = self._crash or self._machine.crash
+            with anyio.CancelScope(shield=True):
+                await self._end(self._topology.close_timeout)
+            if self._crash is not None:
+                self._told(self._crash)
+                if self._body is not None and not self._leaving:
+                    self._body.cancel()  # the block learns of it wherever it waits
+
+    async def _aclose(self) -> None:
+        """Close, and raise what ended the memory, if something did; once."""
+        self._memory.refuse_calls()
+        self._leaving = True
+        self._actors.cancel()
+        await self._machine.loop.wait(self._life)
+        crash, self._crash = self._crash, None
+        if crash is not None:
+            raise crash from crash.__cause__
+
+    async def _leave_block(self, error: BaseException | None) -> bool:
+        cancelled = self._crash is not None and not self._leaving
+        try:
+            await self._aclose()
+        except BaseException:
+            if cancelled and isinstance(error, anyio.get_cancelled_exc_class()):
+                self._body.uncancel()
+            elif error is not None and not isinstance(error, anyio.ClosedResourceError):
+                return False  # the body's own error goes on as it is
+            raise
+        return False
+
+    async def _end(self, within_s: float) -> None:
+        try:
+            self._machine.close()
+        finally:
+            await close_backends(self._machine.swapds.values(), within_s)
+        self._machine.ended = True
+
+    # -- leaving the block ------------------------------------------------------------------------
 
     async def __aexit__(
         self,
@@ -53,8 +141,8 @@ class _Opening:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool | None:
-        assert self._memory is not None
-        assert self._tasks is not None
+        if self._tasks is None:
+            return await self._leave_block(error)
         self._memory.refuse_calls()
         ends = anyio.current_time() + self._topology.close_timeout
         self._tasks.cancel_scope.cancel()
@@ -71,13 +159,9 @@ class _Opening:
                 return False  # the body's own error goes on as it is, not in a group
             raise self._told(crash) from crash.__cause__
         finally:
-            try:
-                self._machine.close()
-            finally:
-                # Not less than a quarter: the process may have been stopped while its tasks ended.
-                left = max(self._topology.close_timeout / 4, ends - anyio.current_time())
-                await close_backends(self._machine.swapds.values(), left)
-            self._machine.ended = True
+            # Not less than a quarter: the process may have been stopped while its tasks ended.
+            left = max(self._topology.close_timeout / 4, ends - anyio.current_time())
+            await self._end(left)
 
     def _told(self, crash: BaseException) -> BaseException:
         """Say in the log what ended the memory, for whoever raises it."""
@@ -109,8 +193,10 @@ def open_memory(
     *,
     budget: int | str | None = None,
     **overrides: Any,
-) -> AbstractAsyncContextManager[Memory]:
-    """Return an async context manager that gives a `Memory`.
+) -> Opening:
+    """Return an async context manager that gives a `Memory`; it may be awaited for one as well.
+
+    Whoever awaits it calls `Memory.aclose` in the end, from any task (asyncio only).
 
     Args:
         topology: a built-in name, a path to a TOML file, its keys as a mapping, or a `Topology`.
@@ -122,4 +208,4 @@ def open_memory(
         BackendError: on entering, if a backing store cannot be opened.
         PluginError: on entering, if a plugin cannot be had.
     """
-    return _Opening(resolve(topology, budget=budget, **overrides))
+    return Opening(resolve(topology, budget=budget, **overrides))

@@ -37,6 +37,7 @@ class Backing:
         self, machine: Machine, device: SwapDevice, backend: Backend, timeout: float
     ) -> None:
         self._node = machine.node
+        self._now = machine.loop.now
         self.log = machine.log
         self.device = device
         self.backend = backend
@@ -114,7 +115,7 @@ class Backing:
         if full and not device.full:
             device.full = True
             self._node.swapcache.shed(device, device.used)
-            self._retry_at = anyio.current_time() + self._retry_s
+            self._retry_at = self._now() + self._retry_s
             self.log.warning("swapd.store_full", device=device.name, retry_in_s=self._retry_s)
             self._retry_s = min(RETRY_MAX_S, 2 * self._retry_s)
         elif not full:

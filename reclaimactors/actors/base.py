@@ -127,7 +127,7 @@ class Fifo:
 
     def oldest_since(self) -> float | None:
         """Return when the oldest waiting batch was sent, None where none waits."""
-        return next((batch.since for batch in self._mailbox.waiting.values()), None)
+        return next((batch.since for batch in list(self._mailbox.waiting.values())), None)
 
     def send_nowait(self, batch: FolioBatch) -> None:
         """Put a batch in; there must be room for it."""

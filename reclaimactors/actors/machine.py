@@ -7,6 +7,7 @@ callers -> (kswapd | kcompressd | padata) -> swapd -> store.
 
 from __future__ import annotations
 
+from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.base import Fifo, Signal
 from reclaimactors.actors.supervision import Supervisor, closed, unraised
+from reclaimactors.loops import current_loop
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
 from reclaimactors.mm.ending import end_all, undo
 from reclaimactors.mm.folio import ZSWAP
@@ -119,6 +121,9 @@ class Machine:
         self._readers = anyio.CapacityLimiter(max(2, offload.workers))
         self._actors: dict[str, Callable[[], Awaitable[None]]] = {}
         self._tasks: TaskGroup | None = None
+        self._to_start: deque[str] = deque()
+        self._start_now = anyio.Event()
+        self.loop = current_loop()
         self._started = False
         self.supervisor = Supervisor(node.vmstat, log, self._crashed)
         self.closing = False
@@ -144,12 +149,28 @@ class Machine:
         del self._actors[name]
 
     def _start(self, name: str) -> None:
-        if self._tasks is not None:
-            self._tasks.start_soon(self.supervisor.run, name, self._actors[name], name=name)
+        self._to_start.append(name)
+        self._start_now.set()
 
     def attach(self, tasks: TaskGroup) -> None:
         """Give the task group that the actors run in."""
         self._tasks = tasks
+        tasks.start_soon(self._starter, tasks, name="starter")
+
+    async def _starter(self, tasks: TaskGroup) -> None:
+        """Start the actors as they are wanted.
+
+        Whoever meets the first pressure only sets an event: it may be a callback of the loop, where
+        no task can be started, and the actors are to run in the context of the opening rather than
+        in that of a request.
+        """
+        while True:
+            await self._start_now.wait()
+            self._start_now = anyio.Event()
+            while self._to_start:
+                name = self._to_start.popleft()
+                if name in self._actors:  # swapped off meanwhile, if not
+                    tasks.start_soon(self.supervisor.run, name, self._actors[name], name=name)
 
     def start(self) -> None:
         """Start the actors, once. Nothing runs before the first pressure."""
@@ -488,7 +509,7 @@ class Machine:
 
     def revive(self) -> None:
         """Look at the clock: try again what was full, or failed, a while ago; note who is late."""
-        now = anyio.current_time()
+        now = self.loop.now()
         self.kswapd.late = self.late
         if now >= self._retry_at:
             self._retry_at = now + RETRY_S

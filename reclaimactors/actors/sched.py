@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import anyio
-
 from reclaimactors.mm.page_io import gate
 from reclaimactors.units import nr_pages
 
@@ -59,7 +57,7 @@ def enqueue(machine: Machine, batch: FolioBatch) -> FolioBatch | None:
             nr += 1
         if nr < len(batch.pfns):
             rest = machine.swapout.split(batch, nr)
-    batch.since = anyio.current_time()
+    batch.since = machine.loop.now()
     batch.queued = max(1, batch.nr_bytes)
     producer.in_flight += batch.queued
     node.vmstat["kcompressd_queued"] += batch.nr_pages

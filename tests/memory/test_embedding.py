@@ -880,10 +880,15 @@ THREAD_CALLS = {
     "reclaim": lambda memory: memory.reclaim(1).send(None),
     "drain": lambda memory: memory.drain().send(None),
     "pin": lambda memory: memory.pin("a").__aenter__().send(None),
-    "usage": lambda memory: memory.usage(),
-    "pressure": lambda memory: memory.pressure(),
-    "vmstat": lambda memory: memory.vmstat,
-    "len": len,
+}
+
+LOOKS = {
+    "usage": lambda memory: memory.usage().budget == BUDGET,
+    "pressure": lambda memory: memory.pressure().some.total == 0,
+    "vmstat": lambda memory: memory.vmstat["oom_kill"] == 0,
+    "swaps": lambda memory: memory.swaps() == [],
+    "health": lambda memory: memory.health().state == "open",
+    "len": lambda memory: len(memory) == 1,
     "in": lambda memory: "a" in memory,
 }
 
@@ -905,6 +910,14 @@ async def test_a_call_from_another_thread_is_a_runtime_error(call):
         thread.join()
         assert errors
         assert "belongs to the thread that opened it" in errors[0]
+        assert "run_coroutine_threadsafe" in errors[0]
+
+
+@pytest.mark.parametrize("look", [*LOOKS.values()], ids=[*LOOKS])
+async def test_what_only_looks_is_allowed_from_another_thread(look):
+    async with open_memory() as memory:
+        await memory.put("a", b"value")
+        assert await asyncio.to_thread(look, memory) is True
 
 
 # cost
