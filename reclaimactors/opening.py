@@ -80,7 +80,7 @@ class Opening:
     async def _begin(self) -> None:
         self._started = anyio.Event()
         loop = self._machine.loop
-        self._life = loop.spawn(self._live(), f"memory/{self._topology.name}")
+        self._life = loop.spawn(self._live(), "memory")
         self._memory.closer = self._aclose
         await self._started.wait()
 
