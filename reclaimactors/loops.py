@@ -37,10 +37,10 @@ class Loop:
             self._running = asyncio.get_running_loop
 
     @property
-    def runs(self) -> bool:
-        """Whether this is the loop that runs in this thread now."""
+    def another_runs(self) -> bool:
+        """Whether another loop than this one runs in this thread now."""
         try:
-            return self._running() is self.native
+            return self._running() is not self.native
         except RuntimeError:  # none runs
             return False
 

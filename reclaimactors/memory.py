@@ -250,7 +250,7 @@ class Memory:
             OutOfMemory: if the value can never fit, at once; or if reclaim freed nothing for it.
             TypeError: if `data` is not bytes-like.
         """
-        if get_ident() != self._callers or not self._loop.runs:
+        if get_ident() != self._callers or self._loop.another_runs:
             self._refuse()
         self._credit -= PUT_CALLS
         if self._credit < 0:
@@ -558,7 +558,7 @@ class Memory:
     # -- guards -----------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        if get_ident() != self._callers or not self._loop.runs:
+        if get_ident() != self._callers or self._loop.another_runs:
             self._refuse()
 
     def _refuse(self) -> None:
@@ -576,7 +576,7 @@ class Memory:
                 "that anyio started anyio.from_thread.run(memory.get, key)"
             )
             raise RuntimeError(msg)
-        if not self._machine.closing and not self._loop.runs:
+        if not self._machine.closing and self._loop.another_runs:
             msg = (
                 "a Memory belongs to the event loop that opened it, and another one runs now; open "
                 "one in each loop, or give fixtures and tests the same loop scope"
