@@ -121,8 +121,8 @@ class Scan:
     def retry_failed(self) -> None:
         """Time has passed: what a compressor or a store failed on is worth a look again."""
         self.looked -= self._failed
+        self._looks = max(0, self._looks - len(self._failed))
         self._failed.clear()
-        self._looks = len(self.looked)
 
     def check(self) -> None:
         """Assert that only folios in memory count as looked at."""

@@ -92,6 +92,7 @@ class Swapout:
         if not pfns:
             return False
         node.unevictable.rescue(pfns)
+        node.scan.handed_back(len(pfns))  # a store with too few slots would take them for ever
         batch.poor = True
         self._own(batch, pfns)
         self._count(batch)
