@@ -4,45 +4,53 @@ Each slot is a whole page in the file, a shorter item being padded with zeros: c
 go down in one call whatever they hold, the kernel never has to read a page in order to change a
 part of it, and a short read can only mean "not in the page cache".
 
-Theory. A slot is stored or it is not: one byte each in `_stored`, which only the loop's thread
-touches. A store clears its slots first and sets them after the write has succeeded, so a write
-that failed or was abandoned left nothing that a load may return. A thread cannot be cancelled: a
-write whose caller has gone is a *stray*, which stops at its next cluster, and until it ends a
-later write of one of its slots waits for it in its own thread; otherwise old bytes could land on
-new ones.
+Theory. What a slot is stands in `FileSlots`, which only the loop's thread touches. A store makes
+its slots WRITING first and STORED after the write has succeeded, so a write that failed or was
+abandoned left nothing that a load may return. A thread cannot be cancelled: a job whose caller has
+gone is a *stray*, which stops at its next cluster. Until it ends, a later write of one of its slots
+waits for it in its own thread, or old bytes could land on new ones; and forgetting such a slot
+waits for it too, so that nobody is given the slot before.
 
-Not covered: space of invalidated slots stays with the file until it is closed. What is on the
-disk is not synced, as nothing outlives this process.
+Space. Slots that were forgotten are LEFT with the file. Once more was forgotten, beyond what was
+written meanwhile, than the file holds (and SPARE_BYTES), the end of the file is cut off, and holes
+are punched where the file system has such a thing. A hole costs 13 us in the page cache and 2.6 ms
+once the file was written to a disk (ext4), so a store of steady size, whose slots are used again,
+punches none. A file that holds nothing is empty.
+
+Not covered: what is on the disk is not synced, as nothing outlives this process.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import threading
 from contextlib import suppress
 from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, sleep, to_thread
 
 from reclaimactors.abc import Backend
+from reclaimactors.backends.file_jobs import GiveBack, Job, Write
+from reclaimactors.backends.file_slots import FREE, STORED, WRITING, FileSlots, runs_of
 from reclaimactors.backends.swapfile import SwapFile
 from reclaimactors.deadline import within
 from reclaimactors.errors import BackendError
-from reclaimactors.units import KIB
+from reclaimactors.units import KIB, MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["FileBackend"]
 
-_CLUSTER = 256  # slots a call: the thread asks for the interpreter again after each of them
+SPARE_BYTES = MIB  #: of forgotten slots that the file may keep, or as much as it holds
+HOLES = 256  #: punched in one job at most
+
 _INLINE_BYTES = 256 * KIB  # copying these out of the page cache holds the loop for some 60 us
 _CLOSE_S = 1.0  # that somebody waits for the close: freeing gigabytes takes a while
+_STRAY_S = 0.02  # between two looks whether a stray has ended
 _THREADS = 4  # of each kind at once; reads have their own, so that no slow write delays them
-_NO_NOWAIT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
 
 class FileBackend(Backend):
@@ -56,9 +64,11 @@ class FileBackend(Backend):
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._path = None if path is None else os.fspath(path)
         self._file: SwapFile | None = None
-        self._stored = bytearray()  # 1 where the slot holds something
-        self._strays: list[_Write] = []
-        self._nowait: int = getattr(os, "RWF_NOWAIT", 0)
+        self._slots = FileSlots()
+        self._writes: set[Job] = set()  # under way
+        self._strays: list[Job] = []
+        self._giving: GiveBack | None = None  # under way
+        self._surplus = 0  # LEFT slots, less those written since they were forgotten
 
     async def open(self, page_size: int) -> None:
         """Make the file.
@@ -69,6 +79,8 @@ class FileBackend(Backend):
         """
         self._page_size = page_size
         self._writers, self._readers = CapacityLimiter(_THREADS), CapacityLimiter(_THREADS)
+        self._giver = CapacityLimiter(1)
+        self._slots = FileSlots()
         self._file = SwapFile(self._path)
         await to_thread.run_sync(self._file.open, abandon_on_cancel=True, limiter=self._writers)
         self.rotational = self._file.rotational
@@ -76,7 +88,7 @@ class FileBackend(Backend):
     async def aclose(self) -> None:
         """Close the file, which frees its space; a thread still writing closes it when it ends."""
         file, self._file = self._file, None
-        self._stored.clear()
+        self._slots = FileSlots()
         if file is not None:
             with CancelScope(shield=True), suppress(TimeoutError):
                 await within(_CLOSE_S, lambda: _off_the_loop(file.close))
@@ -94,21 +106,25 @@ class FileBackend(Backend):
         items = sorted(items, key=itemgetter(0))
         if not items:
             return
-        self._strays = [stray for stray in self._strays if stray.busy.locked()]
-        runs = _runs(slot for slot, _ in items)
-        write = _Write(file, runs, [data for _, data in items], self._page_size, self._strays)
-        self._forget(runs)
+        runs = runs_of(slot for slot, _ in items)
+        write = Write(file, runs, [data for _, data in items], self._page_size)
+        write.after = self._before(runs)
+        for run in runs:
+            self._slots.set(run, WRITING)
+        self._writes.add(write)
         try:
             await to_thread.run_sync(write.run, abandon_on_cancel=True, limiter=self._writers)
         except OSError as exc:
+            self._forget(runs)
             raise file.error(exc, "cannot write to") from exc
         except BaseException:  # cancelled: the thread goes on, and is a stray from here on
-            write.cancelled = True
-            self._strays.append(write)
+            self._abandon(write)
             raise
-        self._stored.extend(bytes(max(0, runs[-1].stop - len(self._stored))))
+        finally:
+            self._writes.discard(write)
         for run in runs:
-            self._stored[run.start : run.stop] = b"\1" * len(run)
+            self._slots.set(run, STORED)
+        self._surplus = max(0, self._surplus - len(items))
 
     async def load_many(self, slots: Sequence[int]) -> list[bytes]:
         """Return a whole page for each slot.
@@ -122,7 +138,7 @@ class FileBackend(Backend):
         file = self._opened()
         runs = self._stored_runs(slots)
         try:
-            chunks = self._read_cached(file.fd, runs) if self._nowait else []
+            chunks = self._read_cached(file, runs)
             if rest := runs[len(chunks) :]:
                 chunks += await to_thread.run_sync(
                     _read,
@@ -142,22 +158,22 @@ class FileBackend(Backend):
         Raises:
             BackendError: if a slot is not stored, or cannot be read.
         """
-        if not self._nowait:
-            return None
         file = self._opened()
+        if not file.calls.nowait:
+            return None
         runs = self._stored_runs(slots)
         try:
-            chunks = self._read_cached(file.fd, runs)
+            chunks = self._read_cached(file, runs)
         except OSError as exc:
             raise file.error(exc, "cannot read from") from exc
         return self._pages(chunks) if len(chunks) == len(runs) else None
 
     def _stored_runs(self, slots: Sequence[int]) -> list[range]:
         """Return the slots as ranges, if all of them are stored."""
-        runs = _runs(slots)
+        runs = runs_of(slots)
         for run in runs:
-            if self._stored.count(1, run.start, run.stop) != len(run):
-                missing = next(slot for slot in run if not self._stored.count(1, slot, slot + 1))
+            missing = self._slots.missing(run)
+            if missing is not None:
                 folder = self._opened().folder
                 msg = f"slot {missing} of the swap file in {folder!r} was never stored"
                 raise BackendError(errno.ENOENT, msg)
@@ -169,8 +185,18 @@ class FileBackend(Backend):
         return [chunk[i : i + size] for chunk in chunks for i in range(0, len(chunk), size)]
 
     async def invalidate_many(self, slots: Sequence[int]) -> None:
-        """Forget the slots; nothing is written."""
-        self._forget(_runs(slots))
+        """Forget the slots, and give space back where much has been forgotten.
+
+        It waits for writes of these slots that were given up, and still are in their threads.
+        """
+        runs = runs_of(slots)
+        while self._strays_of(runs):  # noqa: ASYNC110 - a thread ends them, which has no loop
+            await sleep(_STRAY_S)
+        before = self._slots.nr_left
+        self._forget(runs)
+        self._surplus += self._slots.nr_left - before
+        if self._file is not None and self._giving is None and self._spare():
+            await self._give_back(self._file)
 
     def _opened(self) -> SwapFile:
         if self._file is None:
@@ -179,118 +205,80 @@ class FileBackend(Backend):
 
     def _forget(self, runs: list[range]) -> None:
         for run in runs:
-            known = range(max(run.start, 0), min(run.stop, len(self._stored)))
-            self._stored[known.start : known.stop] = bytes(len(known))
+            self._slots.forget(run)
 
-    def _read_cached(self, fd: int, runs: list[range]) -> list[bytes]:
+    def _read_cached(self, file: SwapFile, runs: list[range]) -> list[bytes]:
         """Return the leading runs that are in the page cache, without waiting for a disk."""
         chunks: list[bytes] = []
-        if sum(map(len, runs)) * self._page_size > _INLINE_BYTES:
+        page = self._page_size
+        if not file.calls.nowait or sum(map(len, runs)) * page > _INLINE_BYTES:
             return chunks
         for run in runs:
-            buffer = bytearray(len(run) * self._page_size)
-            try:
-                got = os.preadv(fd, [buffer], run.start * self._page_size, self._nowait)
-            except BlockingIOError:
+            chunk = file.calls.read_cached(file.fd, run.start * page, len(run) * page)
+            if chunk is None:
                 break
-            except OSError as exc:
-                if exc.errno not in _NO_NOWAIT:
-                    raise
-                self._nowait = 0  # this file system never can; do not ask again
-                break
-            if got < len(buffer):
-                break
-            chunks.append(bytes(buffer))
+            chunks.append(chunk)
         return chunks
 
+    # -- space ------------------------------------------------------------------------------------
 
-class _Write:
-    """One `store_many` in its thread; `busy` is held for as long as it may touch the file."""
+    def _spare(self) -> bool:
+        """Whether so much was forgotten that space is given back."""
+        slots, page = self._slots, self._page_size
+        enough = max(SPARE_BYTES // page, slots.nr_stored) if slots.nr_stored else 0
+        self._surplus = min(self._surplus, slots.nr_left)
+        if self._surplus <= enough:
+            return False
+        return self._opened().calls.punches or len(slots) - self._end() > enough
 
-    def __init__(
-        self,
-        file: SwapFile,
-        runs: list[range],
-        data: list[bytes],
-        page_size: int,
-        strays: list[_Write],
-    ) -> None:
-        lengths = list(map(len, data))
-        if runs[0].start < 0 or min(lengths) < 1 or max(lengths) > page_size:
-            msg = f"an item is 1 to {page_size} bytes on a slot of at least 0"
-            raise BackendError(errno.EINVAL, msg)
-        self.busy = threading.Lock()
-        self.cancelled = False
-        self._file = file
-        self._runs = runs
-        self._data = data
-        self._page_size = page_size
-        slots = set(self.slots()) if strays else set[int]()
-        self._after = [stray for stray in strays if not slots.isdisjoint(stray.slots())]
+    def _end(self) -> int:
+        """Return the slot from which on nothing is stored, or being written."""
+        jobs = chain(self._writes, self._strays)
+        return max(self._slots.end(), max((job.end for job in jobs), default=0))
 
-    def slots(self) -> Iterator[int]:
-        return chain.from_iterable(self._runs)
-
-    def run(self) -> None:
-        # Order matters: `busy` is taken before `cancelled` is read, and the loop sets `cancelled`
-        # before it looks at `busy`; a write that it sees idle then never starts.
-        with self.busy, self._file.use() as fd:
-            for stray in self._after:
-                stray.busy.acquire()
-                stray.busy.release()
-            at = 0
-            for run in self._runs:
-                for start in range(run.start, run.stop, _CLUSTER):
-                    stop = min(start + _CLUSTER, run.stop)
-                    self._flush(fd, self._pages(at, at + stop - start), start)
-                    at += stop - start
-
-    def _pages(self, start: int, stop: int) -> Sequence[bytes | memoryview]:
-        """Return the bytes of whole pages. While this thread runs Python, the loop cannot."""
-        data, page = self._data[start:stop], self._page_size
-        if min(map(len, data)) == page:
-            return data
-        zeros = memoryview(bytes(page))
-        return [part for item in data for part in (item, zeros[len(item) :])]
-
-    def _flush(self, fd: int, buffers: Sequence[bytes | memoryview], slot: int) -> None:
-        if self.cancelled:
+    async def _give_back(self, file: SwapFile) -> None:
+        """Cut off the end of the file, and punch some holes. Writes meanwhile wait if they must."""
+        end = self._end()
+        size = len(self._slots)
+        self._slots.cut(end)
+        holes = self._slots.left_runs(HOLES) if file.calls.punches else []
+        if not holes and end == size:
             return
-        offset, size = slot * self._page_size, sum(map(len, buffers))
-        done = os.pwritev(fd, buffers, offset)
-        while done < size:  # cut short by a signal, or just before the disk is full
-            done += os.pwrite(fd, memoryview(b"".join(buffers))[done:], offset + done)
+        for run in holes:
+            self._slots.set(run, FREE)
+        self._giving = job = GiveBack(file, end, holes, self._page_size)
+        try:
+            with suppress(OSError):  # it is closed
+                await to_thread.run_sync(job.run, abandon_on_cancel=True, limiter=self._giver)
+        except BaseException:  # cancelled, as a write
+            self._abandon(job)
+            raise
+        finally:
+            self._giving = None
+            for run in holes[job.nr_punched :]:
+                self._slots.take_back(run)
+
+    # -- jobs that later ones wait for ------------------------------------------------------------
+
+    def _abandon(self, job: Job) -> None:
+        job.abandon()
+        self._strays.append(job)
+
+    def _strays_of(self, runs: list[range]) -> list[Job]:
+        """Return the jobs that were given up and may still change these slots."""
+        self._strays = [stray for stray in self._strays if not stray.done.is_set()]
+        return [stray for stray in self._strays if stray.touches(runs)]
+
+    def _before(self, runs: list[range]) -> list[Job]:
+        """Return the jobs that must be done before a write to these slots."""
+        giving = [self._giving] if self._giving is not None and self._giving.touches(runs) else []
+        return self._strays_of(runs) + giving
 
 
 async def _off_the_loop(call: Callable[[], None]) -> None:
     await to_thread.run_sync(call, abandon_on_cancel=True, limiter=CapacityLimiter(1))
 
 
-def _runs(slots: Iterable[int]) -> list[range]:
-    """Return the slots, in their order, as ranges of neighbours."""
-    runs: list[range] = []
-    start = stop = -1
-    for slot in slots:
-        if slot != stop:
-            if stop >= 0:
-                runs.append(range(start, stop))
-            start = slot
-        stop = slot + 1
-    if stop >= 0:
-        runs.append(range(start, stop))
-    return runs
-
-
 def _read(file: SwapFile, runs: list[range], page_size: int) -> list[bytes]:
     with file.use() as fd:
-        return [_read_run(fd, run.start * page_size, len(run) * page_size) for run in runs]
-
-
-def _read_run(fd: int, offset: int, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = os.pread(fd, size - len(data), offset + len(data))
-        if not more:
-            raise OSError(errno.EIO, "the file is shorter than what was stored in it")
-        data += more
-    return data
+        return [file.calls.read(fd, run.start * page_size, len(run) * page_size) for run in runs]

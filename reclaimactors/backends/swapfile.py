@@ -2,7 +2,7 @@
 
 It is anonymous from birth: O_TMPFILE where the file system has it, else created and unlinked at
 once, so that nothing is left behind however the process ends. All of this may block on the disk
-and belongs in a worker thread.
+and belongs in a worker thread. How it is read and written is in `file_calls`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reclaimactors.backends.file_calls import FileCalls
 from reclaimactors.errors import BackendError, BackendFull
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["SwapFile"]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 
 
 class SwapFile:
@@ -41,6 +41,8 @@ class SwapFile:
         self.folder = path or "(no folder yet)"
         self.fd = -1  #: for the thread that will call `close`, which knows that it has not yet
         self.rotational = False  #: whether it lies on a disk that turns, known once it is open
+        self.calls = FileCalls()
+        self._pid = os.getpid()
         self._path = path
         self._lock = threading.Lock()
         self._users = 0
@@ -60,6 +62,7 @@ class SwapFile:
             todo = "give `path` a folder that this process may write to"
             raise BackendError(exc.errno, f"{why}; {todo}") from exc
         self.rotational = _rotational(fd)
+        self.calls.probe(fd)
         with self._lock:
             self.fd = fd
             self._close_if_unused()
@@ -79,15 +82,24 @@ class SwapFile:
                 self._close_if_unused()
 
     def close(self) -> None:
-        """Let nobody start any more, and close as soon as nobody uses it."""
+        """Let nobody start any more, give the space back, and close as soon as nobody uses it."""
         with self._lock:
             self._closed = True
+            if self.fd >= 0:
+                self._empty()
             self._close_if_unused()
 
     def _close_if_unused(self) -> None:
         if self._closed and not self._users and self.fd >= 0:
+            self._empty()  # again, after the last write
             fd, self.fd = self.fd, -1
             os.close(fd)
+
+    def _empty(self) -> None:
+        """Truncate the file: a forked child may have its descriptor for long after the close."""
+        if os.getpid() == self._pid:  # it is the parent's, and in use, where this is the child
+            with contextlib.suppress(OSError):  # it is closed all the same
+                os.ftruncate(self.fd, 0)
 
     def error(self, exc: OSError, doing: str) -> BackendError:
         """Return `exc` as the error of a backing store, with the folder and what to do."""
@@ -101,13 +113,16 @@ def _create(folder: str) -> int:
     """Return a descriptor of a new file of ours alone (0600) that has no name."""
     flag = getattr(os, "O_TMPFILE", 0)
     if flag:
-        try:  # O_EXCL: it can never be linked into the file system
+        # O_EXCL: it can never be linked into the file system. Whatever it is refused with, mkstemp
+        # is tried, and what that raises is the reason.
+        with contextlib.suppress(OSError):
             return os.open(folder, flag | os.O_RDWR | os.O_CLOEXEC | os.O_EXCL, 0o600)
-        except OSError as exc:
-            if exc.errno not in _NO_TMPFILE:
-                raise
     fd, name = tempfile.mkstemp(prefix="reclaimactors-", dir=folder)
-    Path(name).unlink()
+    try:
+        Path(name).unlink()
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

@@ -17,7 +17,7 @@ def usable_cpus() -> int:
     """Return how many CPUs this process can keep busy, at least 1; a part of one counts whole."""
     try:
         nr = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
+    except (AttributeError, OSError):  # macOS, or a sandbox that does not allow it
         nr = os.cpu_count() or 1
     quota = cpu_quota()
     return nr if quota is None else max(1, min(nr, math.ceil(quota)))

@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import platform
+import random
 import resource
 import stat
 import subprocess
@@ -16,11 +18,13 @@ import pytest
 
 from reclaimactors import BackendError, BackendFull
 from reclaimactors.backends import file as file_module
-from reclaimactors.backends import swapfile
+from reclaimactors.backends import file_jobs, swapfile
 from reclaimactors.backends.file import FileBackend
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.backends.zram import ZramBackend
+from reclaimactors.mm.swap import SwapDevice
 from reclaimactors.testing import BackendTests
+from reclaimactors.units import KIB
 
 PAGE = 4096
 
@@ -55,20 +59,22 @@ class TestFileOnUvloop(TestFile):
     pass
 
 
-class TestFileWithoutNowait(BackendTests):
-    def make_backend(self):
-        backend = FileBackend()
-        backend._nowait = 0
-        return backend
+class TestFileWithoutNowait(TestFile):
+    @pytest.fixture(autouse=True)
+    def _no_nowait(self, monkeypatch):
+        monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
 
 
-class TestFileWithoutTmpfile(BackendTests):
+class TestFileWithoutTmpfile(TestFile):
     @pytest.fixture(autouse=True)
     def _no_tmpfile(self, monkeypatch):
         monkeypatch.delattr(os, "O_TMPFILE", raising=False)
 
-    def make_backend(self):
-        return FileBackend()
+
+class TestFileThatGivesBackAtOnce(TestFile):
+    @pytest.fixture(autouse=True)
+    def _at_once(self, monkeypatch):
+        monkeypatch.setattr(FileBackend, "_spare", lambda self: self._slots.nr_left > 0)
 
 
 def page(seed):
@@ -209,7 +215,7 @@ async def test_short_writes_are_finished(backend, monkeypatch):
 
 
 async def test_cached_reads_stay_in_the_loop_and_others_share_one_hop(backend, monkeypatch):
-    if not backend._nowait:
+    if not backend._file.calls.nowait:
         pytest.skip("no RWF_NOWAIT here")
     hops = []
     hop = anyio.to_thread.run_sync
@@ -247,7 +253,7 @@ async def test_file_system_without_nowait_is_asked_once(backend, monkeypatch):
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(os, "preadv", unsupported)
-    backend._nowait = backend._nowait or 8
+    backend._file.calls.nowait = 8
     await backend.store_many(pages([1, 5]))
     for _ in range(3):
         assert await backend.load_many([1, 5]) == [page(1), page(5)]
@@ -309,8 +315,8 @@ async def test_failed_read_names_the_folder(backend, monkeypatch, tmp_path, call
 
     await backend.store_many(pages(range(3)))
     if call == "pread":
-        backend._nowait = 0
-    elif not backend._nowait:
+        backend._file.calls.nowait = 0
+    elif not backend._file.calls.nowait:
         pytest.skip("no RWF_NOWAIT here")
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
@@ -427,10 +433,11 @@ async def test_store_cancelled_before_its_thread_starts_writes_nothing(backend, 
     assert not written
 
 
-async def test_descriptor_outlives_the_abandoned_write(tmp_path, held, monkeypatch):
+async def test_descriptor_outlives_the_abandoned_write(tmp_path, monkeypatch):
     close = os.close
     backend = FileBackend(str(tmp_path))
     await backend.open(PAGE)
+    held = HeldWrites(monkeypatch)
     fd = backend._file.fd
     inode = os.fstat(fd).st_ino
     await cancel_inside(held, backend, pages(range(3)))
@@ -464,7 +471,7 @@ async def test_slow_stores_do_not_delay_loads(backend, monkeypatch):
         return pwritev(fd, buffers, offset)
 
     monkeypatch.setattr(os, "pwritev", slow)
-    backend._nowait = 0
+    backend._file.calls.nowait = 0
     async with anyio.create_task_group() as tasks:
         for slot in range(100, 120):
             tasks.start_soon(backend.store, slot, page(slot))
@@ -473,3 +480,290 @@ async def test_slow_stores_do_not_delay_loads(backend, monkeypatch):
             assert await backend.load_many([0, 1, 2]) == [page(0), page(1), page(2)]
         go.set()
     assert await backend.load(119) == page(119)
+
+
+async def test_forgetting_waits_for_an_abandoned_write_of_the_slot(backend, held):
+    await cancel_inside(held, backend, pages(range(100)))
+    async with anyio.create_task_group() as tasks:
+        forgotten = anyio.Event()
+
+        async def forget():
+            await backend.invalidate_many([99])
+            forgotten.set()
+
+        tasks.start_soon(forget)
+        await backend.invalidate_many([200])  # others need not wait
+        await anyio.sleep(3 * file_module._STRAY_S)
+        assert not forgotten.is_set()
+        held.go.set()
+        await forgotten.wait()
+    assert len(held.written) == 1
+
+
+# calls that a sandbox or a file system does not allow
+
+NOT_ALLOWED = [errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP]
+
+
+def refuses(number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def lies(_fd, buffers, *_):
+    return sum(map(len, buffers))
+
+
+def does_nothing(*_):
+    return 0  # as a filter may tell the kernel to
+
+
+async def stores_and_loads(backend, nr=300):
+    for seed in (0, 7):
+        await backend.store_many(pages(range(nr), seed))
+        assert await backend.load_many(range(nr)) == [page(i + seed) for i in range(nr)]
+        for i in range(0, nr, 7):
+            assert await backend.load(i) == page(i + seed)
+    await backend.invalidate_many(range(0, nr, 2))
+    assert await backend.load_many(range(1, nr, 2)) == [page(i + 7) for i in range(1, nr, 2)]
+    await backend.invalidate_many(range(nr))
+
+
+@pytest.mark.parametrize("since", ["the start", "later"])
+@pytest.mark.parametrize("call", ["pwritev", "preadv", "ftruncate", "both"])
+@pytest.mark.parametrize("number", [*NOT_ALLOWED, 0])
+async def test_a_call_that_is_not_allowed_has_a_plain_one_instead(
+    tmp_path, monkeypatch, since, call, number
+):
+    answer = refuses(number) if number else does_nothing
+    backend = FileBackend(str(tmp_path))
+    if since == "later":
+        await backend.open(PAGE)
+    for name in ("pwritev", "preadv") if call == "both" else (call,):
+        monkeypatch.setattr(os, name, answer)
+    if since == "the start":
+        await backend.open(PAGE)
+    await stores_and_loads(backend)
+    await backend.aclose()
+
+
+@pytest.mark.parametrize("call", ["pwritev", "preadv"])
+async def test_a_call_that_lies_is_found_out_at_the_opening(tmp_path, monkeypatch, call):
+    monkeypatch.setattr(os, call, lies)
+    backend = FileBackend(str(tmp_path))
+    await backend.open(PAGE)
+    await stores_and_loads(backend)
+    await backend.aclose()
+
+
+@pytest.mark.parametrize("number", [*NOT_ALLOWED, errno.EISDIR, errno.ENOENT])
+async def test_a_nameless_file_that_is_refused_is_made_with_a_name_and_loses_it(
+    tmp_path, monkeypatch, number
+):
+    if not hasattr(os, "O_TMPFILE"):
+        pytest.skip("no O_TMPFILE here")
+    opened = os.open
+
+    def refuse(path, flags, *args, **kwargs):
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(number, os.strerror(number))
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    backend = FileBackend(str(tmp_path))
+    await backend.open(PAGE)
+    assert list(tmp_path.iterdir()) == []
+    await stores_and_loads(backend)
+    await backend.aclose()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are those of x86_64")
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES, errno.ENOSYS])
+def test_a_sandbox_that_refuses_them_all_loses_no_value(number):
+    """With a real filter: preadv2, pwritev2, preadv, pwritev, fallocate, ftruncate, memfd_create"""
+    program = Path(__file__).with_name("seccomp_child.py")
+    command = [sys.executable, program, str(number), "327,328,295,296,285,77,319"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "all readable"), done.stdout + done.stderr
+
+
+# space is given back
+
+
+def held_bytes(backend):
+    return os.fstat(backend._file.fd).st_blocks * 512
+
+
+ORDERS = {
+    "from the start": lambda slots: slots,
+    "from the end": lambda slots: slots[::-1],
+    "at random": lambda slots: random.Random(1).sample(slots, len(slots)),
+    "every other one first": lambda slots: slots[::2] + slots[1::2],
+}
+
+
+@pytest.mark.parametrize("punches", [True, False])
+@pytest.mark.parametrize("order", ORDERS)
+async def test_a_file_takes_at_most_twice_what_it_holds_and_a_mib(backend, order, punches):
+    if not punches:
+        backend._file.calls._fallocate = None
+    elif not backend._file.calls.punches:
+        pytest.skip("no holes here")
+    slots = list(range(4096))
+    for start in range(0, len(slots), 512):
+        await backend.store_many(pages(slots[start : start + 512]))
+    full = held_bytes(backend)
+    assert full >= 4096 * PAGE
+    left = ORDERS[order](slots)
+    while left:
+        gone, left = left[:64], left[64:]
+        await backend.invalidate_many(gone)
+        if punches and len(left) % 512 == 0:
+            held = held_bytes(backend)
+            assert held <= 2 * len(left) * PAGE + file_module.SPARE_BYTES + 128 * KIB
+            if left:
+                some = left[:: max(1, len(left) // 50)]
+                assert await backend.load_many(some) == [page(slot) for slot in some]
+    assert held_bytes(backend) <= 128 * KIB  # blocks of the file system's own
+    assert os.fstat(backend._file.fd).st_size == 0
+    await stores_and_loads(backend)
+
+
+async def test_without_holes_the_end_of_the_file_is_cut_off(backend):
+    backend._file.calls._fallocate = None
+    await backend.store_many(pages(range(2048)))
+    await backend.invalidate_many(range(100, 2048))
+    assert os.fstat(backend._file.fd).st_size == 100 * PAGE
+    assert await backend.load_many(range(100)) == [page(slot) for slot in range(100)]
+
+
+@pytest.mark.parametrize("nr", [1000, 5000])
+async def test_a_steady_store_punches_no_hole(backend, monkeypatch, nr):
+    """Not even where its slots are so scattered that the file becomes several times as large."""
+    monkeypatch.setattr(file_module, "SPARE_BYTES", 64 * PAGE)
+    given = []
+
+    async def give_back(self, file):
+        given.append(file)
+
+    monkeypatch.setattr(FileBackend, "_give_back", give_back)
+    rng = random.Random(nr)
+    device = SwapDevice(0, "file", 0, None)
+    live = [device.alloc(1) for _ in range(nr)]
+    await backend.store_many(pages(live))
+    for _ in range(nr // 8):
+        at = rng.sample(range(nr), 32)
+        run = device.alloc(32)
+        await backend.store_many(pages(range(run, run + 32)))
+        old = [live[i] for i in at]
+        await backend.invalidate_many(old)
+        for slot in old:
+            device.free(slot, 1)
+        for slot, i in enumerate(at, run):
+            live[i] = slot
+    assert len(backend._slots) > 2 * nr
+    assert not given
+
+
+class HeldTruncate:
+    """The next `ftruncate` waits until it is let go."""
+
+    def __init__(self, monkeypatch):
+        self.entered, self.go = threading.Event(), threading.Event()
+        self._truncate = os.ftruncate
+        monkeypatch.setattr(os, "ftruncate", self)
+
+    def __call__(self, fd, size):
+        self.entered.set()
+        assert self.go.wait(10)
+        self._truncate(fd, size)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_write_waits_for_the_space_that_is_given_back_meanwhile(
+    backend, monkeypatch, cancelled
+):
+    await backend.store_many(pages(range(2048)))
+    held = HeldTruncate(monkeypatch)
+    forgets = anyio.CancelScope()
+
+    async def forget():
+        with forgets:
+            await backend.invalidate_many(range(2, 2048))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(forget)
+        assert await anyio.to_thread.run_sync(held.entered.wait, 10)
+        if cancelled:
+            forgets.cancel()
+        stored = anyio.Event()
+
+        async def store():
+            await backend.store_many(pages([1000, 5000], seed=3))
+            stored.set()
+
+        tasks.start_soon(store)
+        await backend.store_many(pages([0], seed=9))  # which is not given back
+        await anyio.sleep(0.05)  # long enough for a thread that does not wait
+        assert not stored.is_set()
+        held.go.set()
+        await stored.wait()
+    assert await backend.load_many([0, 1, 1000, 5000]) == [page(9), page(1), page(1003), page(5003)]
+
+
+@pytest.mark.parametrize("give_s", [0.0, 0.05])
+async def test_whatever_is_given_back_meanwhile_values_stay(tmp_path, monkeypatch, give_s):
+    """Tasks store, load, forget and give up stores at random, each in slots of its own."""
+    monkeypatch.setattr(file_jobs, "GIVE_S", give_s)
+    monkeypatch.setattr(FileBackend, "_spare", lambda self: self._slots.nr_left > 8)
+    backend = FileBackend(str(tmp_path))
+    await backend.open(PAGE)
+
+    async def use(mine, rng):
+        there = {}
+        for turn in range(60):
+            some = rng.sample(mine, rng.randrange(1, 24))
+            what = rng.random()
+            if what < 0.5:
+                there.update(pages(some, turn))
+                await backend.store_many(pages(some, turn))
+            elif what < 0.6:
+                with anyio.move_on_after(0):
+                    await backend.store_many(pages(some, turn))
+                await backend.invalidate_many(some)
+                there = {slot: data for slot, data in there.items() if slot not in some}
+            else:
+                await backend.invalidate_many(some)
+                there = {slot: data for slot, data in there.items() if slot not in some}
+            assert await backend.load_many(list(there)) == list(there.values())
+        await backend.invalidate_many(mine)
+
+    async with anyio.create_task_group() as tasks:
+        for nr in range(6):
+            tasks.start_soon(use, list(range(nr, 600, 6)), random.Random(nr))
+    assert os.fstat(backend._file.fd).st_blocks * 512 <= 128 * KIB
+    await backend.aclose()
+
+
+async def test_closing_empties_the_file_although_a_child_has_its_descriptor(backend):
+    await backend.store_many(pages(range(300)))
+    of_a_child = os.dup(backend._file.fd)
+    try:
+        await backend.aclose()
+        info = os.fstat(of_a_child)
+        assert (info.st_size, info.st_blocks) == (0, 0)
+    finally:
+        os.close(of_a_child)
+
+
+async def test_a_child_that_closes_leaves_the_file_of_its_parent_alone(backend, monkeypatch):
+    await backend.store_many(pages(range(300)))
+    of_the_parent = os.dup(backend._file.fd)
+    try:
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        await backend.aclose()
+        assert os.fstat(of_the_parent).st_size == 300 * PAGE
+    finally:
+        os.close(of_the_parent)

@@ -1,5 +1,7 @@
 """How many CPUs may be used: affinity and cgroup quotas, under a root that is made up here."""
 
+import os
+
 import pytest
 
 from reclaimactors.topology import cpus
@@ -65,3 +67,14 @@ def test_usable_is_the_smaller_of_affinity_and_quota(monkeypatch, affinity, quot
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(affinity)), raising=False)
     monkeypatch.setattr(cpus, "cpu_quota", lambda: quota)
     assert usable_cpus() == usable
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="there is no affinity here")
+def test_where_a_sandbox_refuses_the_affinity_all_cpus_are_usable(monkeypatch):
+    def refuse(_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getaffinity", refuse)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(cpus, "cpu_quota", lambda: None)
+    assert usable_cpus() == 3
