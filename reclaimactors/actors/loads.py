@@ -18,9 +18,10 @@ from reclaimactors.actors.supervision import closed, unraised
 from reclaimactors.errors import BackendError, CorruptData
 from reclaimactors.mm.ending import end_all
 from reclaimactors.mm.readahead import MAX_PAGES, Readahead
+from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from reclaimactors.actors.backing import Backing
     from reclaimactors.actors.machine import Machine
@@ -31,7 +32,8 @@ __all__ = ["LOAD_LANES", "Loads", "Ticket"]
 
 LOAD_LANES = 4
 MAX_LOADS = 64  #: requests that wait
-LOAD_BATCH = 64  #: slots of one load_many
+LOAD_BATCH = 64  #: slots that a load_many has at least, if so many are asked for
+MOST_SLOTS = 256  #: slots of one load_many, or those of one folio: a MiB of pages of 4 KiB
 
 
 @attrs.define(eq=False)
@@ -40,13 +42,23 @@ class Ticket:
 
     load: Load
     ahead: bool = False  #: nobody wants it: it is read along with a neighbour
-    done: anyio.Event = attrs.Factory(anyio.Event)
     data: bytes | None = None
     error: Exception | None = None
+    _done: bool = attrs.field(default=False, init=False)
+    _event: anyio.Event | None = attrs.field(default=None, init=False)
+
+    def end(self, *, data: bytes | None = None, error: Exception | None = None) -> None:
+        """Tell all who wait what came of it."""
+        self.data, self.error, self._done = data, error, True
+        if self._event is not None:
+            self._event.set()
 
     async def wait(self) -> bytes:
         """Return the folio's bytes, or raise why there are none: each waiter a new instance."""
-        await self.done.wait()
+        if not self._done:
+            if self._event is None:  # not one for each folio of a large value: it costs 5 us
+                self._event = anyio.Event()
+            await self._event.wait()
         if self.data is None:
             raise unraised(self.error) if self.error is not None else closed()
         return self.data
@@ -171,32 +183,53 @@ class Loads:
                     tickets += self._mailbox.receive_nowait()
                 except anyio.WouldBlock:
                     break
-            await self.load(tickets)
+            await self._load_each(_in_pieces(tickets))
 
-    async def load(self, tickets: list[Ticket], *, ahead: bool = True) -> None:
-        """Read a batch of folios; one that cannot be read does not spoil the others."""
+    async def _load_each(
+        self, groups: Iterable[list[Ticket]], *, ahead: bool = True
+    ) -> TooSlow | None:
+        """Read batches one after the other; once the store is too slow, the others fail with it."""
+        late: TooSlow | None = None
+        for tickets in groups:
+            if late is None:
+                late = await self.load(tickets, ahead=ahead)
+                continue
+            for ticket in tickets:
+                self._end(ticket, error=late)
+        return late
+
+    async def load(self, tickets: list[Ticket], *, ahead: bool = True) -> TooSlow | None:
+        """Read a batch of folios; one that cannot be read does not spoil the others.
+
+        Returns:
+            The error where the store was too slow: it is not asked for anything else then.
+        """
         near = self._begin_ahead(tickets) if ahead and self.readahead is not None else []
         try:
             stored = await self._read([ticket.load for ticket in tickets + near])
         except BackendError as exc:
             self._say(exc)
             asked = self._asked_for(near)
-            if isinstance(exc, TooSlow) or (len(tickets) == 1 and not near):
+            late = exc if isinstance(exc, TooSlow) else None
+            if late is not None or (len(tickets) == 1 and not near):
                 for ticket in tickets + asked:
                     self._end(ticket, error=exc)
-            else:
-                for some in [tickets] if near else [[ticket] for ticket in tickets]:
-                    await self.load(some, ahead=False)
-                for ticket in asked:
-                    await self.load([ticket], ahead=False)
-            return
+                return late
+            groups = [tickets] if near else [[ticket] for ticket in tickets]
+            return await self._load_each(groups + [[ticket] for ticket in asked], ahead=False)
         self._failing = False
+        asked_for: list[tuple[Ticket, Sequence[bytes]]] = []
         for ticket, parts in zip(tickets + near, stored, strict=True):
-            if ticket.ahead and self.readahead is not None:
+            if ticket.ahead and self.readahead is not None:  # before its neighbour's reader goes on
                 self._drop(ticket)
                 self.readahead.keep(ticket.load.pfn, parts)
             else:
-                self._finish(ticket, parts)
+                asked_for.append((ticket, parts))
+        breath = Breath()
+        for ticket, parts in asked_for:
+            self._finish(ticket, parts)
+            await breath.take()
+        return None
 
     def _say(self, exc: BackendError) -> None:
         """Say the first failure in a row, with its traceback: what readers get has none."""
@@ -248,15 +281,17 @@ class Loads:
     def _finish(self, ticket: Ticket, stored: Sequence[bytes]) -> None:
         if self.tickets.pop(ticket.load.pfn, None) is None:
             return
+        data: bytes | None = None
+        error: Exception | None = None
         try:
-            ticket.data = self._m.swapin.finish(ticket.load, stored)
+            data = self._m.swapin.finish(ticket.load, stored)
         except CorruptData as exc:
-            ticket.error = exc
+            error = exc
         except Exception as exc:  # noqa: BLE001 - a policy's: it goes to who asked, if anybody did
-            ticket.error = exc
+            error = exc
             self._broken(exc)
         finally:
-            ticket.done.set()
+            ticket.end(data=data, error=error)
 
     def _broken(self, exc: Exception) -> None:
         device = self.backing.device.name
@@ -266,5 +301,18 @@ class Loads:
         if self.tickets.pop(ticket.load.pfn, None) is None:
             return
         self._m.swapin.fail(ticket.load)
-        ticket.error = error
-        ticket.done.set()
+        ticket.end(error=error)
+
+
+def _in_pieces(tickets: list[Ticket]) -> Iterator[list[Ticket]]:
+    """Yield tickets in groups of at most MOST_SLOTS, one ticket at least."""
+    some: list[Ticket] = []
+    nr_slots = 0
+    for ticket in tickets:
+        nr_slots += len(ticket.load.slots)
+        if some and nr_slots > MOST_SLOTS:
+            yield some
+            some, nr_slots = [], len(ticket.load.slots)
+        some.append(ticket)
+    if some:
+        yield some
