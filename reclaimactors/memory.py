@@ -11,6 +11,7 @@ import os
 import sys
 from contextlib import asynccontextmanager
 from copy import deepcopy as copy
+from pickle import PickleBuffer
 from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ import attrs
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.admission import Admission
-from reclaimactors.actors.faults import Faults, joined
+from reclaimactors.actors.faults import Faults
 from reclaimactors.actors.health import health_of
 from reclaimactors.actors.pins import Pins
 from reclaimactors.actors.proactive import Proactive
@@ -30,9 +31,10 @@ from reclaimactors.errors import TopologyError
 from reclaimactors.mm.ending import undo
 from reclaimactors.mm.folio import DEVICE, RESIDENT, UNEVICTABLE
 from reclaimactors.offload.breath import Away
+from reclaimactors.offload.job import COPY_BYTES
 from reclaimactors.topology import checks
 from reclaimactors.topology.swapon import swapoff, swapon
-from reclaimactors.units import format_size
+from reclaimactors.units import format_size, nr_pages
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
         Mapping,
         Sequence,
     )
+
+    from typing_extensions import Buffer
 
     from reclaimactors.abc import Backend
     from reclaimactors.actors.health import Health
@@ -57,7 +61,6 @@ BUDGET_CALLS = 200  #: calls of the fast paths between two checkpoints
 MIN_CALLS = 8  #: of one caller, however many others there are
 PUT_CALLS = 8  #: what a put counts for
 BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
-COPY_BYTES = 1 << 20  #: of a large value that are copied in one go
 _BYTES_PER_CALL = BUDGET_BYTES // BUDGET_CALLS
 _NOBODY = -1  # no thread's ident
 
@@ -152,7 +155,7 @@ class Memory:
         self._callers = self._thread  # whose calls are served: nobody's once it is closed
         self._admission = Admission(machine)
         self._faults = Faults(machine)
-        self._pins = Pins(machine, self._admission, self.get)
+        self._pins = Pins(machine, self._admission, self._faults)
         self._credit = BUDGET_CALLS
         self._yielding = 0
         self._swapping = anyio.Lock()
@@ -223,7 +226,7 @@ class Memory:
         if DEVICE in [self._state[pfn] for pfn in pfns]:
             raise anyio.WouldBlock
         promote = self._machine.swapin.may_promote(pfns)
-        return joined(self._faults.parts(pfns, promote=promote))
+        return b"".join(self._faults.parts(pfns, promote=promote))
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._node
@@ -238,7 +241,7 @@ class Memory:
 
     # -- writing ----------------------------------------------------------------------------------
 
-    async def put(self, key: Hashable, data: bytes | bytearray | memoryview) -> None:
+    async def put(self, key: Hashable, data: Buffer) -> None:
         """Make `data` the value of `key`.
 
         With free memory at or above *low* it does not wait. Below, it waits for memory to be freed
@@ -246,9 +249,13 @@ class Memory:
         new one replaces it in one step; a cancelled put leaves the old value. A value of several
         folios is copied in steps of a MiB: leave a bytearray alone until the put has returned.
 
+        `data` is anything with the buffer protocol: bytes, which are kept as they are up to
+        `max_folio`, or a bytearray, memoryview, array, ndarray, mmap, of whose bytes (in C order)
+        a copy is kept.
+
         Raises:
             OutOfMemory: if the value can never fit, at once; or if reclaim freed nothing for it.
-            TypeError: if `data` is not bytes-like.
+            TypeError: if `data` has no buffer; a str has to be encoded.
         """
         if get_ident() != self._callers or self._loop.another_runs:
             self._refuse()
@@ -262,19 +269,22 @@ class Memory:
             and self._put_fast(key, data)
         ):
             return
+        source = _bytes_of(data)
+        size, node = len(source), self._node
+        if size > self._max_folio:  # refused before it is copied
+            folios = nr_pages(size, self._max_folio)
+            self._admission.must_fit(size, node.other_overhead(key, folios))
         parts: list[bytes] = []
-        for part in self._split(data):
+        for part in self._split(source):
             parts.append(part)
             if len(parts) % self._parts_per_yield == 0:
                 await self._yield()
-        size = sum(map(len, parts))
         if parts[0] is not data:  # it was copied
             self._credit -= size // _BYTES_PER_CALL
-        node = self._node
         if not self._admission.queued:
             need = node.need(key, size, len(parts))
             if node.memcg.free - need >= node.marks.low:
-                node.commit(key, parts, 0)
+                self._commit(key, parts, 0)
                 return
         self._admission.must_fit(size, node.other_overhead(key, len(parts)))
         await self._put(key, parts, size)
@@ -294,27 +304,38 @@ class Memory:
                 if not braked:
                     braked = True
                     await self._admission.brake(size)
-            node.commit(key, parts, reserved)
+            self._commit(key, parts, reserved)
             reserved = 0
         finally:
             node.memcg.unreserve(reserved)
 
-    def put_nowait(self, key: Hashable, data: bytes | bytearray | memoryview) -> None:
+    def _commit(self, key: Hashable, parts: list[bytes], reserved: int) -> None:
+        """Make `parts` the value of `key`; the bytes of a large old value go in slices."""
+        old = self._bytes_of_large(key)
+        self._node.commit(key, parts, reserved)
+        self._machine.let_go(old)
+
+    def _bytes_of_large(self, key: Hashable) -> list[bytes]:
+        """Return the bytes that are held for a value of several folios, [] for any other."""
+        data = self._data
+        return [data[pfn] for pfn in self._node.large.get(key, ()) if pfn in data]
+
+    def put_nowait(self, key: Hashable, data: Buffer) -> None:
         """Make `data` the value of `key` without waiting; below *min* it compresses here and now.
 
         Raises:
             WouldBlock: if room is being made, or a store could make it, or puts wait already.
             OutOfMemory: as `put`.
-            TypeError: if `data` is not bytes-like.
+            TypeError: if `data` has no buffer; a str has to be encoded.
         """
         self._check()
-        parts = list(self._split(data))
-        size = sum(map(len, parts))
-        node = self._node
+        source = _bytes_of(data)
+        size, node = len(source), self._node
+        parts = list(self._split(source))
         self._admission.must_fit(size, node.other_overhead(key, len(parts)))
         reserved = self._admission.reserve_now(lambda: node.need(key, size, len(parts)))
         try:
-            node.commit(key, parts, reserved)
+            self._commit(key, parts, reserved)
         except BaseException:
             node.memcg.unreserve(reserved)
             raise
@@ -331,20 +352,17 @@ class Memory:
         self._credit -= 1
         if self._credit < 0:
             await self._yield()
+        old = self._bytes_of_large(key)
         self._node.delete(key)
+        self._machine.let_go(old)
 
-    def _split(self, data: bytes | bytearray | memoryview) -> Iterable[bytes]:
+    def _split(self, source: bytes | memoryview) -> Iterable[bytes]:
         """Return the folios of a value: the caller's own object if it is bytes and fits in one."""
-        if not isinstance(data, (bytes, bytearray, memoryview)):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not always typed
-            msg = f"a value is bytes, bytearray or memoryview, not {type(data).__name__}"
-            raise TypeError(msg)
-        size = data.nbytes if isinstance(data, memoryview) else len(data)
         limit = self._max_folio
-        if size <= limit:
-            return (data if type(data) is bytes else bytes(data),)
-        view = memoryview(data)
-        view = view.cast("B") if view.c_contiguous else memoryview(bytes(view))
-        return (bytes(view[start : start + limit]) for start in range(0, size, limit))
+        if len(source) <= limit:
+            return (bytes(source),)  # of bytes that is no copy
+        view = memoryview(source)
+        return (bytes(view[start : start + limit]) for start in range(0, len(view), limit))
 
     # -- pins, advice, proactive reclaim ----------------------------------------------------------
 
@@ -352,8 +370,9 @@ class Memory:
     async def pin(self, key: Hashable) -> AsyncGenerator[memoryview]:
         """Keep the value of `key` resident: a read-only contiguous view, valid until the exit.
 
-        A value of several folios is pinned as a joined copy, charged to the budget. The key may be
-        overwritten or deleted meanwhile; the view keeps the old value.
+        A value of several folios is pinned as a joined copy, charged to the budget, and its view is
+        released at the exit. The key may be overwritten or deleted meanwhile; the view keeps the
+        old value.
 
         Raises:
             KeyError: if the key is absent.
@@ -621,3 +640,27 @@ class Memory:
         if os.getpid() != self._process or get_ident() != self._thread:
             self._refuse()
         await self.closer()
+
+
+def _bytes_of(data: Buffer) -> bytes | memoryview:
+    """Return the bytes of a buffer: itself if it is bytes, else a view, one item a byte.
+
+    Raises:
+        TypeError: if it has no buffer, or holds references to objects.
+    """
+    if type(data) is bytes:
+        return data
+    try:
+        view = memoryview(data)
+    except TypeError:
+        hint = "; encode it: put(key, text.encode())" if isinstance(data, str) else ""
+        msg = (
+            "a value is bytes, bytearray or memoryview, or another buffer (array, ndarray, mmap), "
+            f"not {type(data).__name__}{hint}"
+        )
+        raise TypeError(msg) from None
+    if "O" in view.format:
+        raise TypeError(f"this {type(data).__name__} holds references to objects, not their bytes")
+    if not view.nbytes:
+        return b""
+    return PickleBuffer(view).raw() if view.c_contiguous else view.tobytes()

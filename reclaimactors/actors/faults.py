@@ -2,28 +2,45 @@
 
 What a store has at hand is read at once too. All or nothing: what is asked for is reserved before
 the first load goes out, and a get never waits for room.
+
+A value of several folios is taken in one step, as it is then: the bytes that are resident, the
+blobs of the pool, loads of what stores have. Decompressing and joining follow, in threads or in
+slices, so that no step is as long as the value; whatever becomes of the key meanwhile, what is
+returned is one whole value that it had during the call.
 """
 
 from __future__ import annotations
 
 from time import perf_counter
-from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from reclaimactors.actors.admission import Stalled
-from reclaimactors.mm.folio import DEVICE
-from reclaimactors.offload.breath import SLICE_S
+from reclaimactors.mm.folio import DEVICE, SAME, ZSWAP
+from reclaimactors.mm.swapin import Expanded
+from reclaimactors.offload.breath import SLICE_S, Breath, let_go
+from reclaimactors.offload.job import join
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Sequence
 
-    from reclaimactors.actors.loads import Loads, Ticket
+    from reclaimactors.actors.loads import Ticket
     from reclaimactors.actors.machine import Machine
-    from reclaimactors.mm.swapin import Expanded
+    from reclaimactors.mm.swapin import Held
 
-__all__ = ["Faults", "joined"]
+__all__ = ["Faults"]
 
-_NOTHING: Mapping[int, Expanded] = MappingProxyType({})
+B = TypeVar("B", bytes, bytearray)
+
+MAX_LOOKS = 3  #: at a key that is overwritten each time before its value was decompressed
+
+
+class _Snapshot(NamedTuple):
+    """A value of several folios as it was at one instant."""
+
+    pfns: Sequence[int]
+    parts: list[bytes]  #: b"" where the bytes are yet to come
+    held: list[Held]  #: what is to be decompressed
+    tickets: list[Ticket]  #: what stores are asked for
 
 
 class Faults:
@@ -36,34 +53,107 @@ class Faults:
 
     async def get(self, key: Hashable) -> bytes:
         """Return the value of `key`; what it may raise is said at `Memory.get`."""
-        ready = _NOTHING
         pfns = self._node.pfns(key)
-        if self._machine.takes_long(pfns):
-            ready = await self._machine.expand_ahead(pfns)
-            self._machine.check_open()
-        elif len(pfns) == 1:
-            pfn = pfns[0]
-            known = self._load_one(pfn) if self._state[pfn] == DEVICE else self.one(pfn)
+        if len(pfns) > 1:
+            return await self.joined(key, b"")
+        pfn = pfns[0]
+        ready: Expanded | None = None
+        if self._state[pfn] == DEVICE:
+            known = self._load_one(pfn)
             if known is not None:
                 return known
+        elif not self._machine.takes_long(pfns):
+            return self.one(pfn)
+        else:
+            ready = await self.expand_one(pfn)
+        while len(pfns := self._node.pfns(key)) == 1:
+            pfn = pfns[0]
+            if self._state[pfn] != DEVICE:
+                return self.one(pfn, ready)
+            tickets = self.request(pfns, promote=self._machine.swapin.may_promote(pfns))
+            if tickets is None:
+                await self.room(pfns)
+                continue
+            with Stalled(self._machine):
+                return await tickets[0].wait()
+        return await self.joined(key, b"")
+
+    async def expand_one(self, pfn: int) -> Expanded | None:
+        """Decompress one large folio off the loop, for a fault that follows."""
+        held = self._machine.swapin.held(pfn)
+        (data,) = await self._machine.expand([held])
+        self._machine.check_open()
+        return None if data is None else Expanded(held.what, data)
+
+    async def joined(self, key: Hashable, empty: B) -> B:
+        """Return a value of several folios, or of one by the time that it is looked at.
+
+        Args:
+            key: its key.
+            empty: b"" for bytes, bytearray() for a buffer of the caller's own.
+        """
+        looks = 0
+        while True:
+            value = await self._snapshot(key)
+            expanded = await self._machine.expand(value.held)
+            self._machine.check_open()
+            looks += 1
+            if looks == MAX_LOOKS or self._node.pfns(key) == value.pfns:
+                break
+        place = {pfn: at for at, pfn in enumerate(value.pfns)}
+        found = await self.settle(value.held, expanded)
+        for held, data in zip(value.held, found, strict=True):
+            value.parts[place[held.pfn]] = data
+        if value.tickets:
+            with Stalled(self._machine):
+                for ticket in value.tickets:
+                    value.parts[place[ticket.load.pfn]] = await ticket.wait()
+        whole = await join(empty, value.parts, limiter=self._machine.readers)
+        del expanded, found
+        await let_go(value.parts)
+        return whole
+
+    async def _snapshot(self, key: Hashable) -> _Snapshot:
+        """Take a value as it is; wait only where a store's mailbox is full."""
         while True:
             pfns = self._node.pfns(key)
-            # All or nothing: what is asked for is reserved before the first load goes out.
             promote = self._machine.swapin.may_promote(pfns)
             now = self._load_now(pfns, promote=promote)
             tickets = self.request([pfn for pfn in pfns if pfn not in now], promote=promote)
-            if tickets is None:
-                await self._full(pfns).room()
-                self._machine.check_open()
-                continue
-            parts = self.parts(pfns, promote=promote, ready=ready)
-            if now:
-                parts = [now.get(pfn, part) for pfn, part in zip(pfns, parts, strict=True)]
-            if tickets:
-                with Stalled(self._machine):
-                    for ticket in tickets:
-                        parts[pfns.index(ticket.load.pfn)] = await ticket.wait()
-            return joined(parts)
+            if tickets is not None:
+                break
+            await self.room(pfns)
+        if not self._machine.takes_long(pfns):
+            parts = self.parts(pfns, promote=promote)
+            held: list[Held] = []
+        else:
+            swapin, state = self._machine.swapin, self._state
+            held = [swapin.held(pfn) for pfn in pfns if state[pfn] in {ZSWAP, SAME}]
+            later = {one.pfn for one in held}
+            parts = [
+                b"" if pfn in later else swapin.fault(pfn, promote=promote) or b"" for pfn in pfns
+            ]
+        if now:
+            parts = [now.get(pfn, part) for pfn, part in zip(pfns, parts, strict=True)]
+        return _Snapshot(pfns, parts, held, tickets)
+
+    async def settle(self, held: Sequence[Held], expanded: Sequence[bytes | None]) -> list[bytes]:
+        """Fault in what was decompressed, where it is still there; return the bytes of each.
+
+        Raises:
+            CorruptData: for the first that could not be decompressed.
+        """
+        swapin, breath = self._machine.swapin, Breath()
+        found: list[bytes] = []
+        promote = True
+        for one, data in zip(held, expanded, strict=True):
+            data = swapin.decompress(one, data)
+            if swapin.still(one):
+                promote = promote and swapin.may_promote((one.pfn,))
+                swapin.fault(one.pfn, promote=promote, ready=Expanded(one.what, data))
+            found.append(data)
+            await breath.take()
+        return found
 
     def _load_one(self, pfn: int) -> bytes | None:
         """Read a folio from its store if that can be done at once."""
@@ -103,38 +193,35 @@ class Faults:
                 tickets += got
         return tickets
 
-    def _full(self, pfns: Sequence[int]) -> Loads:
-        """Return the loads whose mailbox was full."""
+    async def room(self, pfns: Sequence[int]) -> None:
+        """Wait for room in the mailbox that was full, in the same step, for these folios."""
         swapds, device = self._machine.swapds, self._node.mm.device
         wanted = [swapds[device[pfn]].loads for pfn in pfns if self._state[pfn] == DEVICE]
-        return next((loads for loads in wanted if loads.full), wanted[0])
+        await next((loads for loads in wanted if loads.full), wanted[0]).room()
+        self._machine.check_open()
 
-    def one(self, pfn: int) -> bytes:
+    def one(self, pfn: int, ready: Expanded | None = None) -> bytes:
         """Return the bytes of a folio that no store has to give: the path of a small value."""
         machine = self._machine
         swapin = machine.swapin
+        blob = self._state[pfn] == ZSWAP and ready is None
         started = perf_counter()
-        data = swapin.fault(pfn, promote=swapin.may_promote((pfn,))) or b""
+        data = swapin.fault(pfn, promote=swapin.may_promote((pfn,)), ready=ready) or b""
         ended = perf_counter()
         machine.psi.stall_full(started, ended)
-        machine.faulted(len(data), ended - started)
+        if blob:
+            machine.faulted(len(data), ended - started)
         return data
 
-    def parts(
-        self, pfns: Sequence[int], *, promote: bool, ready: Mapping[int, Expanded] = _NOTHING
-    ) -> list[bytes]:
+    def parts(self, pfns: Sequence[int], *, promote: bool) -> list[bytes]:
         """Return the bytes of each folio, b"" for those that a store must give."""
         machine = self._machine
         fault = machine.swapin.fault
+        size = self._node.mm.size
+        expanded = sum([size[pfn] for pfn in pfns if self._state[pfn] == ZSWAP])
         started = perf_counter()
-        parts = [fault(pfn, promote=promote, ready=ready.get(pfn)) or b"" for pfn in pfns]
+        parts = [fault(pfn, promote=promote) or b"" for pfn in pfns]
         ended = perf_counter()
         machine.psi.stall_full(started, ended)
-        if not ready:
-            machine.faulted(sum(map(len, parts)), ended - started)
+        machine.faulted(expanded, ended - started)
         return parts
-
-
-def joined(parts: list[bytes]) -> bytes:
-    """Return a value from its parts."""
-    return parts[0] if len(parts) == 1 else b"".join(parts)

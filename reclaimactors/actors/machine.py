@@ -19,14 +19,14 @@ from reclaimactors.actors.supervision import Supervisor, closed, unraised
 from reclaimactors.loops import current_loop
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
 from reclaimactors.mm.ending import end_all, undo
-from reclaimactors.mm.folio import ZSWAP
+from reclaimactors.mm.folio import SAME, ZSWAP
 from reclaimactors.mm.padata import Reorder
-from reclaimactors.mm.page_io import FAIL, Squeezed, squeeze
+from reclaimactors.mm.page_io import FAIL, Squeezed, expand, squeeze
 from reclaimactors.mm.psi import Psi
-from reclaimactors.mm.swapin import Expanded, Swapin
+from reclaimactors.mm.swapin import Swapin
 from reclaimactors.mm.swapout import Swapout
 from reclaimactors.mm.vmscan import Kswapd
-from reclaimactors.offload.breath import SLICE_S
+from reclaimactors.offload.breath import SLICE_S, let_go
 from reclaimactors.offload.job import multithreaded
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from reclaimactors.log import Log
     from reclaimactors.mm.batch import FolioBatch, StoreBatch
     from reclaimactors.mm.node import Node
+    from reclaimactors.mm.swapin import Held
     from reclaimactors.offload import Offload
 
 __all__ = ["LATE_S", "PATIENCE_S", "Machine", "Pipeline"]
@@ -118,10 +119,11 @@ class Machine:
         self._retry_at = 0.0  #: when folios that a compressor or a store failed on are tried again
         self._rate = 200e6  #: bytes a second of the compressor in the loop, measured as it goes
         self._expand_rate = 500e6  #: the same of faults
-        self._readers = anyio.CapacityLimiter(max(2, offload.workers))
+        self.readers = anyio.CapacityLimiter(max(2, offload.workers))  #: threads, for large values
         self._actors: dict[str, Callable[[], Awaitable[None]]] = {}
         self._tasks: TaskGroup | None = None
         self._to_start: deque[str] = deque()
+        self._to_free: deque[list[bytes] | bytearray] = deque()
         self._start_now = anyio.Event()
         self.loop = current_loop()
         self._started = False
@@ -171,6 +173,8 @@ class Machine:
                 name = self._to_start.popleft()
                 if name in self._actors:  # swapped off meanwhile, if not
                     tasks.start_soon(self.supervisor.run, name, self._actors[name], name=name)
+            while self._to_free:
+                tasks.start_soon(let_go, self._to_free.popleft(), name="let_go")
 
     def start(self) -> None:
         """Start the actors, once. Nothing runs before the first pressure."""
@@ -180,6 +184,12 @@ class Machine:
         for name in self._actors:
             self._start(name)
         self.log.debug("actors.started", actors=list(self._actors))
+
+    def let_go(self, held: list[bytes] | bytearray) -> None:
+        """Free a large value in slices, if it is one; nobody waits for that."""
+        if held and self._tasks is not None and not self.closing:
+            self._to_free.append(held)
+            self._start_now.set()
 
     def refuse_calls(self) -> None:
         """Start nothing any more, and give up opening a store."""
@@ -436,39 +446,34 @@ class Machine:
         if len(pfns) == 1 and self.node.mm.size[pfns[0]] <= self.node.page_size:
             return False
         state, size = self.node.mm.state, self.node.mm.size
-        total = sum([size[pfn] for pfn in pfns if state[pfn] == ZSWAP])
+        total = sum([size[pfn] for pfn in pfns if state[pfn] in {ZSWAP, SAME}])
         return total > self._expand_rate * SLICE_S
 
-    async def expand_ahead(self, pfns: Sequence[int]) -> dict[int, Expanded]:
-        """Decompress blobs of the pool off the loop; what fails is left out, to fail in turn.
+    async def expand(self, held: Sequence[Held]) -> list[bytes | None]:
+        """Decompress what the pool held off the loop; None for what fails, to fail in turn.
 
         Nothing changes hands: whether a blob is still there is for the fault to see.
         """
-        mm, decompress = self.node.mm, self._compressor.decompress
-        jobs = [(pfn, mm.data[pfn], mm.size[pfn]) for pfn in pfns if mm.state[pfn] == ZSWAP]
+        decompress = self._compressor.decompress
 
-        def work(job: tuple[int, bytes, int]) -> bytes | None:
+        def work(one: Held) -> bytes | None:
             try:
-                return decompress(job[1], job[2])
+                if isinstance(one.what, int):
+                    return expand(one.what, one.size)
+                return decompress(one.what, one.size)
             except Exception:  # noqa: BLE001 - the fault itself will meet it, and say whose blob
                 return None
 
         if self.offload.inline:
             results: list[bytes | None] = []
-            for job in jobs:  # as slow as it is, but others get their turn
-                results.append(work(job))
+            for one in held:  # as slow as it is, but others get their turn
+                results.append(work(one))
                 await checkpoint()
-        else:
-            worth = self._expand_rate * SLICE_S / 2  # bytes that are worth a hop
-            folio = sum(size for _, _, size in jobs) // max(1, len(jobs))
-            results = await multithreaded(
-                work,
-                jobs,
-                limiter=self._readers,
-                min_chunk=max(1, round(worth / max(1, folio))),
-            )
-        rows = zip(jobs, results, strict=True)
-        return {pfn: Expanded(blob, data) for (pfn, blob, _), data in rows if data is not None}
+            return results
+        worth = self._expand_rate * SLICE_S / 2  # bytes that are worth a hop
+        folio = sum(one.size for one in held) // max(1, len(held))
+        min_chunk = max(1, round(worth / max(1, folio)))
+        return await multithreaded(work, held, limiter=self.readers, min_chunk=min_chunk)
 
     @property
     def late(self) -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from reclaimactors.actors.admission import Stalled
 from reclaimactors.mm.folio import DEAD, DEVICE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
+    from collections.abc import AsyncGenerator, Hashable
 
     from reclaimactors.actors.admission import Admission
+    from reclaimactors.actors.faults import Faults
     from reclaimactors.actors.machine import Machine
+    from reclaimactors.mm.swapin import Expanded
 
 __all__ = ["Pins"]
 
@@ -20,12 +22,10 @@ __all__ = ["Pins"]
 class Pins:
     """How one machine pins."""
 
-    def __init__(
-        self, machine: Machine, admission: Admission, get: Callable[[Hashable], Awaitable[bytes]]
-    ) -> None:
+    def __init__(self, machine: Machine, admission: Admission, faults: Faults) -> None:
         self._machine = machine
         self._admission = admission
-        self._get = get
+        self._faults = faults
         self._node = machine.node
         self._state = machine.node.mm.state
 
@@ -51,6 +51,7 @@ class Pins:
         """Make a pinned folio resident with a reservation of its own, unless it dies meanwhile."""
         node, swapin = self._node, self._machine.swapin
         reserved = 0
+        ready: Expanded | None = None
 
         def short() -> int:
             return swapin.shortfall((pfn,)) - reserved
@@ -63,9 +64,11 @@ class Pins:
                     node.memcg.unreserve(reserved)  # the load reserves the same at once
                     reserved = 0
                     await self._load_folio(pfn)
+                elif ready is None and self._machine.takes_long((pfn,)):
+                    ready = await self._faults.expand_one(pfn)
                 else:
                     spent, reserved = reserved, 0
-                    swapin.fault(pfn, promote=True, reserved=spent)
+                    swapin.fault(pfn, promote=True, reserved=spent, ready=ready)
                     return
         finally:
             node.memcg.unreserve(reserved)
@@ -85,7 +88,7 @@ class Pins:
         """Pin a joined copy of a value of several folios, charged to the budget."""
         node, memcg = self._node, self._node.memcg
         reserved = 0
-        value: bytes | None = None
+        value: bytearray | None = None
 
         def short() -> int:
             return sum(node.mm.size[pfn] for pfn in node.pfns(key)) - reserved
@@ -96,8 +99,14 @@ class Pins:
                 more = await self._admission.reserve(short)
                 reserved += more
                 memcg.pinned += more
-                value = await self._get(key)
-            yield memoryview(value).toreadonly()
+                value = await self._faults.joined(key, bytearray())
+            view = memoryview(value).toreadonly()
+            try:
+                yield view
+            finally:
+                with suppress(BufferError):  # an array was made of it: that keeps the copy alive
+                    view.release()
+                self._machine.let_go(value)
         finally:
             memcg.pinned -= reserved
             memcg.unreserve(reserved)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from reclaimactors.mm.ledger import Ledger
     from reclaimactors.mm.node import Node
 
-__all__ = ["Expanded", "Load", "Swapin"]
+__all__ = ["Expanded", "Held", "Load", "Swapin"]
 
 
 @attrs.define(eq=False)
@@ -39,10 +39,18 @@ class Load:
     reserved: int  #: bytes set aside for that
 
 
-class Expanded(NamedTuple):
-    """What a blob decompresses to, found ahead of the fault."""
+class Held(NamedTuple):
+    """A folio that the pool holds, at one instant."""
 
-    blob: bytes
+    pfn: int
+    what: bytes | int  #: its blob, or the word that it repeats
+    size: int
+
+
+class Expanded(NamedTuple):
+    """What that expands to, found ahead of the fault."""
+
+    what: bytes | int
     data: bytes
 
 
@@ -86,7 +94,7 @@ class Swapin:
             pfn: any live folio.
             promote: whether it becomes resident (`may_promote`, or a reservation, says so).
             reserved: bytes of a reservation that this spends; what is left of it is given back.
-            ready: what was decompressed ahead; taken if it is of the blob that is there now.
+            ready: what was expanded ahead; taken if it is of what is there now.
 
         On failure, which is the compressor's or the policy's: the folio is where it was, and the
         reservation is given back.
@@ -122,12 +130,16 @@ class Swapin:
         pages = nr_pages(mm.size[pfn], node.page_size)
         vm["pgfault"] += pages
         if state == SAME:
-            data = expand(mm.entry[pfn], mm.size[pfn])
+            word, size = mm.entry[pfn], mm.size[pfn]
+            if ready is not None and ready.what == word and len(ready.data) == size:
+                data = ready.data
+            else:
+                data = expand(word, size)
             vm["swpin_zero"] += pages if mm.entry[pfn] == 0 else 0
         else:
             blob = data or b""
-            known = ready.data if ready is not None and ready.blob is blob else None
-            data = self._decompress(pfn, blob, "the zswap pool", known)
+            known = ready.data if ready is not None and ready.what is blob else None
+            data = self._decompress(blob, mm.size[pfn], "the zswap pool", known)
             vm["zswpin"] += pages
         if promote:
             self.promote(pfn, data, reserved)
@@ -172,9 +184,33 @@ class Swapin:
             vm["workingset_activate_anon"] += pages
         mm.shadow[pfn] = -1
 
-    def _decompress(self, pfn: int, blob: bytes, where: str, known: bytes | None = None) -> bytes:
+    # -- ahead of the fault -----------------------------------------------------------------------
+
+    def held(self, pfn: int) -> Held:
+        """Return what is held of a ZSWAP or SAME folio; it is good whatever becomes of that."""
+        mm = self._node.mm
+        what = mm.entry[pfn] if mm.state[pfn] == SAME else mm.data[pfn]
+        return Held(pfn, what, mm.size[pfn])
+
+    def still(self, held: Held) -> bool:
+        """Return whether the pool holds just that of the folio now."""
+        mm, pfn = self._node.mm, held.pfn
+        if mm.state[pfn] == ZSWAP:
+            return mm.data[pfn] is held.what
+        return mm.state[pfn] == SAME and (mm.entry[pfn], mm.size[pfn]) == held[1:]
+
+    def decompress(self, held: Held, known: bytes | None = None) -> bytes:
+        """Return the bytes of what was held, `known` if that may be what a plugin gave for it.
+
+        Raises:
+            CorruptData: if the blob is damaged.
+        """
+        if isinstance(held.what, int):
+            return expand(held.what, held.size)
+        return self._decompress(held.what, held.size, "the zswap pool", known)
+
+    def _decompress(self, blob: bytes, size: int, where: str, known: bytes | None = None) -> bytes:
         node = self._node
-        size = node.mm.size[pfn]
         try:
             data = node.compressor.decompress(blob, size) if known is None else known
         except CorruptData as exc:
@@ -253,7 +289,8 @@ class Swapin:
         data = self.as_stored(load.pfn, load.device, load.slots, stored)
         if not self._node.mm.codec[load.pfn]:
             return data
-        return self._decompress(load.pfn, data, f"swap {self._node.swap[load.device].name!r}")
+        size, name = self._node.mm.size[load.pfn], self._node.swap[load.device].name
+        return self._decompress(data, size, f"swap {name!r}")
 
     def as_stored(
         self, pfn: int, device: int, slots: Sequence[int], stored: Sequence[bytes]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from time import perf_counter
 
 from anyio.lowlevel import checkpoint
 
-__all__ = ["FAIR_S", "MOST", "SLICE_S", "TURN_S", "Away", "Breath"]
+__all__ = ["FAIR_S", "MOST", "SLICE_S", "TURN_S", "Away", "Breath", "let_go"]
 
 SLICE_S = 0.001  #: how long one step may hold the event loop
 TURN_S = 0.15 * SLICE_S  #: how long all who breathe work in one turn of the loop
 FAIR_S = SLICE_S / 4  #: others who keep the loop for longer are met with more work on end
 MOST = 4  #: times as much, at most
+_AT_ONCE = 1 << 20  #: bytes of a buffer that are freed in one go
 
 
 class _Breathing(threading.local):
@@ -87,3 +89,22 @@ class Breath:
                 _breathing.waiting -= 1
             self._began = perf_counter()
             self._ends = self._began + self._on_end() * away.share(self._began)
+
+
+async def let_go(held: list[bytes] | bytearray) -> None:
+    """Free a large value in slices: at once it would take milliseconds.
+
+    Args:
+        held: the last references to its parts, or a buffer; it is empty, or nearly, afterwards.
+    """
+    breath = Breath()
+    if isinstance(held, list):
+        held.sort(key=id)  # malloc gives the end of its heap back as it grows
+        while held:
+            del held[-4:]
+            await breath.take()
+        return
+    with suppress(BufferError):  # somebody has a view of it still
+        while len(held) > _AT_ONCE:
+            del held[len(held) // 2 - 1 :]  # a bytearray that is more than half empty is cut
+            await checkpoint()

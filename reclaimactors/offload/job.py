@@ -1,4 +1,4 @@
-"""Multithreaded jobs: one job in chunks on several threads. Mirrors padata_do_multithreaded().
+"""Jobs in threads: one in chunks on several of them (padata_do_multithreaded()), and long copies.
 
 For what needs an answer in the same process, such as reading a large value back: the threads run
 where the library releases the GIL, and results come in order. A job that is not worth a hop runs in
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 from anyio import to_thread
+from anyio.lowlevel import checkpoint
 
 from reclaimactors.mm.padata import chunks
 
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-__all__ = ["multithreaded"]
+__all__ = ["COPY_BYTES", "join", "multithreaded"]
 
+COPY_BYTES = 1 << 20  #: of a large value that are copied in one go
 T = TypeVar("T")
 R = TypeVar("R")
+B = TypeVar("B", bytes, bytearray)
 
 
 async def multithreaded(
@@ -61,3 +64,15 @@ async def multithreaded(
         for _ in range(min(workers, len(pieces))):
             helpers.start_soon(helper)
     return [result for start, _ in pieces for result in results[start]]
+
+
+async def join(empty: B, parts: Sequence[bytes], *, limiter: CapacityLimiter) -> B:
+    """Return ``empty.join(parts)``: in a thread if it is long, for it lets go of the GIL then."""
+    if sum(map(len, parts)) > COPY_BYTES:
+        try:
+            return await to_thread.run_sync(
+                empty.join, parts, abandon_on_cancel=True, limiter=limiter
+            )  # pyright: ignore[reportReturnType] # it is what `empty` is
+        except RuntimeError:  # this process may not start another thread
+            await checkpoint()
+    return empty.join(parts)

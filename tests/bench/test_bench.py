@@ -123,6 +123,12 @@ def test_the_policies_keep_their_order_on_a_published_trace():
         assert all(map(float.__lt__, ratios[lower], ratios[higher])), f"{higher} over {lower}"
 
 
+async def test_each_call_on_a_large_value_is_measured():
+    found = await load("large_values").calls(4 << 20)
+    assert len(found) == 15
+    assert all(ms > 0 for ms in found.values())
+
+
 def test_refault_distance_is_worth_what_the_readme_says():
     bench = load("policies")
     ratios = bench.ratios(bench.read(bench.TRACE))

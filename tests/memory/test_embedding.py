@@ -1,6 +1,11 @@
 """The embedding contract, sentence by sentence."""
 
+import array
 import asyncio
+import ctypes
+import io
+import mmap
+import pickle
 import random
 import threading
 
@@ -129,6 +134,76 @@ async def test_a_memoryview_of_larger_items_is_its_bytes():
     async with open_memory() as memory:
         await memory.put("a", memoryview(source).cast("Q", (60, 100)))
         assert await memory.get("a") == source
+
+
+def mapped(source):
+    view = mmap.mmap(-1, len(source))
+    view[:] = source
+    return view
+
+
+def big_endian(source):
+    """Of a format that no memoryview can be cast from."""
+    return (ctypes.c_uint32.__ctype_be__ * (len(source) // 4)).from_buffer_copy(source)
+
+
+BUFFERS = {
+    "array": lambda source: array.array("d", source),
+    "mmap": mapped,
+    "ctypes array": lambda source: (ctypes.c_char * len(source)).from_buffer_copy(source),
+    "big-endian": big_endian,
+    "PickleBuffer": pickle.PickleBuffer,
+    "read-only view": lambda source: memoryview(source).toreadonly(),
+    "matrix": lambda source: memoryview(source).cast("H", (8, len(source) // 16)),
+    "BytesIO": lambda source: io.BytesIO(source).getbuffer(),
+}
+
+
+@pytest.mark.parametrize("size", [16, PAGE, 48_000])
+@pytest.mark.parametrize("kind", BUFFERS)
+async def test_any_buffer_is_a_value(kind, size):
+    source = noise(size=size)
+    async with open_memory() as memory:
+        await memory.put("a", BUFFERS[kind](source))
+        memory.put_nowait("b", BUFFERS[kind](source))
+        for key in ("a", "b"):
+            value = await memory.get(key)
+            assert type(value) is bytes
+            assert value == source
+        assert memory._node.check()
+
+
+async def test_a_buffer_of_no_bytes_is_a_value():
+    async with open_memory() as memory:
+        await memory.put("a", array.array("d"))
+        assert await memory.get("a") == b""
+
+
+@pytest.mark.parametrize("size", [60, 60_000])
+async def test_an_ndarray_is_its_bytes_in_c_order(size):
+    np = pytest.importorskip("numpy")
+    plain = np.frombuffer(noise(size=8 * size), dtype="f8")
+    matrix = plain.reshape(-1, 4)
+    arrays = [plain, matrix, matrix.T, matrix[::2], np.asfortranarray(matrix), plain.view(">i4"),
+              plain.view([("a", "i4"), ("b", "f4")]), np.array(1.5), np.zeros((0, 3))]  # fmt: skip
+    async with ra.open_memory(budget="64MiB", max_folio="16KiB", swap=[]) as memory:
+        for number, data in enumerate(arrays):
+            await memory.put(number, data)
+            assert await memory.get(number) == data.tobytes()
+
+
+async def test_an_array_of_objects_is_no_value():
+    np = pytest.importorskip("numpy")
+    async with open_memory() as memory:
+        with pytest.raises(TypeError, match="references to objects"):
+            await memory.put("a", np.array([object()]))
+        assert "a" not in memory
+
+
+async def test_a_text_is_told_to_be_encoded():
+    async with open_memory() as memory:
+        with pytest.raises(TypeError, match=r"not str; encode it: .*\.encode\(\)"):
+            await memory.put("a", "text")
 
 
 async def test_a_subclass_of_bytes_comes_back_as_bytes():

@@ -6,7 +6,9 @@ mypy and pyright check it in their strict modes. It is never run, and no test im
 from __future__ import annotations
 
 import zlib
+from array import array
 from collections.abc import Hashable, Mapping, Sequence
+from mmap import mmap
 from typing import TYPE_CHECKING, assert_type
 
 import reclaimactors as ra
@@ -44,6 +46,8 @@ async def embed() -> None:
         assert_type(await memory.put("key", b"bytes"), None)
         await memory.put(("a", "tuple"), bytearray(10))
         await memory.put(7, memoryview(b"view"))
+        await memory.put(8, array("d", [1.0]))
+        memory.put_nowait(9, mmap(-1, 4096))
         assert_type(memory.put_nowait("key", b"bytes"), None)
         assert_type(await memory.get("key"), bytes)
         assert_type(memory.get_nowait("key"), bytes)
