@@ -25,6 +25,7 @@ from reclaimactors.actors.admission import Admission
 from reclaimactors.actors.faults import Faults
 from reclaimactors.actors.health import health_of
 from reclaimactors.actors.pins import Pins
+from reclaimactors.actors.prefetch import Prefetch
 from reclaimactors.actors.proactive import Proactive
 from reclaimactors.advice import Advice
 from reclaimactors.errors import TopologyError
@@ -156,6 +157,7 @@ class Memory:
         self._admission = Admission(machine)
         self._faults = Faults(machine)
         self._pins = Pins(machine, self._admission, self._faults)
+        self._prefetch = Prefetch(machine, self._faults)
         self._credit = BUDGET_CALLS
         self._yielding = 0
         self._swapping = anyio.Lock()
@@ -408,7 +410,7 @@ class Memory:
         """Wait until nothing is in flight and kswapd sleeps."""
         self._check()
         await checkpoint()
-        while self._machine.awake or not self._machine.idle:
+        while self._machine.awake or not self._machine.idle or self._prefetch.pending:
             await self._machine.verdicts.wait()
             self._check()
 
@@ -429,9 +431,7 @@ class Memory:
         pfns = self._node.pfns(key)
         machine = self._machine
         if advice is Advice.WILLNEED:
-            if machine.swapin.may_promote(pfns):
-                self._faults.request(pfns, promote=True)
-                self._faults.parts(pfns, promote=True)
+            self._prefetch.will_need(key)
             return
         resident = [pfn for pfn in pfns if self._state[pfn] == RESIDENT]
         deactivate = getattr(self._node.policy, "deactivate", None)

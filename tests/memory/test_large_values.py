@@ -16,6 +16,7 @@ from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
 from reclaimactors.actors import loads as loads_module
+from reclaimactors.actors import prefetch as prefetch_module
 from reclaimactors.actors.loads import MOST_SLOTS
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.compressors.lz4 import Lz4
@@ -111,6 +112,7 @@ async def turns(monkeypatch):
         return call
 
     monkeypatch.setattr(breath_module, "TURN_S", 0.0)
+    monkeypatch.setattr(prefetch_module, "SLICE_S", 0.0)
     crc32, expand = swapin_module.crc32, swapin_module.expand
     monkeypatch.setattr(swapin_module, "crc32", counted(crc32, len))
     monkeypatch.setattr(swapin_module, "expand", counted(expand, lambda _, size: size))
@@ -153,7 +155,7 @@ MAKES = {"pool": (text, ZSWAP), "same": (lambda: bytes(PART * FOLIOS), SAME)}
 
 @pytest.mark.parametrize("offload", ["thread", "inline"])
 @pytest.mark.parametrize("what", [*MAKES, "store"])
-@pytest.mark.parametrize("call", ["get", "pin"])
+@pytest.mark.parametrize("call", ["get", "pin", "WILLNEED"])
 async def test_a_value_comes_back_a_few_folios_a_turn(turns, offload, what, call):
     make, where = MAKES.get(what, (noise, DEVICE))
     stores = [Elsewhere()] if what == "store" else []
@@ -431,6 +433,91 @@ async def test_a_damaged_blob_is_met_by_a_get_of_a_large_value(turns):
         assert memory.vmstat["decompress_fail"] == 2
         memory._machine._compressor.broken = False
         assert await memory.get("k") == text()
+
+
+# -- WILLNEED
+
+
+async def test_a_damaged_blob_is_counted_ahead_of_need_and_not_raised(turns):
+    async with open_memory(turns) as memory:
+        for key in ("k", "small"):
+            await reclaimed(memory, key, text() if key == "k" else text(1, 1))
+        memory._machine._compressor.broken = True
+        memory.advise("small", ra.Advice.WILLNEED)
+        memory.advise("k", ra.Advice.WILLNEED)
+        await memory.drain()
+        assert memory.vmstat["decompress_fail"] >= 2
+        assert states(memory) == states(memory, "small") == {ZSWAP}
+        assert not memory.vmstat["actor_restarts"]
+        memory._machine._compressor.broken = False
+        assert await memory.get("k") == text()
+        assert await memory.get("small") == text(1, 1)
+
+
+async def test_a_store_that_cannot_read_ahead_of_need_is_counted(turns):
+    store = FaultyBackend(Elsewhere())
+    async with open_memory(turns, store) as memory:
+        await reclaimed(memory, "k", noise())
+        store.error = OSError(5, "dead")
+        memory.advise("k", ra.Advice.WILLNEED)
+        await memory.drain()
+        assert memory.vmstat["swapin_error"]
+        assert not memory.vmstat["actor_restarts"]
+        store.error = None
+        assert await memory.get("k") == noise()
+
+
+@pytest.mark.parametrize("fate", ["delete", "overwrite", "asked twice"])
+async def test_a_value_may_change_while_it_comes_ahead_of_need(turns, fate):
+    async with open_memory(turns) as memory:
+        await reclaimed(memory, "k", text())
+        memory.advise("k", ra.Advice.WILLNEED)
+        assert memory._prefetch.pending
+        await checkpoint()
+        if fate == "delete":
+            await memory.delete("k")
+        elif fate == "overwrite":
+            await memory.put("k", text(2))
+        else:
+            memory.advise("k", ra.Advice.WILLNEED)
+        await memory.drain()
+        assert not memory._prefetch.pending
+        if fate == "delete":
+            assert "k" not in memory
+        else:
+            assert await memory.get("k") == text(2 if fate == "overwrite" else 0)
+        assert memory._node.check()
+
+
+async def test_ahead_of_need_is_no_reason_to_go_below_low(turns):
+    async with open_memory(turns) as memory:
+        await reclaimed(memory, "k", text())
+        node = memory._node
+        filler = node.memcg.free - node.marks.low - FOLIOS * PART
+        node.memcg.reserve(filler)
+        memory.advise("k", ra.Advice.WILLNEED)
+        node.memcg.reserve(PART * 10)  # room that somebody takes meanwhile
+        await anyio.sleep(0)
+        while memory._prefetch.pending:
+            await checkpoint()
+        assert node.memcg.free >= node.marks.low - PART
+        assert ZSWAP in states(memory)
+        node.memcg.unreserve(filler + PART * 10)
+
+
+async def test_a_memory_closes_while_values_come_ahead_of_need(turns):
+    store = FaultyBackend(Elsewhere(), load_gate=Gate())
+    async with open_memory(turns, store) as memory:
+        await reclaimed(memory, "k", noise())
+        memory.advise("k", ra.Advice.WILLNEED)
+        await store.load_gate.entered.wait()
+    assert store.load_gate is not None
+
+
+async def test_willneed_of_an_absent_key_is_a_key_error(turns):
+    async with open_memory(turns) as memory:
+        with pytest.raises(KeyError):
+            memory.advise("k", ra.Advice.WILLNEED)
 
 
 def test_pieces_hold_at_least_one_ticket():
