@@ -37,6 +37,7 @@ from reclaimactors.registry import known
 from reclaimactors.topology import builtin_names, explain, resolve
 from reclaimactors.topology.build import try_plugins
 from reclaimactors.topology.cpus import usable_cpus
+from reclaimactors.topology.memory_limit import too_large
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
@@ -330,11 +331,9 @@ def _resolve(names: Sequence[str], budget: str | None) -> dict[str, Topology]:
 
 def _fits(topology: Topology) -> None:
     """Refuse at once what could only end in swapping this machine to death."""
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # it does not say what it has
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if topology.budget > memory:
-            had, has = format_size(topology.budget), format_size(memory)
-            raise typer.BadParameter(f"budget is {had}; this machine has {has} of memory")
+    why = too_large(topology.budget)
+    if why:
+        raise typer.BadParameter(f"budget is {format_size(topology.budget)}; {why}")
 
 
 def _measure(comparison: Comparison, *, as_json: bool) -> None:

@@ -21,7 +21,7 @@ from reclaimactors.errors import BackendError, BackendFull
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["SwapFile"]
+__all__ = ["SwapFile", "disk_of"]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -107,6 +107,17 @@ class SwapFile:
         if exc.errno in _NO_ROOM:
             return BackendFull(f"{where}; free space there, or give another `path`")
         return BackendError(exc.errno, f"{where}; check that disk, or give another `path`")
+
+
+def disk_of(path: str | None) -> tuple[int, int]:
+    """Return the disk that a swap file would be made on (`st_dev`), and the bytes free there.
+
+    Raises:
+        OSError: if there is no such folder, or (BackendError) none at all.
+    """
+    folder = _default_folder() if path is None else path
+    disk = os.statvfs(folder)
+    return Path(folder).stat().st_dev, disk.f_bavail * disk.f_frsize
 
 
 def _create(folder: str) -> int:

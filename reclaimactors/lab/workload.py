@@ -17,7 +17,7 @@ import anyio
 import attrs
 
 from reclaimactors.errors import ReclaimError
-from reclaimactors.topology.explain import IN_THIS_PROCESS
+from reclaimactors.topology.capacity import is_outside
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
@@ -38,7 +38,7 @@ RAM_SET_BUDGETS = 1.25  # the same where there is nothing but RAM to hold it
 
 def all_in_ram(topology: Topology) -> bool:
     """Whether it has no store outside this process."""
-    return all(spec.backend.name in IN_THIS_PROCESS for spec in topology.swap)
+    return not any(is_outside(spec) for spec in topology.swap)
 
 
 def set_budgets(topologies: Iterable[Topology]) -> float:

@@ -20,8 +20,9 @@ from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.process import ProcessOffload
 from reclaimactors.offload.thread import ThreadOffload
 from reclaimactors.topology import checks
+from reclaimactors.topology.memory_limit import too_large
 from reclaimactors.topology.swapon import close_backends, swapon
-from reclaimactors.units import nr_pages
+from reclaimactors.units import format_size, nr_pages
 
 if TYPE_CHECKING:
     from reclaimactors.abc import Compressor, Policy
@@ -41,6 +42,12 @@ async def build(topology: Topology) -> Machine:
         BackendError: if a store cannot be opened; those opened before are closed again.
     """
     machine = _machine(topology)
+    why = too_large(topology.budget)
+    if why:
+        machine.log.warning(
+            "memory.budget_too_large", budget=format_size(topology.budget), limit=why,
+            hint="the system may kill this process before its budget is full",
+        )  # fmt: skip
     try:
         for i, spec in enumerate(topology.swap):
             with checks.within(f"swap[{i}].backend"):

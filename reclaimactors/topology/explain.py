@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
-from reclaimactors import registry
+from reclaimactors.mm.demotion import NEAR_SHARE
 from reclaimactors.topology.build import pipeline_of
+from reclaimactors.topology.capacity import (
+    by_priority,
+    capacity,
+    disk_free,
+    is_outside,
+    keys,
+    zram_of,
+)
 from reclaimactors.topology.cpus import usable_cpus
+from reclaimactors.topology.memory_limit import too_large
 from reclaimactors.topology.spec import CompressSpec
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
     from reclaimactors.topology.spec import SwapSpec, Topology
 
-__all__ = ["IN_THIS_PROCESS", "explain"]
+__all__ = ["explain"]
 
 _CPU = {
     "inline": "in the event loop, in slices of about 1 ms",
@@ -24,8 +33,6 @@ _CPU = {
 }
 
 _OF_THE_QUEUE = ("fifo", "on_full", "in_flight")  # keys that mean nothing with mode "inline"
-
-IN_THIS_PROCESS = ("memory", "zram")  # stores whose bytes count within the budget
 
 
 def explain(topology: Topology) -> list[str]:
@@ -43,6 +50,9 @@ def explain(topology: Topology) -> list[str]:
         ),
         _who(topology),
     ]
+    why = too_large(topology.budget)
+    if why:
+        lines.append(f"the budget is more than this process may have: {why}")
     if usable_cpus() == 1:
         lines.append('one CPU is usable here: the default of `offload` is "inline"')
     if topology.compress.mode != "inline" and _workers_compress(topology):
@@ -50,8 +60,8 @@ def explain(topology: Topology) -> list[str]:
     if topology.compress.mode == "inline":
         lines += _not_used(topology)
     lines += _tiers(topology)
-    lines += [_capacity(topology, ratio) for ratio in (1, 2, 3)]
-    return lines
+    lines += [capacity(topology, ratio) for ratio in (1, 2, 3)]
+    return lines + keys(topology)
 
 
 def _who(topology: Topology) -> str:
@@ -104,71 +114,44 @@ def _tiers(topology: Topology) -> list[str]:
         )
     else:
         lines.append("zswap is off: folios go to a store at once")
+    free = disk_free(topology)
     for i, spec in sorted(enumerate(topology.swap), key=lambda nr_spec: -nr_spec[1].priority):
-        size = format_size(topology.swap_bytes(spec))
-        within = ", within the budget" if spec.backend.name in IN_THIS_PROCESS else ""
+        nr_bytes = topology.swap_bytes(spec)
+        within = "" if is_outside(spec) else _within(topology)
         how = _how_it_compresses(topology, spec)
-        lines.append(f"swap {spec.backend.name}{i}: {size}{within}, priority {spec.priority}{how}")
+        disk = ""
+        if free.get(i, nr_bytes) < nr_bytes:
+            disk = f"; the disk has only {format_size(free[i])} free for it"
+        size = format_size(nr_bytes)
+        lines.append(
+            f"swap {spec.backend.name}{i}: {size}{within}, priority {spec.priority}{how}{disk}"
+        )
     if not topology.swap:
         lines.append("no swap: what the pool does not take stays in memory")
     return lines
 
 
-def _by_priority(topology: Topology) -> list[SwapSpec]:
-    return sorted(topology.swap, key=lambda spec: -spec.priority)
-
-
-def _zram(spec: SwapSpec) -> Any:
-    """Return the store if it is one that compresses its slots, else None; it is not opened."""
-    return registry.build("backends", spec.backend) if spec.backend.name == "zram" else None
+def _within(topology: Topology) -> str:
+    """Return that a store is in the budget, and how much of that it takes beside one outside."""
+    if not any(is_outside(spec) for spec in topology.swap):
+        return ", within the budget"
+    return f", within the budget: {NEAR_SHARE:.0%} of it at most while others have room"
 
 
 def _workers_compress(topology: Topology) -> bool:
     """Whether the topology's compressor has anything to do: for the pool, or for a zram."""
     if topology.zswap.enabled:
         return True
-    first = _zram(_by_priority(topology)[0]) if topology.swap else None
+    first = zram_of(by_priority(topology)[0]) if topology.swap else None
     return first is not None and first.compressor == topology.compress.compressor
 
 
 def _how_it_compresses(topology: Topology, spec: SwapSpec) -> str:
     """Return who compresses for a store, "" for one that does not."""
-    zram = _zram(spec)
+    zram = zram_of(spec)
     if zram is None:
         return ""
     limit = f", at most {format_size(zram.mem_limit)} of blobs" if zram.mem_limit else ""
     if zram.compressor == topology.compress.compressor:
         return f"{limit}; its pages are compressed with the folios of kswapd"
     return f"{limit}; it compresses with {zram.compressor.name} itself, in the event loop"
-
-
-def _in_zram(topology: Topology, room: int, ratio: int) -> int:
-    """Return the bytes of `room` that zram would fill with blobs of this ratio."""
-    nr_bytes = 0
-    for spec in _by_priority(topology):
-        zram = _zram(spec)
-        if zram is not None and ratio > 1:
-            most = min(zram.mem_limit or room, topology.swap_bytes(spec) // ratio)
-            nr_bytes += min(most, room - nr_bytes)
-    return nr_bytes
-
-
-def _capacity(topology: Topology, ratio: int) -> str:
-    """Values that fit, less what keys cost: as they are, in the pool, in zram, on stores."""
-    _, _, high = topology.watermarks.resolve(topology.budget)
-    percent = topology.zswap.max_pool_percent if topology.zswap.enabled and ratio > 1 else 0
-    pool = int(topology.budget * percent / 100)
-    room = max(0, topology.budget - high - pool)
-    zram = _in_zram(topology, room, ratio)
-    resident = room - zram
-    swap = sum(
-        topology.swap_bytes(spec)
-        for spec in topology.swap
-        if spec.backend.name not in IN_THIS_PROCESS
-    )
-    total = resident + (pool + zram) * ratio + swap
-    in_zram = f"{format_size(zram * ratio)} in zram, " if zram else ""
-    return (
-        f"at {ratio}:1 it holds about {format_size(total)}: {format_size(resident)} as they are, "
-        f"{format_size(pool * ratio)} in the pool, {in_zram}{format_size(swap)} on swap"
-    )
