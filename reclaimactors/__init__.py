@@ -1,6 +1,8 @@
 """Memory reclaim for asyncio programs: kswapd, kcompressd, padata and swap as actors."""
 
+import sys
 from importlib import import_module
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ __all__ = [
     "open_memory",
 ]
 
+_LONG_S = 0.02  # of importing in a running loop, which is said then
+
 # Each name is imported when it is first asked for: a worker process wants none of them, and is up
 # in a third of the time.
 _HOMES = {
@@ -81,9 +85,26 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    began = perf_counter()
     value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
+    held_s = perf_counter() - began
+    if held_s > _LONG_S and _in_a_loop():
+        import_module(f"{__name__}.log").log.info(
+            "package.imported_in_the_loop",
+            held_ms=round(1000 * held_s),
+            hint=f"say `from {__name__} import {name}` where the program's own imports are",
+        )
     return value
+
+
+def _in_a_loop() -> bool:
+    """Return whether an asyncio loop runs here, which waits for what is imported."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return asyncio is not None and asyncio.get_running_loop() is not None
+    except RuntimeError:
+        return False
 
 
 def __dir__() -> list[str]:

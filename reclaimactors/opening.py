@@ -12,7 +12,7 @@ import anyio
 
 from reclaimactors.memory import Memory
 from reclaimactors.topology import resolve
-from reclaimactors.topology.build import build
+from reclaimactors.topology.build import build, preload
 from reclaimactors.topology.swapon import close_backends
 
 if TYPE_CHECKING:
@@ -208,4 +208,6 @@ def open_memory(
         BackendError: on entering, if a backing store cannot be opened.
         PluginError: on entering, if a plugin cannot be had.
     """
-    return Opening(resolve(topology, budget=budget, **overrides))
+    resolved = resolve(topology, budget=budget, **overrides)
+    preload(resolved)  # now, which may be before the loop runs
+    return Opening(resolved)

@@ -15,6 +15,7 @@ import errno
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, overload
@@ -151,6 +152,13 @@ def build(kind: Kind, ref: PluginRef, /, **defaults: object) -> Any:
         msg = f"{what} lacks {', '.join(missing)}; see the contract in reclaimactors.abc"
         raise PluginError(msg)
     return plugin
+
+
+def preload(kind: Kind, ref: PluginRef) -> None:
+    """Import what makes a plugin ahead of `build`, which says what is wrong with it."""
+    if ref.instance is None:
+        with suppress(PluginError):
+            _factory(kind, ref.name, ref.name)
 
 
 _taken: dict[int, tuple[object, str]] = {}  # by id, which is nobody else's while the object is here

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from reclaimactors.registry import PluginRef
     from reclaimactors.topology.spec import Topology
 
-__all__ = ["build", "pipeline_of", "try_plugins"]
+__all__ = ["build", "pipeline_of", "preload", "try_plugins"]
 
 
 async def build(topology: Topology) -> Machine:
@@ -60,6 +60,14 @@ async def build(topology: Topology) -> Machine:
         await close_backends(machine.swapds.values(), topology.close_timeout)
         raise
     return machine
+
+
+def preload(topology: Topology) -> None:
+    """Import the plugins that a topology names; what is wrong with one is for `build` to say."""
+    registry.preload("compressors", topology.compress.compressor)
+    registry.preload("policies", topology.policy)
+    for spec in topology.swap:
+        registry.preload("backends", spec.backend)
 
 
 def try_plugins(topology: Topology) -> None:
