@@ -206,7 +206,8 @@ class Admission:
             msg += f"{format_size(node.marks.min)} stays free; raise the budget, or put it in parts"
             raise OutOfMemory(msg)
         if size + overhead + node.memcg.pinned > most:
-            raise self.out_of_memory(size)
+            own = max(0, overhead - node.memcg.overhead)  # above all where the key is long
+            raise self.out_of_memory(size + own)
 
     def out_of_memory(self, need: int) -> OutOfMemory:
         """Return the error, with what is in the way."""

@@ -136,6 +136,21 @@ async def test_a_memoryview_of_larger_items_is_its_bytes():
         assert await memory.get("a") == source
 
 
+async def test_a_key_that_never_fits_is_in_what_the_error_says_is_missing():
+    async with open_memory() as memory:
+        for put in (memory.put, put_now(memory)):
+            with pytest.raises(ra.OutOfMemory, match=r"no room for 2MiB more"):
+                await put("k" * (2 << 20), b"value")
+        assert memory.usage().free == BUDGET
+
+
+def put_now(memory):
+    async def put(key, data):
+        memory.put_nowait(key, data)
+
+    return put
+
+
 def mapped(source):
     view = mmap.mmap(-1, len(source))
     view[:] = source
