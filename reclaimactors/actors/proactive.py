@@ -107,7 +107,10 @@ class Proactive:
             self._seen_freed = mine.freed
             self._patient = True
         elif not mine.in_flight:
-            if machine.node.scan.exhausted:
+            scan = machine.node.scan
+            if scan.seen_all and not scan.exhausted:  # as whoever compresses in the loop does
+                machine.node.want_writeback()
+            if scan.exhausted:
                 self._over = not await self._others_free()
             elif self._patient:
                 with anyio.move_on_after(PATIENCE_S) as scope:

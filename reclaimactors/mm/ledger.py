@@ -107,6 +107,7 @@ class Ledger:
             pages += nr
             vm["swpout_zero" if word == 0 else "same_filled"] += nr
         vm["reclaim_zero"] += len(same)
+        node.scan.gone([pfn for pfn, _ in same])
         self.stolen(len(same), pages, source, 0, batch)
 
     def give_back(

@@ -328,6 +328,7 @@ class Pageout:
             self._wrote_back(write, pages, source, kept)
         elif done:
             vm["reclaim_device"] += done
+            node.scan.gone(write.pfns)
             self._ledger.stolen(done, pages, source, kept, write)
 
     def _shadows(self, write: StoreBatch) -> Iterator[int]:

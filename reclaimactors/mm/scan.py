@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from reclaimactors.abc import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from reclaimactors.mm.node import Node
 
@@ -109,6 +109,11 @@ class Scan:
         """Note that the policy has nothing on its lists, whatever the counters say."""
         nr = self._nr_on_lists() + len(self._node.unevictable)
         self._looks = max(self._looks, 2 * nr + _SPARE)
+
+    def gone(self, pfns: Iterable[int]) -> None:
+        """Note folios that leave memory, though that may free nothing: a store holds as much."""
+        if self.looked:
+            self.looked.difference_update(pfns)
 
     def freed(self) -> None:
         """Reclaim has freed something: everything is worth a look again."""

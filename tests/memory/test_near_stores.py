@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 import reclaimactors as ra
+from reclaimactors.backends.memory import MemoryBackend
 
 BUDGET = 1 << 20
 PAGE = 4096
@@ -122,3 +123,19 @@ async def test_what_cannot_be_read_is_not_moved_and_holds_nothing_up():
         for key in range(1, nr + 200):
             assert await memory.get(key) == half(key)
         assert node.check()
+
+
+async def test_reclaim_ends_beside_a_store_in_the_budget_that_has_too_few_slots():
+    """What it holds could go to the other store; there is no pressure that would want that."""
+    small = MemoryBackend(capacity=40)
+    compress = {"mode": "padata", "offload": "inline", "fifo": 16, "workers": 2}
+    sizes = {"page_size": "1KiB", "max_folio": "16KiB"}
+    more = {"backend": small, "priority": 20}
+    swap = [{"backend": "zram", "priority": 20}, more]
+    zswap = {"enabled": False}
+    async with open_memory("zram", swap=swap, compress=compress, zswap=zswap, **sizes) as memory:
+        await memory.put("a", noise(0, 70_000))
+        with anyio.fail_after(20):
+            assert await memory.reclaim(1_000_000) >= 0
+        assert await memory.get("a") == noise(0, 70_000)
+        assert memory._node.check()

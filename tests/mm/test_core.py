@@ -1537,6 +1537,18 @@ def test_a_store_in_the_budget_that_freed_nothing_is_passed_over_and_tried_again
     assert where == [0, *[1] * PASSED_OVER, 0]
 
 
+@pytest.mark.parametrize("size", [PAGE, 0])
+def test_a_folio_that_leaves_without_freeing_anything_was_not_looked_at_any_more(size):
+    core = near_core(share=1.0, nr=0)
+    pfn = core.put("a", noise(0, size))
+    core.out.hand_back(core.isolate())
+    core.node.scan.gave_back([pfn], Verdict.ACTIVATE)
+    assert core.node.looked == {pfn}
+    core.reclaim()  # which checks
+    assert core.state("a") == (DEVICE if size else SAME)
+    assert core.node.looked == set()
+
+
 def test_what_is_wanted_comes_from_stores_in_the_budget_first_and_the_pool_gives_the_rest():
     core = near_core()
     core.node.zswap.enabled = True
