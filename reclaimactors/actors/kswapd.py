@@ -95,8 +95,8 @@ class KswapdActor:
         if step is Step.ISOLATE:
             who = Reclaimer.PROACTIVE if core.requested else Reclaimer.KSWAPD
             batch = machine.swapout.isolate(core.nr, core.max_bytes, who, machine.kswapd_stream)
-            core.isolated(batch)
             self._batch = batch if batch is not None and batch.pfns else None
+            core.isolated(batch)
         return step
 
     async def route(self) -> None:

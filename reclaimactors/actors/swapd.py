@@ -1,4 +1,4 @@
-"""swapd: one per backing store. Its lanes load, store and forget; a crash of one ends all.
+"""swapd: one per backing store. Half of its lanes load, the others store and forget.
 
 What is loaded is in `loads`, what is stored and forgotten in `stores`, how the store is called in
 `backing`.
@@ -18,6 +18,8 @@ from reclaimactors.mm.ending import end_all
 from reclaimactors.mm.rmap import Rmap
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+
     from reclaimactors.abc import Backend
     from reclaimactors.actors.machine import Machine
     from reclaimactors.mm.swap import SwapDevice
@@ -38,43 +40,31 @@ class Swapd:
         self.backing = Backing(machine, device, backend, timeout)
         self.loads = Loads(machine, self.backing)
         self.stores = Stores(machine, self.backing)
-        self._scope = anyio.CancelScope()  # of `run`: it ends alone at swapoff
-        self._running = anyio.Lock(fast_acquire=True)
-        self._ended = False
+        keep_time, lane = self.backing.deadlines.run, self.loads.lane
+        self._loading = Lanes([keep_time, *[lane] * LOAD_LANES], self.loads.clear)
+        self._storing = Lanes([self.stores.lane] * STORE_LANES, lambda _why: self.stores.clear())
+
+    @property
+    def actors(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What serves it, by name: an error of a policy in a store fails no load."""
+        name = f"swapd/{self.device.name}"
+        return {f"{name}/loads": self._loading.run, f"{name}/stores": self._store}
+
+    async def _store(self) -> None:
+        self.stores.wake_shrinker()  # the store is new, or after a crash: there may be work
+        await self._storing.run()
 
     def read_ahead(self) -> None:
         """Have neighbours read with what is asked for: seeking is dear here."""
         self.stores.rmap = self.stores.rmap or Rmap()
         self.loads.read_ahead(self.stores.rmap)
 
-    async def run(self) -> None:
-        """Serve until `end`. If a lane crashes, all writes are handed back and all loads fail."""
-        async with self._running:
-            scope = self._scope = anyio.CancelScope()
-            if self._ended:
-                return
-            try:
-                with scope:
-                    async with anyio.create_task_group() as lanes:
-                        lanes.start_soon(self.backing.deadlines.run)
-                        for _ in range(LOAD_LANES):
-                            lanes.start_soon(self.loads.lane)
-                        for _ in range(STORE_LANES):
-                            lanes.start_soon(self.stores.lane)
-                        self.stores.wake_shrinker()  # after a crash there may be work
-            except Exception as exc:
-                self.loads.clear(f"crashed: {words_of(exc)}")
-                raise
-            finally:
-                self._clear()
-
     async def end(self) -> None:
-        """Have `run` return, and wait for it: nothing is stored here any more (swapoff)."""
-        self._ended = True
-        self._scope.cancel()
+        """Have its actors return, and wait for them: nothing is stored here any more (swapoff)."""
         try:
-            async with self._running:
-                pass
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._loading.end)
+                tasks.start_soon(self._storing.end)
         finally:
             self.close()
 
@@ -82,5 +72,46 @@ class Swapd:
         """End whatever waits, and close the mailboxes."""
         end_all((self.stores.close, self.loads.close), lambda close: close())
 
-    def _clear(self) -> None:
-        end_all((self.stores.clear, self.loads.clear), lambda clear: clear())
+
+class Lanes:
+    """The tasks of one half of a swapd. A crash of one ends all, and what waits for them.
+
+    Args:
+        lanes: what each of them does, for ever.
+        clear: ends what waits; it is told why: the swapd "stopped", or "crashed" and with what.
+    """
+
+    def __init__(
+        self, lanes: Sequence[Callable[[], Coroutine[None, None, None]]],
+        clear: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._lanes = lanes
+        self._clear = clear
+        self._scope = anyio.CancelScope()  # of `run`: it ends alone at swapoff
+        self._running = anyio.Lock(fast_acquire=True)
+        self._ended = False
+
+    async def run(self) -> None:
+        """Serve until `end`."""
+        async with self._running:
+            scope = self._scope = anyio.CancelScope()
+            if self._ended:
+                return
+            why = "stopped"
+            try:
+                with scope:
+                    async with anyio.create_task_group() as tasks:
+                        for lane in self._lanes:
+                            tasks.start_soon(lane)
+            except Exception as exc:
+                why = f"crashed: {words_of(exc)}"
+                raise
+            finally:
+                self._clear(why)
+
+    async def end(self) -> None:
+        """Have `run` return, and wait for it."""
+        self._ended = True
+        self._scope.cancel()
+        async with self._running:
+            pass

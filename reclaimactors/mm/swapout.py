@@ -311,10 +311,10 @@ class Swapout:
 
     def _end(self, batch: FolioBatch, rejected: dict[int, list[int]]) -> list[StoreBatch]:
         """Find a place for what the pool did not take; nobody looks at the bytes any more."""
-        writes = self._settle(rejected, batch) if any(rejected.values()) else []
-        self._let_go(batch)
         if self._node.zswap.reached_full:
             self._node.on_pool_full()
+        writes = self._settle(rejected, batch) if any(rejected.values()) else []
+        self._let_go(batch)
         return writes
 
     def _store(self, pfns: list[int], blobs: list[bytes], batch: FolioBatch) -> list[int]:

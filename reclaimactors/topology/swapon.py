@@ -58,7 +58,8 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
         swapd.read_ahead()
     machine.swapds[index] = swapd
     node.swap.add(device)
-    machine.add_actor(_actor(swapd), swapd.run)
+    for actor, run in swapd.actors.items():
+        machine.add_actor(actor, run)
     return name
 
 
@@ -99,17 +100,14 @@ async def swapoff(machine: Machine, topology: Topology, admission: Admission, sw
     del machine.swapds[index]
     machine.node.device_left(index)
     machine.verdicts.notify()
-    machine.remove_actor(_actor(swapd))
+    for actor in swapd.actors:
+        machine.remove_actor(actor)
     try:
         # Cancelled or not, its calls have ended before the store is closed, or have had their time.
         with anyio.CancelScope(shield=True), suppress(TimeoutError):
             await within(topology.close_timeout, swapd.end)
     finally:
         await close_backends([swapd], topology.close_timeout)
-
-
-def _actor(swapd: Swapd) -> str:
-    return f"swapd/{swapd.device.name}"
 
 
 async def close_backends(swapds: Iterable[Swapd], within_s: float) -> None:

@@ -90,7 +90,7 @@ async def crash_of(opening):
 
 
 @virtual
-@pytest.mark.parametrize("actor", ["kswapd", "kcompressd", "swapd/memory0"])
+@pytest.mark.parametrize("actor", ["kswapd", "kcompressd", "swapd/memory0/stores"])
 async def test_every_call_after_a_crash_says_why(kit, actor):
     spec = kit.spec() | {"swap": [{"backend": "memory", "size": "1MiB"}]}
     opening = ra.open_memory(**spec)
@@ -150,7 +150,7 @@ async def test_whoever_waits_as_it_crashes_is_told_why(kit, actor):
     assert all(says_why(error, actor) for error in ends.values())
 
 
-@pytest.mark.parametrize("actor", ["kswapd", "kcompressd", "swapd/memory0"])
+@pytest.mark.parametrize("actor", ["kswapd", "kcompressd", "swapd/memory0/loads"])
 async def test_an_actor_that_somebody_else_cancels_is_no_silent_end(kit, actor):
     spec = kit.spec() | {"swap": [{"backend": "memory", "size": "1MiB"}]}
     opening = ra.open_memory(**spec)
@@ -187,28 +187,29 @@ async def test_a_cancelled_owner_closes_it_as_ever(kit, by):
 
 
 async def test_a_read_that_a_crash_of_its_swapd_ends_says_why(kit, monkeypatch):
-    async def broken():
+    async def broken(_groups):
         raise RuntimeError("a bug in a lane")
 
     store, errors = kit.store(), []
 
-    async def reader():
-        errors.append(await ended_by(lambda: memory.get("key")))
+    async def reader(key):
+        errors.append(await ended_by(lambda: memory.get(key)))
 
     async with ra.open_memory(**kit.spec() | {"swap": [{"backend": store}]}) as memory:
         await memory.put("key", kit.noise())
+        await memory.put("other", kit.noise(1))
         await memory.reclaim(1 << 30)
         store.load_gate = Gate()
         async with anyio.create_task_group() as readers:
-            readers.start_soon(reader)
-            readers.start_soon(reader)
+            readers.start_soon(reader, "key")
+            readers.start_soon(reader, "key")
             await store.load_gate.entered.wait()
-            stores = memory._machine.swapds[0].stores
-            monkeypatch.setattr(stores, "_forget", broken)  # what a lane does at each wake-up
-            stores.wake()
+            loads = memory._machine.swapds[0].loads
+            monkeypatch.setattr(loads, "_load_each", broken)  # what a lane does next
+            readers.start_soon(reader, "other")
     told = "swap 'FaultyBackend0' failed to load: RuntimeError: its swapd crashed: "
     told += "RuntimeError('a bug in a lane')"
-    assert [error.strerror for error in errors] == [told, told]
+    assert [error.strerror for error in errors] == [told] * 3
 
 
 async def test_a_memory_that_was_closed_says_just_that(kit):

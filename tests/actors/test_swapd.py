@@ -429,6 +429,38 @@ async def test_a_store_that_cannot_say_what_it_holds_has_not_taken_it(kit, open_
         assert memory._node.check()
 
 
+async def test_a_swapd_that_crashes_as_it_stores_loses_nothing_and_fails_no_load(
+    kit, open_over, monkeypatch
+):
+    async def broken():
+        raise RuntimeError("a bug in a lane")
+
+    store = kit.store()
+    async with open_over(store) as memory:
+        values = await swap_out(kit, memory, 3)
+        await memory.drain()
+        store.load_gate = Gate()
+        async with anyio.create_task_group() as readers:
+            read: dict[int, bytes] = {}
+
+            async def reader(key):
+                read[key] = await memory.get(key)
+
+            for key in values:
+                readers.start_soon(reader, key)
+            await store.load_gate.entered.wait()
+            stores = memory._machine.swapds[0].stores
+            with monkeypatch.context() as patch:
+                patch.setattr(stores, "_forget", broken)  # what a lane does at each wake-up
+                stores.wake()
+                while not memory.vmstat["actor_restarts"]:
+                    await checkpoint()
+            store.load_gate.open()
+        assert read == values
+        await swap_out(kit, memory, 3)
+        assert memory._node.check()
+
+
 async def test_a_mailbox_full_of_writes_leaves_folios_resident_and_throttles(kit, open_over):
     store = kit.store(store_gate=Gate())
     async with open_over(store) as memory:
