@@ -195,8 +195,10 @@ class FileBackend(Backend):
         before = self._slots.nr_left
         self._forget(runs)
         self._surplus += self._slots.nr_left - before
-        if self._file is not None and self._giving is None and self._spare():
+        while self._file is not None and self._giving is None and self._spare():
             await self._give_back(self._file)
+            if self._slots.nr_stored:
+                break  # whoever forgets one of these goes on
 
     def _opened(self) -> SwapFile:
         if self._file is None:

@@ -713,6 +713,17 @@ async def test_a_write_waits_for_the_space_that_is_given_back_meanwhile(
     assert await backend.load_many([0, 1, 1000, 5000]) == [page(9), page(1), page(1003), page(5003)]
 
 
+async def test_what_is_forgotten_while_space_is_given_back_is_given_back_too(backend, monkeypatch):
+    await backend.store_many(pages(range(4096)))
+    held = HeldTruncate(monkeypatch)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(backend.invalidate_many, range(1024, 4096))
+        assert await anyio.to_thread.run_sync(held.entered.wait, 10)
+        await backend.invalidate_many(range(1024))  # nothing is stored any more
+        held.go.set()
+    assert os.fstat(backend._file.fd).st_blocks == 0
+
+
 @pytest.mark.parametrize("give_s", [0.0, 0.05])
 async def test_whatever_is_given_back_meanwhile_values_stay(tmp_path, monkeypatch, give_s):
     """Tasks store, load, forget and give up stores at random, each in slots of its own."""
