@@ -68,6 +68,7 @@ class KcompressdActor:
             stops = list(accumulate((batch.nr_rows for batch in batches), initial=0))
             rows = starmap(out.rows, pairwise(stops))
             left = list(zip(batches, rows, strict=True))
+            breath.begin()
             while left:
                 await breath.take()
                 self._end(left.pop(0))

@@ -17,6 +17,7 @@ from reclaimactors.actors.machine import PATIENCE_S
 from reclaimactors.actors.sched import enqueue, first_pages, gate_of
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.page_io import Gate
+from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
@@ -44,6 +45,7 @@ class Proactive:
             ClosedResourceError: if the memory closes.
         """
         machine, mine = self._m, self._mine
+        breath = Breath()
         while mine.freed < self._nbytes and not self._over:
             if mine.ended != self._seen_ended:
                 await self._judge()
@@ -52,12 +54,16 @@ class Proactive:
             elif mine.in_flight:
                 fifo = machine.fifo
                 full = not self._careful and fifo.left(mine.who) < fifo.least(mine.who)
-                await (machine.fifo.room_made if full else machine.verdicts).wait()
+                if full and fifo.takers:
+                    await checkpoint()  # a lane takes it in the next turn, before this goes on
+                else:
+                    await (fifo.room_made if full else machine.verdicts).wait()
+                breath.begin()
             elif not machine.fifo.takers or machine.fifo.room(1, mine.who):
                 missing = self._missing()
                 machine.reclaim_inline(SWAP_CLUSTER_MAX, mine.who, max_bytes=missing, producer=mine)
                 await self._judge()
-            await checkpoint()
+            await breath.take()
             machine.check_open()
         while mine.in_flight:
             await machine.verdicts.wait()

@@ -22,6 +22,7 @@ class _Breathing(threading.local):
 
     waiting = 0  #: have given way, and wait for their turn
     worked_s = 0.0  #: by all who breathe, since the start
+    share = 1.0  #: times TURN_S that they may work in a turn, as the last of them measured it
 
 
 _breathing = _Breathing()
@@ -50,7 +51,8 @@ class Breath:
     """Lets the event loop go on each time that its owner has worked for long enough on end.
 
     That is `TURN_S` over those who work in the same turn of the loop: however many actors have
-    something to do, a turn takes as long as if there were one.
+    something to do, a turn takes as long as if there were one. Beside others who keep the loop for
+    long it is more (see `Away`), for whoever has waited for an answer as well.
 
     Args:
         seconds: instead of TURN_S, and not shared with others.
@@ -68,7 +70,7 @@ class Breath:
         self._ends = self._began + self._on_end()
 
     def _on_end(self) -> float:
-        return self._seconds or TURN_S / (_breathing.waiting + 1)
+        return self._seconds or TURN_S * _breathing.share / (_breathing.waiting + 1)
 
     @property
     def due(self) -> bool:
@@ -80,15 +82,15 @@ class Breath:
         left = perf_counter()
         if left > self._ends:
             # Its owner may have waited for something else since: that was no work.
-            _breathing.worked_s += min(left - self._began, SLICE_S)
+            _breathing.worked_s += min(left - self._began, self._ends - self._began + 2 * TURN_S)
             away = Away(left)
             _breathing.waiting += 1
             try:
                 await checkpoint()
             finally:
                 _breathing.waiting -= 1
-            self._began = perf_counter()
-            self._ends = self._began + self._on_end() * away.share(self._began)
+            _breathing.share = away.share(perf_counter())
+            self.begin()
 
 
 async def let_go(held: list[bytes] | bytearray) -> None:

@@ -5,9 +5,12 @@ anonymous from birth and passed as a descriptor: nothing is left behind, whateve
 workers' reserve: of one size from their start to their end, so that compressing asks nothing of a
 budget that has nothing to give, and never waits for reclaim.
 
-They start at the first pressure; until one is up, and whenever none is, a batch is compressed in a
-thread. A worker that dies loses nothing: its batches end in `WorkerDied`, whoever sent them hands
-them back, and it is started again (`workers`).
+They start at the first pressure. Until one is up the event loop compresses, in slices, where a
+folio takes less than one: beside a busy loop a thread gets the interpreter once a turn at best, for
+one folio. Where folios take longer, or no worker comes up, a thread does it.
+
+A worker that dies loses nothing: its batches end in `WorkerDied`, whoever sent them hands them
+back, and it is started again (`workers`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from reclaimactors.errors import ReclaimError
 from reclaimactors.log import log
 from reclaimactors.mm.page_io import Squeezed
 from reclaimactors.offload.breath import Breath
+from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.thread import ThreadOffload
 from reclaimactors.offload.workers import Workers
 
@@ -46,6 +50,7 @@ class ProcessOffload:
     ) -> None:  # fmt: skip
         self.workers = workers
         self._shape = {"nr": slots, "area": area, "rows": rows}
+        self._meanwhile = InlineOffload(compressor, seconds=0.0)
         self._instead = ThreadOffload(compressor, workers=workers, log=log)
         self._crew = Workers(
             pickle.dumps(ref),
@@ -122,7 +127,9 @@ class ProcessOffload:
         slots, free = self._crew.slots, self._crew.free
         fits = sum(map(len, pages)) <= self._shape["area"]
         if slots is None or not fits or self.holds:
-            return await self._instead.squeeze(pages, of_sources=of_sources)
+            starting = not self._crew.up and not self._crew.degraded
+            here = self._meanwhile if starting and self._meanwhile.quick(pages) else self._instead
+            return await here.squeeze(pages, of_sources=of_sources)
         slot = free.pop()
         ticket: Ticket | None = None
         breath = Breath()

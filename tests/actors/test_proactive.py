@@ -1,6 +1,7 @@
 """Proactive reclaim and the FIFO: its share, its account, its order, and that it always ends."""
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 import reclaimactors as ra
@@ -8,9 +9,10 @@ from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.proactive import Proactive
 from reclaimactors.actors.sched import enqueue, gate_of
 from reclaimactors.compressors.lz4 import Lz4
-from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import ZSWAP
 from reclaimactors.mm.page_io import Gate
+from reclaimactors.offload import breath
 from reclaimactors.offload.process import WorkerDied
 from reclaimactors.testing import Gate as StoreGate
 from reclaimactors.testing import GatedCompressor, ThreadGate
@@ -117,6 +119,22 @@ async def test_it_fills_its_share_of_the_fifo_and_leaves_the_rest_to_kswapd(
     for batch in machine.fifo.drain():
         machine.hand_back(batch)
     assert machine.node.check()
+
+
+async def test_in_one_turn_of_the_loop_it_sends_as_many_clusters_as_there_is_room_for(
+    kit, machine_of, running, monkeypatch
+):
+    monkeypatch.setattr(breath, "perf_counter", lambda: 1.0)  # no work takes any time
+    machine = await machine_of(fifo=200)
+    machine._started = True
+    kit.fill(machine)
+    async with running() as tasks:
+        tasks.start_soon(Proactive(machine, EVERYTHING).run)
+        await anyio.lowlevel.checkpoint()
+        assert machine.fifo.waiting_pages == 3 * SWAP_CLUSTER_MAX
+        assert machine.fifo.left(Reclaimer.PROACTIVE) < SWAP_CLUSTER_MAX
+    for batch in machine.fifo.drain():
+        machine.hand_back(batch)
 
 
 async def test_what_is_taken_from_the_fifo_gives_the_share_back(kit, machine_of, running):

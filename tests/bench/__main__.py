@@ -13,8 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("table", "rates", "lag", "large_values", "swapoff", "stores", "full_queue", "pool_limit",
-         "policies", "gc_pause", "overhead", "peers")  # fmt: skip
+NAMES = ("table", "rates", "lag", "busy_reclaim", "large_values", "swapoff", "stores",
+         "full_queue", "pool_limit", "policies", "gc_pause", "overhead", "peers")  # fmt: skip
 
 
 def main() -> int:

@@ -129,6 +129,10 @@ async def test_each_call_on_a_large_value_is_measured():
     assert all(ms > 0 for ms in found.values())
 
 
+async def test_reclaim_beside_a_busy_program_is_measured():
+    assert await load("busy_reclaim").rate(busy=True, pages=400) > 0
+
+
 def test_refault_distance_is_worth_what_the_readme_says():
     bench = load("policies")
     ratios = bench.ratios(bench.read(bench.TRACE))

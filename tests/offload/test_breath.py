@@ -14,6 +14,7 @@ from reclaimactors.offload.breath import FAIR_S, MOST, TURN_S, Away, Breath
 def clock(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(breath, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(breath._breathing, "share", 1.0)
     return now
 
 
@@ -57,8 +58,12 @@ async def test_it_gives_way_only_when_its_time_is_up(clock):
 
 
 async def test_its_next_time_grows_with_the_turn_of_the_others(clock):
+    others = [2 * FAIR_S, 0.0]
+
     async def busy():
-        clock[0] += 2 * FAIR_S
+        for seconds in others:
+            clock[0] += seconds
+            await anyio.lowlevel.checkpoint()
 
     mine = Breath()
     async with anyio.create_task_group() as tasks:
@@ -69,9 +74,13 @@ async def test_its_next_time_grows_with_the_turn_of_the_others(clock):
     assert not mine.due
     clock[0] += 0.2 * TURN_S
     assert mine.due
-    mine.begin()
+    another = Breath()  # whose owner has waited for something else
+    clock[0] += 1.9 * TURN_S
+    assert not another.due
+    clock[0] += 0.2 * TURN_S
+    await another.take()
     clock[0] += 1.1 * TURN_S
-    assert mine.due
+    assert another.due, "the others are done"
 
 
 async def test_a_turn_of_the_loop_is_shared_by_those_who_breathe(clock):

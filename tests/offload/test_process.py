@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import reclaimactors as ra
 from reclaimactors import registry
 from reclaimactors.mm.page_io import BLOB, POOR, SAME_FILLED, squeeze
 from reclaimactors.mm.vmstat import Vmstat
-from reclaimactors.offload import backoff, interpreter, process, workers
+from reclaimactors.offload import backoff, inline, interpreter, process, workers
 from reclaimactors.offload.breath import Breath
 from reclaimactors.offload.process import ProcessOffload, WorkerDied
 from reclaimactors.offload.slots import PIECE
@@ -41,10 +42,10 @@ PAGES = [
 
 
 def offload_of(
-    ref: PluginRef = REF, *, workers: int = 1, slots: int = 5, end_s: float = 1.0
+    ref: PluginRef = REF, *, compressor=LZ4, workers: int = 1, slots: int = 5, end_s: float = 1.0
 ) -> ProcessOffload:
-    return ProcessOffload(ref, LZ4, workers=workers, nice=0, slots=slots, area=256 * 1024, rows=160,
-        vmstat=Vmstat(), end_s=end_s)  # fmt: skip
+    return ProcessOffload(ref, compressor, workers=workers, nice=0, slots=slots, area=256 * 1024,
+        rows=160, vmstat=Vmstat(), end_s=end_s)  # fmt: skip
 
 
 async def until_up(offload: ProcessOffload) -> None:
@@ -103,12 +104,31 @@ async def test_rows_are_those_of_inline_with_checksums():
     assert not worker_pids()
 
 
-async def test_before_a_worker_is_up_a_thread_compresses():
-    offload = offload_of()
+@pytest.mark.parametrize("cost", [0.0, 1e-9, 1.0])  # seconds a byte, as far as is known
+async def test_before_a_worker_is_up_the_loop_compresses_what_is_quick_a_thread_the_rest(
+    monkeypatch, cost
+):
+    threads = []
+
+    class Seen:
+        def compress(self, data):
+            threads.append(threading.current_thread() is threading.main_thread())
+            return LZ4.compress(data)
+
+    offload = offload_of(compressor=Seen())
+    offload._meanwhile._cost = cost
 
     out = await offload.squeeze(list(PAGES))
 
     assert out.blobs == squeeze(LZ4, PAGES).blobs
+    assert set(threads) == {cost < 1}
+
+
+async def test_a_compressor_that_turns_out_slow_is_left_to_a_thread(monkeypatch):
+    monkeypatch.setattr(inline, "SLICE_S", 0.0)
+    offload = offload_of()
+    await offload.squeeze(list(PAGES))
+    assert not offload._meanwhile.quick(PAGES)
 
 
 async def test_killed_with_a_batch_the_sender_is_told_and_a_new_worker_comes():
