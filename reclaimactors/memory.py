@@ -595,7 +595,7 @@ class Memory:
                 "that anyio started anyio.from_thread.run(memory.get, key)"
             )
             raise RuntimeError(msg)
-        if not self._machine.closing and self._loop.another_runs:
+        if not self._machine.ended and self._loop.another_runs:
             msg = (
                 "a Memory belongs to the event loop that opened it, and another one runs now; open "
                 "one in each loop, or give fixtures and tests the same loop scope"
@@ -632,12 +632,17 @@ class Memory:
     async def aclose(self) -> None:
         """Close it: forget everything, end whoever waits; a second call waits for the first.
 
-        On asyncio any task may do that. On trio it is closed by leaving its ``async with``.
+        On asyncio any task may do that. On trio it is closed by leaving its ``async with``. Called
+        by a plugin inside one of the memory's actors, it asks for the end and does not wait. In a
+        forked child it does nothing: the memory is the parent's.
 
         Raises:
-            ReclaimError: what ended the memory, if it was not closed before: a plugin's crash, say.
+            ReclaimError: what else ended the memory, a plugin's crash, say: to each who waited for
+                the end, or else to the first who asks.
         """
-        if os.getpid() != self._process or get_ident() != self._thread:
+        if os.getpid() != self._process:
+            return
+        if get_ident() != self._thread or (self._loop.another_runs and not self._machine.ended):
             self._refuse()
         await self.closer()
 

@@ -10,11 +10,27 @@ from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.page_io import QUEUE_SHARE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
     from reclaimactors.mm.batch import FolioBatch
 
-__all__ = ["Fifo", "Mailbox", "Signal"]
+__all__ = ["Fifo", "Mailbox", "Signal", "run_lanes"]
 
 T = TypeVar("T")
+
+
+async def run_lanes(lanes: Iterable[Callable[[], Coroutine[None, None, None]]]) -> None:
+    """Run the tasks of one actor, which never return.
+
+    Raises:
+        RuntimeError: if somebody else cancelled one of them, which ends them all: the actor has
+            crashed, and is started again.
+        BaseExceptionGroup: if one of them raises.
+    """
+    async with anyio.create_task_group() as tasks:
+        for lane in lanes:
+            tasks.start_soon(lane)
+    raise RuntimeError("one of its tasks was cancelled by something outside this memory")
 
 
 class Signal:

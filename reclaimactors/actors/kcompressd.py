@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from reclaimactors.actors.base import run_lanes
 from reclaimactors.mm.ending import end_all
 from reclaimactors.offload.breath import Breath
 from reclaimactors.offload.process import WorkerDied
@@ -36,9 +37,7 @@ class KcompressdActor:
         """Compress for ever. If a lane crashes, all that was taken or waits is handed back."""
         machine = self._m
         try:
-            async with anyio.create_task_group() as lanes:
-                for _ in range(machine.pipeline.in_flight):
-                    lanes.start_soon(self._lane)
+            await run_lanes([self._lane] * machine.pipeline.in_flight)
         finally:
             end_all(machine.fifo.drain(), machine.hand_back)
 

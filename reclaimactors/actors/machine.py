@@ -127,10 +127,12 @@ class Machine:
         self._start_now = anyio.Event()
         self.loop = current_loop()
         self._started = False
-        self.supervisor = Supervisor(node.vmstat, log, self._crashed)
+        self.supervisor = Supervisor(node.vmstat, log, self.crashed)
         self.closing = False
         self.ended = False  #: closed, its stores as well
         self.crash: BaseException | None = None  #: what ended the memory, where that was no close
+        self.on_crash: Callable[[], None] | None = None  #: told of the crash before anybody else
+        self.ours = True  #: False in a forked child: all of it is the parent's
         self.opening: anyio.CancelScope | None = None  #: of the store that is being opened
         self.awake = False  #: kswapd was woken and has not gone back to sleep
         node.memcg.on_room = self.verdicts.notify
@@ -157,7 +159,9 @@ class Machine:
     def attach(self, tasks: TaskGroup) -> None:
         """Give the task group that the actors run in."""
         self._tasks = tasks
-        tasks.start_soon(self._starter, tasks, name="starter")
+        tasks.start_soon(
+            self.supervisor.run, "starter", lambda: self._starter(tasks), name="starter"
+        )
 
     async def _starter(self, tasks: TaskGroup) -> None:
         """Start the actors as they are wanted.
@@ -165,16 +169,19 @@ class Machine:
         Whoever meets the first pressure only sets an event: it may be a callback of the loop, where
         no task can be started, and the actors are to run in the context of the opening rather than
         in that of a request.
+
+        On failure: what could not be started is tried again, as the supervisor runs this again.
         """
         while True:
-            await self._start_now.wait()
             self._start_now = anyio.Event()
             while self._to_start:
-                name = self._to_start.popleft()
+                name = self._to_start[0]
                 if name in self._actors:  # swapped off meanwhile, if not
                     tasks.start_soon(self.supervisor.run, name, self._actors[name], name=name)
+                self._to_start.popleft()
             while self._to_free:
                 tasks.start_soon(let_go, self._to_free.popleft(), name="let_go")
+            await self._start_now.wait()
 
     def start(self) -> None:
         """Start the actors, once. Nothing runs before the first pressure."""
@@ -197,10 +204,16 @@ class Machine:
         if self.opening is not None:
             self.opening.cancel()
 
-    def _crashed(self, crash: BaseException) -> None:
-        """An actor gives up, which ends the memory: whoever waits is told of this error."""
-        self.crash = unraised(crash)  # it is kept for long, the frames of the actor are not
-        self.refuse_calls()
+    def crashed(self, crash: BaseException) -> None:
+        """Something that is no close ends the memory, an actor that gives up, say.
+
+        Whoever waits, or calls from now on, is told of this error; the first one counts.
+        """
+        if self.crash is None:
+            self.crash = unraised(crash)  # it is kept for long, the frames of the actor are not
+            self.refuse_calls()
+            if self.on_crash is not None:
+                self.on_crash()
 
     def closed(self) -> anyio.ClosedResourceError:
         """Return what a call gets from now on: a new instance for each."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from reclaimactors.actors.backing import Backing
+from reclaimactors.actors.base import run_lanes
 from reclaimactors.actors.loads import LOAD_LANES, Loads
 from reclaimactors.actors.stores import STORE_LANES, Stores
 from reclaimactors.actors.supervision import words_of
@@ -100,9 +101,7 @@ class Lanes:
             why = "stopped"
             try:
                 with scope:
-                    async with anyio.create_task_group() as tasks:
-                        for lane in self._lanes:
-                            tasks.start_soon(lane)
+                    await run_lanes(self._lanes)
             except Exception as exc:
                 why = f"crashed: {words_of(exc)}"
                 raise

@@ -164,6 +164,7 @@ class Workers:
             async with anyio.create_task_group() as tasks:
                 for worker in self.all:
                     tasks.start_soon(self._keep_up, worker)
+            raise RuntimeError("one of its tasks was cancelled by something outside this memory")
         finally:
             self._close_staging()
 

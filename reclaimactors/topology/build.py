@@ -10,6 +10,7 @@ from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
 from reclaimactors.actors.machine import Machine, Pipeline
 from reclaimactors.log import log
+from reclaimactors.mm.ending import undo
 from reclaimactors.mm.memcg import Memcg
 from reclaimactors.mm.node import Node
 from reclaimactors.mm.swap import SwapDevices
@@ -55,8 +56,8 @@ async def build(topology: Topology) -> Machine:
         if topology.policy.instance is not None:
             with checks.within("policy"):
                 registry.use_up(topology.policy.instance)
-    except BaseException:  # cancelled too: what is open is closed
-        machine.close()
+    except BaseException as exc:  # cancelled too: what is open is closed
+        undo(exc, machine.close)
         await close_backends(machine.swapds.values(), topology.close_timeout)
         raise
     return machine

@@ -8,6 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from reclaimactors import registry
 from reclaimactors.actors.swapd import Swapd
@@ -131,6 +132,9 @@ async def _close_backend(swapd: Swapd, late: list[Swapd]) -> None:
     try:
         await swapd.backend.aclose()
     except Exception as exc:  # the others still have to be closed
+        log.error("swapd.close_failed", device=swapd.device.name, exc_info=exc)  # noqa: TRY400
+    except anyio.get_cancelled_exc_class() as exc:
+        await checkpoint()  # goes on up where it is we who are cancelled
         log.error("swapd.close_failed", device=swapd.device.name, exc_info=exc)  # noqa: TRY400
     finally:
         registry.let_go(swapd.backend)

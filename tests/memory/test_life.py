@@ -2,12 +2,17 @@
 
 import asyncio
 import contextvars
+import gc
+import logging
 import os
+from contextlib import suppress
 
 import anyio
 import pytest
 
 import reclaimactors as ra
+from reclaimactors.backends.memory import MemoryBackend
+from reclaimactors.mm.batch import Reclaimer
 
 BUDGET = 1 << 20
 tenant = contextvars.ContextVar("tenant", default="nobody")
@@ -136,6 +141,390 @@ async def test_the_bodys_own_error_goes_on_as_it_is():
         async with opening() as memory:
             await use(memory)
             raise ZeroDivisionError
+
+
+# an opening that comes to nothing
+
+
+class Store(MemoryBackend):
+    """Knows whether it is open."""
+
+    def __init__(self):
+        super().__init__()
+        self.is_open = False
+
+    async def open(self, page_size):
+        self.is_open = True
+        await super().open(page_size)
+        await asyncio.sleep(0)
+
+    async def aclose(self):
+        await super().aclose()
+        await asyncio.sleep(0)
+        self.is_open = False
+
+
+@pytest.mark.parametrize("turns", range(16))
+@pytest.mark.parametrize("by", ["its task", "a scope around it"])
+async def test_an_opening_that_is_cancelled_closes_what_it_has_opened(by, turns):
+    store, opened = Store(), []
+    scope = anyio.CancelScope()
+
+    async def opener():
+        with scope:
+            opened.append(await opening(swap=[{"backend": store}]))
+
+    task = asyncio.create_task(opener())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    (task.cancel if by == "its task" else scope.cancel)()
+    await asyncio.wait([task])
+    if opened:
+        await opened[0].aclose()
+    assert not store.is_open
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_an_opening_whose_new_task_is_cancelled_closes_what_it_has_opened():
+    store = Store()
+
+    def cancel_the_owner(loop, main, **more):
+        task = asyncio.Task(main, loop=loop, **more)
+        if main.__name__ == "_live":
+            task.cancel()
+        return task
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(cancel_the_owner)
+    try:
+        with pytest.raises(anyio.ClosedResourceError, match="cancelled by something outside"):
+            await asyncio.wait_for(opening(swap=[{"backend": store}])._open(), 5)
+    finally:
+        loop.set_task_factory(None)
+    assert not store.is_open
+
+
+# a crash and the block's body
+
+
+class Slow(Store):
+    """Closes when it is let."""
+
+    def __init__(self):
+        super().__init__()
+        self.may_close = asyncio.Event()
+
+    async def aclose(self):
+        await self.may_close.wait()
+        await super().aclose()
+
+
+async def crash(memory):
+    """Have the memory end by a crash, and wait until its calls are refused."""
+    press(memory)
+    while memory.health().state != "crashed":
+        await asyncio.sleep(0)
+
+
+async def test_a_crash_cancels_the_block_before_the_stores_are_closed():
+    store = Slow()
+    with pytest.raises(ra.ReclaimError, match="a bug in a policy"):  # noqa: PT012 - the block's end
+        async with opening(policy=Crashing(), swap=[{"backend": store}]) as memory:
+            press(memory)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                assert store.is_open
+                with pytest.raises(anyio.ClosedResourceError, match="a bug in a policy"):
+                    memory.get_nowait(1)
+                store.may_close.set()
+    assert not store.is_open
+
+
+async def test_a_crash_takes_only_its_own_cancellation_back():
+    went_on = []
+
+    async def body(memory_is):
+        async with opening(policy=Crashing()) as memory:
+            memory_is.set_result(memory)
+            await asyncio.sleep(60)
+        went_on.append(True)
+
+    memory_is = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(body(memory_is))
+    await crash(await memory_is)
+    task.cancel()  # it is on its way out already
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert not went_on
+
+
+async def test_a_timeout_around_a_crash_is_a_timeout():
+    with pytest.raises(TimeoutError):  # noqa: PT012 - the block's end
+        async with asyncio.timeout(None) as timeout:
+            async with opening(policy=Crashing()) as memory:
+                closing = asyncio.create_task(crash(memory))
+                closing.add_done_callback(lambda _: timeout.reschedule(0))
+                await asyncio.sleep(60)
+    assert asyncio.current_task().cancelling() == 0
+
+
+@pytest.mark.parametrize("ending", ["returns", "raises", "is refused"])
+async def test_a_crash_leaves_no_cancellation_with_a_body_that_swallowed_it(ending):
+    expected = ZeroDivisionError if ending == "raises" else ra.ReclaimError
+    with pytest.raises(expected):  # noqa: PT012 - the block's end
+        async with opening(policy=Crashing()) as memory:
+            with suppress(asyncio.CancelledError):
+                await crash(memory)
+                await asyncio.sleep(60)
+            if ending == "raises":
+                raise ZeroDivisionError
+            if ending == "is refused":
+                await memory.get(1)
+    assert asyncio.current_task().cancelling() == 0
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("genuine", [False, True])
+async def test_a_cancellation_that_was_not_delivered_yet_is_delivered_if_it_is_of_others(genuine):
+    async def body():
+        with pytest.raises(asyncio.CancelledError if genuine else ra.ReclaimError):  # noqa: PT012
+            async with opening() as memory:
+                memory._machine.crashed(ra.ReclaimError("now"))  # the body's turn goes on
+                if genuine:
+                    asyncio.current_task().cancel()
+        assert asyncio.current_task().cancelling() == genuine
+        await asyncio.sleep(0)
+
+    await asyncio.create_task(body())
+
+
+async def test_a_cancellation_as_the_block_is_left_waits_for_the_end_and_goes_on():
+    store = Slow()
+
+    async def body():
+        async with opening(swap=[{"backend": store}]):
+            pass
+
+    task = asyncio.create_task(body())
+    while not store.is_open:
+        await asyncio.sleep(0)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    task.cancel()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not task.done()
+    store.may_close.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert not store.is_open
+
+
+async def test_a_scope_around_a_crashed_block_is_still_cancelled():
+    with anyio.CancelScope() as scope:
+        with pytest.raises(ra.ReclaimError):  # noqa: PT012 - the block's end
+            async with opening(policy=Crashing()) as memory:
+                asyncio.create_task(crash(memory)).add_done_callback(lambda _: scope.cancel())
+                await asyncio.sleep(60)
+        await asyncio.sleep(60)
+    assert scope.cancelled_caught
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_each_who_waits_for_the_end_is_told_of_the_crash_by_an_error_of_its_own():
+    store = Slow()
+    memory = await opening(policy=Crashing(), swap=[{"backend": store}])
+    await crash(memory)
+    closing = [asyncio.create_task(memory.aclose()) for _ in range(3)]
+    await asyncio.sleep(0)
+    store.may_close.set()
+    errors = await asyncio.gather(*closing, return_exceptions=True)
+    assert [type(error) for error in errors] == [ra.ReclaimError] * 3
+    assert len({id(error) for error in errors}) == 3
+    await memory.aclose()
+    await memory.aclose()
+
+
+# cancelled by others
+
+
+async def test_the_end_of_asyncio_run_closes_the_stores_and_says_one_plain_line(caplog):
+    def run():
+        async def main():
+            memory = await opening(swap=[{"backend": store}])
+            memory._machine.start()
+            await use(memory)
+            return memory
+
+        return asyncio.run(main())
+
+    store = Store()
+    caplog.set_level(logging.INFO)
+    memory = await asyncio.to_thread(run)
+    assert not store.is_open
+    [line] = [record for record in caplog.records if record.name == "reclaimactors"]
+    assert line.levelname == "WARNING"
+    assert line.getMessage().startswith("memory.cancelled memory='kcompressd'")
+    assert line.exc_info is None
+    assert memory.health().state == "crashed"
+    assert "cancelled by something outside this memory" in memory.health().reason
+
+
+@pytest.mark.parametrize("name", ["memory", "starter", "kswapd", "kcompressd", "let_go"])
+async def test_a_task_that_somebody_cancels_ends_the_memory_and_every_call_says_why(name):
+    memory = await opening()
+    memory._machine.start()
+    if name == "let_go":
+        memory._machine.let_go([b"x" * 4096] * 100_000)
+    for _ in range(9 if name != "let_go" else 2):
+        await asyncio.sleep(0)
+    [task] = [task for task in asyncio.all_tasks() if task.get_name() == name]
+    task.cancel()
+    with pytest.raises(anyio.ClosedResourceError, match="cancelled by something outside"):  # noqa: PT012
+        async with asyncio.timeout(5):
+            while True:
+                await memory.drain()
+                await asyncio.sleep(0)
+    try:
+        await memory.aclose()
+    except ra.ReclaimError as exc:
+        assert "cancelled by something outside" in str(exc)  # noqa: PT017 - it may be raised
+    assert memory.health().state == "crashed"
+
+
+async def test_a_block_whose_memory_is_cancelled_is_ended():
+    with pytest.raises(ra.ReclaimError, match="the task that runs its actors was cancelled"):  # noqa: PT012
+        async with opening():
+            [task] = [task for task in asyncio.all_tasks() if task.get_name() == "memory"]
+            task.cancel()
+            await asyncio.sleep(60)
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_lanes_that_somebody_cancels_are_started_again(caplog):
+    swap = [{"backend": MemoryBackend()}]
+    async with opening(swap=swap) as memory:
+        await use(memory)
+        lanes = [task for task in asyncio.all_tasks() if "lane" in task.get_name()]
+        assert len(lanes) > 3
+        for lane in lanes:
+            lane.cancel()
+        await use(memory)
+        await memory.drain()
+        assert memory.vmstat["actor_restarts"] == 3  # kcompressd, and both halves of the swapd
+    assert "cancelled by something outside this memory" in caplog.text
+
+
+async def test_nobody_needs_to_hold_an_open_memory():
+    store = Store()
+    memory = await opening(swap=[{"backend": store}])
+    memory._machine.start()
+    await asyncio.sleep(0)
+    del memory
+    gc.collect()
+    assert store.is_open
+    [owner] = [task for task in asyncio.all_tasks() if task.get_name() == "memory"]
+    owner.cancel()
+    await asyncio.wait([owner])
+    assert not store.is_open
+
+
+# closing from inside, and closing that fails
+
+
+class ClosesItself(Store):
+    """A backend that closes the memory it serves."""
+
+    async def store_many(self, items):
+        await (self.memory.aclose() if self.directly else asyncio.create_task(self.memory.aclose()))
+        await super().store_many(items)
+
+
+@pytest.mark.parametrize("directly", [True, False])
+async def test_a_close_from_inside_an_actor_does_not_wait_for_itself(directly):
+    store = ClosesItself()
+    store.directly = directly
+    async with asyncio.timeout(10):
+        memory = await opening(swap=[{"backend": store}])
+        store.memory = memory
+        await memory.put(1, os.urandom(4096))
+        with pytest.raises(anyio.ClosedResourceError, match="this memory is closed"):
+            await memory.reclaim(1 << 20)
+        await memory.aclose()
+    assert memory.health().state == "closed"
+    assert not store.is_open
+
+
+class BreaksAtTheEnd(Crashing):
+    """A policy that raises as its folios are given back."""
+
+    def isolate(self, nr):
+        taken = list(self.lists)[:nr]
+        for pfn in taken:
+            del self.lists[pfn]
+        return taken
+
+    def putback(self, pfns, verdict):
+        raise RuntimeError("a bug at the end")
+
+
+async def filled(policy, store):
+    memory = await opening(policy=policy, swap=[{"backend": store}])
+    machine = memory._machine
+    await memory.put(1, text(1))
+    batch = machine.swapout.isolate(1, 1 << 20, Reclaimer.KSWAPD, machine.kswapd_stream)
+    machine.fifo.send_nowait(batch)
+    return memory
+
+
+async def test_a_plugin_that_raises_as_the_memory_closes_is_told_and_all_is_closed(caplog):
+    store = Store()
+    memory = await filled(BreaksAtTheEnd(), store)
+    with pytest.raises(ra.ReclaimError, match="a bug at the end") as caught:
+        await memory.aclose()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert not store.is_open
+    assert memory._machine.ended
+    assert "memory.close_failed" in caplog.text
+    await memory.aclose()
+
+
+async def test_a_store_whose_close_was_cancelled_inside_keeps_no_other_open(caplog):
+    class Cancelled(Store):
+        async def aclose(self):
+            raise asyncio.CancelledError
+
+    other = Store()
+    memory = await opening(swap=[{"backend": Cancelled()}, {"backend": other}])
+    await memory.aclose()
+    assert not other.is_open
+    assert "swapd.close_failed" in caplog.text
+
+
+async def test_a_start_that_failed_is_tried_again():
+    memory = await opening()
+    machine, loop = memory._machine, asyncio.get_running_loop()
+    made = []
+
+    def factory(loop, main, **more):
+        made.append(main.__qualname__)
+        if len(made) == 2:  # the first is kswapd
+            main.close()
+            raise RuntimeError("no more tasks")
+        return asyncio.Task(main, loop=loop, **more)
+
+    loop.set_task_factory(factory)
+    try:
+        machine.start()
+        async with asyncio.timeout(10):
+            await use(memory)
+    finally:
+        loop.set_task_factory(None)
+    names = [task.get_name() for task in asyncio.all_tasks()]
+    assert (names.count("kswapd"), names.count("kcompressd")) == (1, 1)
+    assert memory.vmstat["actor_restarts"] == 1
+    await memory.aclose()
 
 
 # context
