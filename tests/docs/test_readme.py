@@ -1,4 +1,4 @@
-"""The README's Python blocks run, and what its commands name is there."""
+"""The Python blocks of every README run, and what their commands name is there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import pytest
 from reclaimactors.topology import resolve
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
+PLACES = ["README.md", "examples/**/README.md", "plugins/README.md", "tests/bench/README.md"]
+READMES = [path.read_text("utf-8") for place in PLACES for path in sorted(ROOT.glob(place))]
+README = "\n".join(READMES)
 
 
 def blocks(language: str) -> list[str]:
@@ -37,6 +39,10 @@ def run(*args: str, **more) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         args, capture_output=True, text=True, check=False, timeout=50, cwd=ROOT, **more
     )
+
+
+def test_the_readme_is_short():
+    assert len(READMES[0].splitlines()) < 300
 
 
 def test_there_are_blocks():
