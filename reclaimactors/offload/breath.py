@@ -11,25 +11,25 @@ from anyio.lowlevel import checkpoint
 __all__ = ["FAIR_S", "MOST", "SLICE_S", "TURN_S", "Away", "Breath", "let_go"]
 
 SLICE_S = 0.001  #: how long one step may hold the event loop
-TURN_S = 0.15 * SLICE_S  #: how long all who breathe work in one turn of the loop
-FAIR_S = SLICE_S / 4  #: others who keep the loop for longer are met with more work on end
-MOST = 4  #: times as much, at most
+TURN_S = 0.15 * SLICE_S  #: how long all tasks with a Breath work in one turn of the loop
+FAIR_S = SLICE_S / 4  #: once other tasks keep the loop for longer than this, slices grow
+MOST = 4  #: times TURN_S, at most
 _AT_ONCE = 1 << 20  #: bytes of a buffer that are freed in one go
 
 
 class _Breathing(threading.local):
     """Of the event loop of this thread."""
 
-    waiting = 0  #: have given way, and wait for their turn
-    worked_s = 0.0  #: by all who breathe, since the start
-    share = 1.0  #: times TURN_S that they may work in a turn, as the last of them measured it
+    waiting = 0  #: tasks that yield now, and wait to be resumed
+    worked_s = 0.0  #: seconds that tasks with a Breath have worked, since the start
+    share = 1.0  #: the factor of the last `Away.share`
 
 
 _breathing = _Breathing()
 
 
 class Away:
-    """Measures how long others keep the loop while one gives way."""
+    """Measures for how long other tasks keep the event loop while one task gives way."""
 
     __slots__ = ("_left", "_worked")
 
@@ -38,24 +38,25 @@ class Away:
         self._worked = _breathing.worked_s
 
     def share(self, back: float) -> float:
-        """Return how many times the usual work may follow, 1 to MOST.
+        """Return the factor, 1 to MOST, for the next slice.
 
-        Beside a program that is busy itself, small steps would only wait for each other: what is
-        worked in a turn of the loop grows with what others do in it, and so do the rates.
+        If other tasks kept the loop for 1 ms a turn, a slice of 0.15 ms would waste most of each
+        turn waiting; so the slice grows with the time that others took.
         """
         by_others = back - self._left - (_breathing.worked_s - self._worked)
         return min(MOST, max(1.0, by_others / FAIR_S))
 
 
 class Breath:
-    """Lets the event loop go on each time that its owner has worked for long enough on end.
+    """A cooperative time slice: call `take` between units of work.
 
-    That is `TURN_S` over those who work in the same turn of the loop: however many actors have
-    something to do, a turn takes as long as if there were one. Beside others who keep the loop for
-    long it is more (see `Away`), for whoever has waited for an answer as well.
+    `take` yields once this task has used its share of TURN_S. The share is TURN_S divided by the
+    tasks that currently yield, so a turn of the loop stays about TURN_S long however many actors
+    are busy. It is multiplied by what `Away.share` measured last, also for a task that has waited
+    for something else meanwhile.
 
     Args:
-        seconds: instead of TURN_S, and not shared with others.
+        seconds: the slice, in place of the share of TURN_S.
     """
 
     __slots__ = ("_began", "_ends", "_seconds")
@@ -65,7 +66,7 @@ class Breath:
         self.begin()
 
     def begin(self) -> None:
-        """Work begins now: the owner has just been given its turn."""
+        """Start a new slice: this task has just been resumed."""
         self._began = perf_counter()
         self._ends = self._began + self._on_end()
 
@@ -74,14 +75,14 @@ class Breath:
 
     @property
     def due(self) -> bool:
-        """Whether it has worked for long enough."""
+        """Whether the slice is used up."""
         return perf_counter() > self._ends
 
     async def take(self) -> None:
-        """Give way to the others if that is due."""
+        """Yield to the event loop if the slice is used up, then start a new one."""
         left = perf_counter()
         if left > self._ends:
-            # Its owner may have waited for something else since: that was no work.
+            # This task may have waited for something else since `begin`: that was no work.
             _breathing.worked_s += min(left - self._began, self._ends - self._began + 2 * TURN_S)
             away = Away(left)
             _breathing.waiting += 1
