@@ -138,7 +138,8 @@ class KswapdActor:
         first = machine.node.mm.size[batch.pfns[0]]
         slow = machine.too_slow_inline(first) and not machine.offload.inline
         if rule == "wait" or slow:
-            await machine.fifo.room_made.wait()
+            with anyio.move_on_after(LATE_S):  # then `route` asks whether the worker is late
+                await machine.fifo.room_made.wait()
             return
         self._compress_here(batch)
 

@@ -53,7 +53,9 @@ class Proactive:
                 pass  # and another, as long as there is room
             elif mine.in_flight:
                 fifo = machine.fifo
-                full = not self._careful and fifo.left(mine.who) < fifo.least(mine.who)
+                # Where nothing waits in it no room will be made: the share is less than a page.
+                full = fifo.waiting_pages and fifo.left(mine.who) < fifo.least(mine.who)
+                full = full and not self._careful
                 if full and fifo.takers:
                     await checkpoint()  # a lane takes it in the next turn, before this goes on
                 else:

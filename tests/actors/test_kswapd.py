@@ -69,6 +69,24 @@ async def test_inline_compresses_what_finds_the_fifo_full_and_leaves_the_older_w
     assert machine.node.check()
 
 
+@virtual
+async def test_wait_does_not_wait_for_a_worker_that_stands_still(kit, machine_of):
+    machine = await machine_of(fifo=16, on_full="wait")
+    steered = kit.steer(machine)
+    kit.fill(machine)
+    actor = isolate(machine)
+    oldest, newest = actor._batch.pfns[:16], actor._batch.pfns[16:]
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(actor.route)
+            await kit.settle()
+            assert states(machine, oldest + newest) == {WRITEBACK}
+            steered.late = True
+    assert states(machine, oldest) == {WRITEBACK}
+    assert states(machine, newest) == {ZSWAP}
+    assert machine.node.check()
+
+
 async def test_steal_oldest_compresses_the_oldest_and_queues_the_newest(kit, machine_of):
     machine = await machine_of(fifo=16, on_full="steal_oldest")
     kit.fill(machine)

@@ -98,6 +98,16 @@ async def test_clean_folios_count_for_the_call_that_drops_them(kit):
         assert memory.vmstat["kcompressd_queued"] == 40, "only the first time"
 
 
+@virtual
+async def test_it_ends_where_its_share_of_the_fifo_is_less_than_a_page(kit):
+    async with ra.open_memory(**kit.spec(fifo=16, offload="thread")) as memory:
+        memory.tune(fifo=1)
+        put_many(kit, memory, 40)
+        with anyio.fail_after(60):
+            assert await memory.reclaim(EVERYTHING) > 0
+        assert memory._node.nr_resident == 0
+
+
 # its share
 
 
