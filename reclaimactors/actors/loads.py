@@ -36,6 +36,10 @@ LOAD_BATCH = 64  #: slots that a load_many has at least, if so many are asked fo
 MOST_SLOTS = 256  #: slots of one load_many, or those of one folio: a MiB of pages of 4 KiB
 
 
+def _ignore() -> None:
+    """Nobody waits for that."""
+
+
 @attrs.define(eq=False)
 class Ticket:
     """One folio being read; everybody who wants it waits for the same ticket."""
@@ -73,6 +77,8 @@ class Loads:
         self._mailbox: Mailbox[list[Ticket]] = Mailbox(MAX_LOADS)
         self.tickets: dict[int, Ticket] = {}
         self.readahead: Readahead | None = None
+        self.begun = 0  #: faults that asked for something since the start
+        self.on_none_left: Callable[[], None] = _ignore  #: no load is on its way any more
         self._failing = False  # the last read has failed
         self._load_now: Callable[[Sequence[int]], Sequence[bytes] | None] | None
         self._load_now = getattr(backing.backend, "load_now", None)
@@ -85,6 +91,7 @@ class Loads:
         Raises:
             CorruptData: if what is there is not what was stored.
         """
+        self.begun += 1
         if pfn in self.tickets:
             return None
         ahead = self.readahead.hit(pfn) if self.readahead is not None else None
@@ -117,6 +124,7 @@ class Loads:
 
         Returns None where the mailbox is full: wait for `room_for_loads`, and look again.
         """
+        self.begun += 1
         swapin = self._m.swapin
         tickets: list[Ticket] = []
         new: list[Ticket] = []
@@ -246,8 +254,16 @@ class Loads:
         return [ticket for ticket in near if not ticket.ahead]
 
     def _drop(self, ticket: Ticket) -> None:
-        if self.tickets.pop(ticket.load.pfn, None) is not None:
+        if self._take_off(ticket):
             self._m.swapin.drop(ticket.load)
+
+    def _take_off(self, ticket: Ticket) -> bool:
+        """Take a ticket that ends off the list; return False where it has ended before."""
+        if self.tickets.pop(ticket.load.pfn, None) is None:
+            return False
+        if not self.tickets:
+            self.on_none_left()
+        return True
 
     async def _read(self, loads: Sequence[Load]) -> list[Sequence[bytes]]:
         """Return what the slots of each folio hold.
@@ -279,7 +295,7 @@ class Loads:
         return near
 
     def _finish(self, ticket: Ticket, stored: Sequence[bytes]) -> None:
-        if self.tickets.pop(ticket.load.pfn, None) is None:
+        if not self._take_off(ticket):
             return
         data: bytes | None = None
         error: Exception | None = None
@@ -298,7 +314,7 @@ class Loads:
         self._m.log.error("swapd.load_failed", device=device, error=str(exc), exc_info=exc)
 
     def _end(self, ticket: Ticket, *, error: Exception) -> None:
-        if self.tickets.pop(ticket.load.pfn, None) is None:
+        if not self._take_off(ticket):
             return
         self._m.swapin.fail(ticket.load)
         ticket.end(error=error)

@@ -268,7 +268,7 @@ class Machine:
         """Tell a swapd that slots are to be forgotten."""
         if not self.closing and device in self.swapds:
             self.start()
-            self.swapds[device].stores.wake()
+            self.swapds[device].forgets.wake()
 
     def wake_shrinkers(self) -> None:
         """Tell every swapd in service that what is not resident is to be written back."""

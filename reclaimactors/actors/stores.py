@@ -1,13 +1,12 @@
-"""The writes of one swapd: store batches, forget slots, write the pool's coldest blobs back.
+"""The writes of one swapd: store batches, write the pool's coldest blobs back.
 
-A mailbox and lanes of their own; full: the folios stay dirty, and kswapd throttles. Slots are
-handed out again only after the store has forgotten them and nobody reads them, so that calls on one
-slot never overlap.
+A mailbox and lanes of their own; full: the folios stay dirty, and kswapd throttles.
 """
 
 from __future__ import annotations
 
 from array import array
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -36,12 +35,11 @@ __all__ = ["STORE_LANES", "Stores"]
 STORE_LANES = 2
 MAX_STORES = 32  #: writes of up to 1 MiB that wait
 SHRINK_BATCHES = 4  #: of 32 blobs that the shrinker writes with one call, to pay for its hop
-FORGET_RUNS = 64  #: runs of slots of one invalidate_many: a fraction of a slice
 STORE_BYTES = 1 << 19  #: after which a store_many takes no further write that waits
 
 
 class Stores:
-    """What is written to one store, and forgotten by it."""
+    """What is written to one store."""
 
     def __init__(self, machine: Machine, backing: Backing) -> None:
         self._m = machine
@@ -97,22 +95,12 @@ class Stores:
         finally:
             end_all(left, self._m.pageout.refuse)  # a policy broke its contract in the middle
 
-    def wake(self) -> None:
-        """Have a look at the slots to forget. A busy lane looks anyway."""
-        if not self._mailbox.waiting:
-            self._offer_nothing()
-
     def wake_shrinker(self) -> None:
-        """Have the pool written back. Being woken for anything else does not start that."""
+        """Have the pool written back."""
         self._shrink_asked = True
-        self.wake()
-
-    def _offer_nothing(self) -> None:
-        """Put an empty message in, which only makes a store lane look around."""
-        try:
-            self._mailbox.send_nowait(None)
-        except (anyio.WouldBlock, anyio.ClosedResourceError):
-            return
+        if not self._mailbox.waiting:  # a busy lane looks anyway
+            with suppress(anyio.WouldBlock, anyio.ClosedResourceError):
+                self._mailbox.send_nowait(None)  # an empty message: have a look
 
     def clear(self) -> None:
         """Hand back whatever waits: no lane is left to write it."""
@@ -127,7 +115,7 @@ class Stores:
     # -- lanes ------------------------------------------------------------------------------------
 
     async def lane(self) -> None:
-        """Write, forget and shrink, for ever."""
+        """Write and shrink, for ever."""
         while True:
             message = await self._mailbox.receive()
             writes = [message] if message is not None else []
@@ -140,7 +128,6 @@ class Stores:
                     writes.append(message)
             if writes:
                 await self.store(writes)
-            await self._forget()
             if self._shrink_asked:
                 self._shrink_asked = False
                 await self._shrink()
@@ -252,32 +239,6 @@ class Stores:
         late = isinstance(exc, TooSlow)
         return self._m.pageout.store_failed(write, verdict, retire=late)
 
-    async def _forget(self) -> None:
-        breath = Breath()
-        while runs := self._m.node.take_stale(self.backing.device.index, FORGET_RUNS):
-            await self._forget_some(runs)
-            await breath.take()
-
-    async def _forget_some(self, runs: list[tuple[int, int]]) -> None:
-        node = self._m.node
-        forgotten = False
-        try:
-            slots = [slot for first, nr in runs for slot in range(first, first + nr)]
-            await self.backing.call("forget", self.backing.backend.invalidate_many(slots))
-            forgotten = True
-        except BackendError as exc:
-            self._m.log.warning(
-                "swapd.forget_failed", device=self.backing.device.name, error=str(exc)
-            )
-            # Storing replaces what is there, so a refusal does no harm; a late success would.
-            forgotten = not isinstance(exc, TooSlow)
-        finally:
-            if forgotten:
-                node.forgotten(self.backing.device.index, runs)
-            else:
-                node.never_forgotten(self.backing.device.index, runs)
-            self._m.verdicts.notify()
-
     async def _shrink(self) -> None:
         """The shrink worker: the pool's coldest blobs to this store, down to the threshold.
 
@@ -293,7 +254,6 @@ class Stores:
             if writes:
                 taken = await self.store(writes)
                 failures, at_once = (0, SHRINK_BATCHES) if taken else (failures + 1, 1)
-                await self._forget()
             elif vm["zswap_second_chance"] == spared:
                 break
             else:

@@ -1,7 +1,7 @@
 """swapd: one per backing store. Half of its lanes load, the others store and forget.
 
-What is loaded is in `loads`, what is stored and forgotten in `stores`, how the store is called in
-`backing`.
+What is loaded is in `loads`, what is stored in `stores`, what is forgotten in `forgets`, how the
+store is called in `backing`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import anyio
 
 from reclaimactors.actors.backing import Backing
 from reclaimactors.actors.base import run_lanes
+from reclaimactors.actors.forgets import Forgets
 from reclaimactors.actors.loads import LOAD_LANES, Loads
 from reclaimactors.actors.stores import STORE_LANES, Stores
 from reclaimactors.actors.supervision import words_of
@@ -41,9 +42,11 @@ class Swapd:
         self.backing = Backing(machine, device, backend, timeout)
         self.loads = Loads(machine, self.backing)
         self.stores = Stores(machine, self.backing)
+        self.forgets = Forgets(machine, self.backing, self.loads)
         keep_time, lane = self.backing.deadlines.run, self.loads.lane
         self._loading = Lanes([keep_time, *[lane] * LOAD_LANES], self.loads.clear)
-        self._storing = Lanes([self.stores.lane] * STORE_LANES, lambda _why: self.stores.clear())
+        lanes = [*[self.stores.lane] * STORE_LANES, self.forgets.lane]
+        self._storing = Lanes(lanes, lambda _why: self.stores.clear())
 
     @property
     def actors(self) -> dict[str, Callable[[], Awaitable[None]]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from collections import deque
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
@@ -102,7 +103,7 @@ class Node:
     """what reclaim has looked at since it last freed a byte"""
     looked: set[int] = attrs.field(init=False)
     """the pfns of that, for the path of a put"""
-    stale: dict[int, list[tuple[int, int]]] = attrs.Factory(dict[int, "list[tuple[int, int]]"])
+    stale: dict[int, deque[tuple[int, int]]] = attrs.Factory(dict[int, "deque[tuple[int, int]]"])
     """device -> (first slot, slots) that its store must still forget before they are reused"""
     on_wake: Callable[[], None] = _ignore
     """kswapd is wanted"""
@@ -458,23 +459,31 @@ class Node:
 
     def forget_slots(self, device: int, slots: Sequence[int]) -> None:
         """Queue slots for their store to forget."""
-        self.stale.setdefault(device, []).extend(runs(slots))
+        self.stale.setdefault(device, deque()).extend(runs(slots))
+        self.swap[device].stale += len(slots)
         self.on_stale(device)
 
     def take_stale(self, device: int, nr: int = sys.maxsize) -> list[tuple[int, int]]:
-        """Return up to `nr` of the runs that a device must forget now; `forgotten` follows."""
-        stale = self.stale.get(device, [])
-        runs = stale[:nr]
-        if runs:
-            del stale[:nr]
-            self.nr_forgetting += 1
-        return runs
+        """Return runs that a device must forget now, of about `nr` slots; `forgotten` follows."""
+        stale, taken = self.stale.get(device), list[tuple[int, int]]()
+        total = 0
+        while stale and total < nr:
+            first, slots = stale.popleft()
+            total += slots
+            if taken and sum(taken[-1]) == first:  # neighbours are freed in one go
+                first, before = taken.pop()
+                slots += before
+            taken.append((first, slots))
+        self.nr_forgetting += bool(taken)
+        self.swap[device].stale -= total
+        return taken
 
     def forgotten(self, device: int, runs: list[tuple[int, int]]) -> None:
         """The store has forgotten these runs: they may be used again."""
         self.nr_forgetting -= bool(runs)
+        free = self.swap[device].free
         for slot, nr in runs:
-            self.swap[device].free(slot, nr)
+            free(slot, nr)
 
     def never_forgotten(self, device: int, runs: list[tuple[int, int]]) -> None:
         """Nobody knows when the store will forget these runs: never use them again."""
@@ -665,9 +674,10 @@ class Node:
         """
         mm = self.mm
         owned: dict[int, list[int]] = {device.index: [] for device in self.swap}
-        for index, stale in self.stale.items():
-            for slot, nr in stale:
-                owned[index] += range(slot, slot + nr)
+        for device in self.swap:
+            for slot, nr in self.stale.get(device.index, ()):
+                owned[device.index] += range(slot, slot + nr)
+            assert len(owned[device.index]) == device.stale, "slots to be forgotten drifted"
         for pfn, state in enumerate(mm.state):
             if state == DEVICE or mm.cached[pfn] or (state == DEAD and mm.data.get(pfn) is None):
                 owned[mm.device[pfn]] += self.slots_of(pfn)

@@ -52,6 +52,7 @@ class SwapDevice:
         capacity: Slots it has; None where nothing bounds it.
         used: Slots that are handed out now.
         bad: Slots that are never handed out again.
+        stale: Slots in use that hold nothing any more, and that its store is yet to forget.
         takes_squeezed: It compresses with the machine's compressor, so that workers do it for it.
         in_service: False = no new stores; loads of what it holds are still tried.
         leaving: It is being swapped off: no new stores, what it holds is brought back.
@@ -70,6 +71,7 @@ class SwapDevice:
     takes_squeezed: bool = attrs.field(default=False, init=False)
     used: int = attrs.field(default=0, init=False)
     bad: int = attrs.field(default=0, init=False)
+    stale: int = attrs.field(default=0, init=False)
     in_service: bool = attrs.field(default=True, init=False)
     leaving: bool = attrs.field(default=False, init=False)
     full: bool = attrs.field(default=False, init=False)

@@ -70,6 +70,23 @@ async def test_a_value_comes_back_from_its_store(kit, open_over):
         assert memory._node.check()
 
 
+async def test_a_fault_asks_its_store_once_for_what_it_has_at_hand(kit, open_over):
+    class Asked(MemoryBackend):
+        asked = 0
+
+        def load_now(self, slots):
+            self.asked += 1
+
+        async def load_many(self, slots):
+            return super().load_now(slots)
+
+    store = Asked()
+    async with open_over(store) as memory:
+        values = await swap_out(kit, memory, 3)
+        assert {key: await memory.get(key) for key in values} == values
+        assert store.asked == 3
+
+
 async def test_concurrent_gets_of_one_key_share_one_load(kit, open_over):
     store = kit.store()
     async with open_over(store) as memory:
@@ -451,8 +468,8 @@ async def test_a_swapd_that_crashes_as_it_stores_loses_nothing_and_fails_no_load
             await store.load_gate.entered.wait()
             stores = memory._machine.swapds[0].stores
             with monkeypatch.context() as patch:
-                patch.setattr(stores, "_forget", broken)  # what a lane does at each wake-up
-                stores.wake()
+                patch.setattr(stores, "_shrink", broken)  # what a lane does where it is asked to
+                stores.wake_shrinker()
                 while not memory.vmstat["actor_restarts"]:
                     await checkpoint()
             store.load_gate.open()
@@ -491,6 +508,78 @@ async def test_deleted_values_are_forgotten_by_their_store(kit, open_over):
         assert device(memory).used == 0
         assert backend.footprint([]) == 0
         assert not backend._slots
+
+
+class Recorder(MemoryBackend):
+    """A store in this process that records what it is called for."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def footprint(self, slots):
+        return 0
+
+    def load_now(self, slots):
+        self.calls.append("load")
+        return super().load_now(slots)
+
+    async def invalidate_many(self, slots):
+        self.calls.append("forget")
+        await super().invalidate_many(slots)
+
+
+class Asynchronous(Recorder):
+    """One whose loads take some turns of the loop."""
+
+    load_now = None
+
+    async def load_many(self, slots):
+        self.calls.append("load")
+        for _ in range(5):
+            await checkpoint()
+        return MemoryBackend.load_now(self, slots)
+
+
+@pytest.mark.parametrize("kind", [Recorder, Asynchronous])
+@pytest.mark.parametrize("readers", [1, 4])
+async def test_forgetting_never_stands_before_a_load(kit, open_over, monkeypatch, kind, readers):
+    backend = kind()
+    async with open_over(backend) as memory:
+        device(memory).capacity = 23  # more than half of it is used: what is read is forgotten
+        values = await swap_out(kit, memory, 12)
+        await memory.drain()
+        backend.calls.clear()
+        read = {}
+
+        async def reader(first):
+            for key in range(first, 12, readers):
+                read[key] = await memory.get(key)
+                await checkpoint()
+
+        async with anyio.create_task_group() as tasks:
+            for first in range(readers):
+                tasks.start_soon(reader, first)
+        await memory.drain()
+        assert read == values
+        assert backend.calls == sorted(backend.calls, reverse=True)
+        assert backend.calls.count("forget") == 1
+        assert not backend._slots
+        assert device(memory).used == 0
+
+
+async def test_forgetting_is_not_put_off_where_slots_run_short(kit, open_over):
+    backend = Recorder()
+    async with open_over(backend) as memory:
+        device(memory).capacity = 100
+        await swap_out(kit, memory, 90)
+        await memory.drain()
+        backend.calls.clear()
+        for key in range(90):
+            await memory.get(key)
+            await checkpoint()
+        assert device(memory).free_slots > 45
+        assert "".join(call[0] for call in backend.calls).rstrip("f").count("f") <= 3
 
 
 @virtual

@@ -5,6 +5,7 @@ test does through it, the invariants of the node are checked after it.
 """
 
 import zlib
+from collections import deque
 
 import pytest
 from hypothesis import given
@@ -1038,6 +1039,38 @@ def test_a_write_that_is_refused_keeps_its_folios_and_gives_its_slots_back():
     core.forget()
     assert core.verdicts() == {Verdict.KEEP: 1}
     assert core.node.swap[0].used == 0
+
+
+class Steps(deque):
+    """Runs of slots that count how many of them are moved or looked at when some are taken."""
+
+    steps = 0
+
+    def popleft(self):
+        self.steps += 1
+        return super().popleft()
+
+    def __getitem__(self, at):
+        taken = list(self)[at]
+        self.steps += len(taken) if isinstance(at, slice) else 1
+        return taken
+
+    def __delitem__(self, at):
+        left = list(self)
+        del left[at]
+        self.steps += len(left)  # each moves to the front
+        self.clear()
+        self.extend(left)
+
+
+def test_taking_slots_to_forget_costs_no_more_for_each_the_more_there_are():
+    node = Core(devices=[None]).node
+    node.stale[0] = stale = Steps((2 * i, 1) for i in range(5000))
+    taken = []
+    while some := node.take_stale(0, 64):
+        taken += some
+    assert taken == [(2 * i, 1) for i in range(5000)]
+    assert stale.steps <= 2 * 5000
 
 
 def test_slots_of_a_write_that_may_still_happen_are_never_used_again():

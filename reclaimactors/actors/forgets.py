@@ -1,0 +1,98 @@
+"""What one store is to forget: the slots of values that were read back, overwritten or deleted.
+
+Slots are handed out again only after the store has forgotten them and nobody reads them, so that
+calls on one slot never overlap.
+
+Nobody waits for it but who needs slots, so loads go first: a call of the store begins once no load
+is on its way and none came within TURNS of the event loop. It is not put off for ever: a store has
+at most MAX_SHARE of the budget to forget, and no more slots than it has free ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anyio.lowlevel import checkpoint
+
+from reclaimactors.actors.backing import TooSlow
+from reclaimactors.actors.base import Signal
+from reclaimactors.errors import BackendError
+from reclaimactors.offload.breath import Breath
+
+if TYPE_CHECKING:
+    from reclaimactors.actors.backing import Backing
+    from reclaimactors.actors.loads import Loads
+    from reclaimactors.actors.machine import Machine
+
+__all__ = ["Forgets"]
+
+FORGET_SLOTS = 128  #: of one call, about: a fraction of a slice where the loop does it
+TURNS = 4  #: of the loop, in which the reader of one value asks for the next
+MAX_SHARE = 16  #: parts of the budget: a store in this process holds the bytes until it forgets
+
+
+class Forgets:
+    """The slots that one store is to forget."""
+
+    def __init__(self, machine: Machine, backing: Backing, loads: Loads) -> None:
+        self._m = machine
+        self._backing = backing
+        self._device = backing.device
+        self._loads = loads
+        self._look = Signal()
+        node = machine.node
+        self._most = max(1, node.memcg.budget // MAX_SHARE // node.page_size)  # slots put off
+        loads.on_none_left = self._look.notify
+
+    def wake(self) -> None:
+        """There are slots to forget."""
+        if not self._loads.tickets or self._urgent:
+            self._look.notify()
+
+    @property
+    def _urgent(self) -> bool:
+        """Whether it is time to forget, whoever loads."""
+        return self._device.stale > min(self._most, self._device.free_slots)
+
+    async def lane(self) -> None:
+        """Forget, for ever."""
+        breath = Breath()
+        while True:
+            while not self._device.stale:
+                await self._look.wait()
+                breath.begin()
+            await self._after_loads()
+            nr = min(FORGET_SLOTS, self._most)
+            runs = self._m.node.take_stale(self._device.index, nr)
+            if runs:
+                await self._forget(runs)
+            await breath.take()
+
+    async def _after_loads(self) -> None:
+        """Wait until nobody has loaded for TURNS of the loop, or until it is urgent."""
+        loads, begun, quiet = self._loads, -1, 0
+        while not self._urgent and quiet < TURNS:
+            if loads.tickets:
+                await self._look.wait()
+            else:
+                await checkpoint()
+            quiet = quiet + 1 if begun == loads.begun and not loads.tickets else 0
+            begun = loads.begun
+
+    async def _forget(self, runs: list[tuple[int, int]]) -> None:
+        node, device = self._m.node, self._device
+        forgotten = False
+        try:
+            slots = [slot for first, nr in runs for slot in range(first, first + nr)]
+            await self._backing.call("forget", self._backing.backend.invalidate_many(slots))
+            forgotten = True
+        except BackendError as exc:
+            self._m.log.warning("swapd.forget_failed", device=device.name, error=str(exc))
+            # Storing replaces what is there, so a refusal does no harm; a late success would.
+            forgotten = not isinstance(exc, TooSlow)
+        finally:
+            if forgotten:
+                node.forgotten(device.index, runs)
+            else:
+                node.never_forgotten(device.index, runs)
+            self._m.verdicts.notify()
