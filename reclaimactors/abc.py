@@ -11,7 +11,7 @@ import enum
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
 __all__ = ["Backend", "BatchCompressor", "Buffer", "Compressor", "Policy", "Verdict"]
 
@@ -100,6 +100,10 @@ class Backend:
     on_shrunk: Callable[[int], None] = staticmethod(_ignore)
     """Call it with a slot whose `footprint` has become less than it was when the slot was stored.
     The core puts itself there."""
+
+    never_compress: Container[bytes] = ()
+    """Pages that have killed workers: a store that compresses keeps them as they are.
+    The core puts a container there."""
 
     async def open(self, page_size: int) -> None:
         """Get ready for slots of `page_size` bytes. Called before anything else.

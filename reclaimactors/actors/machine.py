@@ -301,12 +301,13 @@ class Machine:
 
     def finish(self, batch: FolioBatch, out: Squeezed) -> None:
         """End a batch with what compressing it gave, and route the writes that follow."""
-        self._notice_failure(out)
+        self._notice_failure(batch, out)
         self._emit(batch, out)
 
-    def _notice_failure(self, out: Squeezed) -> None:
+    def _notice_failure(self, batch: FolioBatch, out: Squeezed) -> None:
         """Say it once when a compressor that worked has failed; how often is in vmstat."""
         if FAIL in out.kinds:
+            self._name_lethal(batch)
             if self._worked == RECOVERED:
                 self.log.warning(
                     "compressor.failed",
@@ -317,6 +318,20 @@ class Machine:
             self._worked = 0
         elif self._worked < RECOVERED:
             self._worked = min(RECOVERED, self._worked + len(out.kinds))
+
+    def _name_lethal(self, batch: FolioBatch) -> None:
+        """Say once of each folio that killed workers whose it is."""
+        node = self.node
+        for pfn in batch.pfns if node.lethal else ():
+            data = node.mm.data.get(pfn)
+            if data is not None and node.lethal.to_tell(data):
+                self.log.error(
+                    "compressor.killed_workers",
+                    compressor=self._compressor.name,
+                    key=f"{node.key_of(pfn)!r:.200}",
+                    size=len(data),
+                    effect="it is not compressed: it goes to a store as it is, or stays in memory",
+                )
 
     def hand_back(self, batch: FolioBatch) -> None:
         """End a batch without a result: its folios are resident as before."""
@@ -401,7 +416,7 @@ class Machine:
             pages, writes = self.swapout.begin(batch, hold=False)
             self.offer(writes, ram_only=batch.ram_only)
             started = perf_counter()
-            out = squeeze(self._compressor, pages)
+            out = squeeze(self._compressor, pages, never=self.node.lethal)
         except BaseException as exc:  # Ctrl-C in the middle of it, or a policy's
             undo(exc, self.hand_back, batch)
             raise

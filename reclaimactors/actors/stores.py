@@ -56,6 +56,7 @@ class Stores:
         ):
             self.rmap = Rmap()
             self.backing.backend.on_shrunk = self._shrunk
+            self.backing.backend.never_compress = machine.node.lethal
 
     # -- what others ask --------------------------------------------------------------------------
 

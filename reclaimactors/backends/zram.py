@@ -163,7 +163,7 @@ class ZramBackend(Backend):
         while len(kept) < len(pages):
             some = pages[len(kept) : len(kept) + self._at_once]
             started = perf_counter()
-            out = squeeze(self.primary, some)
+            out = squeeze(self.primary, some, never=self.never_compress)
             took = perf_counter() - started
             for page, kind, blob, word in zip(some, out.kinds, out.blobs, out.values, strict=True):
                 kept.append(word if kind == SAME_FILLED else bytes(page) if blob is None else blob)

@@ -194,7 +194,7 @@ def _recompress(zram: ZramBackend, slot: int) -> int:
     table = zram.table
     assert zram.secondary is not None
     source = zram.decompress(slot, table.flags[slot], table.bytes[slot])
-    out = squeeze(zram.secondary, (source,))
+    out = squeeze(zram.secondary, (source,), never=zram.never_compress)
     blob = out.blobs[0]
     gained = table.held[slot] - len(blob) if blob is not None else 0
     if gained <= 0 or blob is None:

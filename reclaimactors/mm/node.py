@@ -15,6 +15,8 @@ import sys
 from array import array
 from collections import deque
 from collections.abc import Hashable
+from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import attrs
@@ -35,6 +37,7 @@ from reclaimactors.mm.folio import (
     MemMap,
 )
 from reclaimactors.mm.keys import KEY_BYTES, key_extra
+from reclaimactors.mm.lethal import Lethal
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
 from reclaimactors.mm.scan import Scan
 from reclaimactors.mm.swap import runs
@@ -95,6 +98,8 @@ class Node:
     """pfn -> slots of a folio that found no run of them"""
     swapcache: SwapCache = attrs.field(init=False)
     """resident folios that still have their slots"""
+    lethal: Lethal = attrs.field(init=False)
+    """pages that killed workers"""
     demotion: Demotion = attrs.field(init=False)
     """folios that stores hold within the budget"""
     unevictable: Unevictable = attrs.field(init=False)
@@ -119,6 +124,7 @@ class Node:
         self.unevictable = Unevictable(self)
         self.scan = Scan(self)
         self.looked = self.scan.looked
+        self.lethal = Lethal(self.page_size)
 
     def new_id(self) -> int:
         """Return an id for a batch, never used before."""
@@ -135,6 +141,13 @@ class Node:
         """
         pfn = self.small.get(key)
         return self.large[key] if pfn is None else (pfn,)
+
+    def key_of(self, pfn: int) -> Hashable:
+        """Return the key of a folio, None if it has none any more. It looks at every key."""
+        with suppress(ValueError):
+            at = list(self.small.values()).index(pfn)
+            return next(islice(self.small, at, None))
+        return next((key for key, pfns in self.large.items() if pfn in pfns), None)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self.small or key in self.large

@@ -20,7 +20,7 @@ from reclaimactors.abc import Verdict
 from reclaimactors.mm.batch import Reclaimer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from reclaimactors.abc import Compressor
 
@@ -143,6 +143,7 @@ def squeeze(
     *,
     checksum: bool = False,
     of_sources: bool = False,
+    never: Container[bytes] = (),
 ) -> Squeezed:
     """Compress a batch. Never raises: what a compressor throws is a FAIL in that folio's row.
 
@@ -151,6 +152,7 @@ def squeeze(
         pages: source bytes of each folio.
         checksum: whether to give the crc32 of what a store would get, as a worker process does.
         of_sources: that is the source of each, whatever becomes of it: the store compresses.
+        never: pages that the compressor does not get: their rows are FAIL.
     """
     rows = len(pages)
     out = Squeezed(bytearray(rows), [None] * rows, [0] * rows, of_sources)
@@ -162,6 +164,10 @@ def squeeze(
         else:
             out.kinds[i] = SAME_FILLED
             out.values[i] = word
+    if never:
+        for i in todo:
+            out.kinds[i] = FAIL if pages[i] in never else BLOB
+        todo = [i for i in todo if out.kinds[i] == BLOB]
     blobs = _compress(compressor, [pages[i] for i in todo])
     for i, blob in zip(todo, blobs, strict=True):
         size = len(pages[i])

@@ -9,7 +9,7 @@ from reclaimactors.mm.page_io import Squeezed, squeeze
 from reclaimactors.offload.breath import SLICE_S, Breath
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from reclaimactors.abc import Compressor
 
@@ -22,6 +22,7 @@ class InlineOffload:
     Args:
         compressor: what compresses.
         seconds: on end; 0 = what all have who breathe (`Breath`).
+        never: pages that the compressor does not get.
     """
 
     workers = 1
@@ -31,9 +32,12 @@ class InlineOffload:
     late = False
     degraded = ""
 
-    def __init__(self, compressor: Compressor, *, seconds: float = SLICE_S) -> None:
+    def __init__(
+        self, compressor: Compressor, *, seconds: float = SLICE_S, never: Container[bytes] = ()
+    ) -> None:
         self._compressor = compressor
         self._seconds = seconds
+        self._never = never
         self._cost = 0.0  # seconds a byte, lately; 0 = not known yet
 
     def quick(self, pages: Sequence[bytes]) -> bool:
@@ -46,7 +50,13 @@ class InlineOffload:
         breath = Breath(self._seconds)
         for page in pages:
             started = perf_counter()
-            row = squeeze(self._compressor, (page,), checksum=of_sources, of_sources=of_sources)
+            row = squeeze(
+                self._compressor,
+                (page,),
+                checksum=of_sources,
+                of_sources=of_sources,
+                never=self._never,
+            )
             self._learn((perf_counter() - started) / max(1, len(page)))
             out.extend(row)
             await breath.take()

@@ -10,7 +10,9 @@ folio takes less than one: beside a busy loop a thread gets the interpreter once
 one folio. Where folios take longer, or no worker comes up, a thread does it.
 
 A worker that dies loses nothing: its batches end in `WorkerDied`, whoever sent them hands them
-back, and it is started again (`workers`).
+back, and it is started again (`workers`). The pages of the batch that it was at are suspects
+(`reclaimactors.mm.lethal`): each is tried once more, alone, by a worker. One that ends a second
+worker is a FAIL. None of them is compressed in this process.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from reclaimactors.errors import ReclaimError
 from reclaimactors.log import log
-from reclaimactors.mm.page_io import Squeezed
+from reclaimactors.mm.page_io import FAIL, Squeezed
 from reclaimactors.offload.breath import Breath
 from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.thread import ThreadOffload
@@ -29,6 +31,7 @@ from reclaimactors.offload.workers import Workers
 if TYPE_CHECKING:
     from reclaimactors.abc import Compressor
     from reclaimactors.log import Log
+    from reclaimactors.mm.lethal import Lethal
     from reclaimactors.mm.vmstat import Vmstat
     from reclaimactors.offload.slots import Slots
     from reclaimactors.offload.workers import Ticket, Worker
@@ -46,12 +49,14 @@ class ProcessOffload:
 
     def __init__(
         self, ref: PluginRef, compressor: Compressor, *, workers: int, nice: int, slots: int,
-        area: int, rows: int, vmstat: Vmstat, log: Log = log, end_s: float = 1.0,
+        area: int, rows: int, vmstat: Vmstat, lethal: Lethal, log: Log = log,
+        end_s: float = 1.0,
     ) -> None:  # fmt: skip
         self.workers = workers
         self._shape = {"nr": slots, "area": area, "rows": rows}
-        self._meanwhile = InlineOffload(compressor, seconds=0.0)
-        self._instead = ThreadOffload(compressor, workers=workers, log=log)
+        self._lethal = lethal
+        self._meanwhile = InlineOffload(compressor, seconds=0.0, never=lethal)
+        self._instead = ThreadOffload(compressor, workers=workers, log=log, never=lethal)
         self._crew = Workers(
             pickle.dumps(ref),
             self._shape,
@@ -103,8 +108,10 @@ class ProcessOffload:
         """
         out: Squeezed | None = None
         while out is None or pages:
-            piece = self._cut(pages)
-            rows = await self._squeeze(piece, of_sources=of_sources)
+            if self._lethal and pages and pages[0] in self._lethal:
+                rows = await self._alone(pages.pop(0), of_sources=of_sources)
+            else:
+                rows = await self._squeeze(self._cut(pages), of_sources=of_sources)
             if out is None:
                 out = rows
             else:
@@ -112,18 +119,36 @@ class ProcessOffload:
         return out
 
     def _cut(self, pages: list[bytes]) -> list[bytes]:
-        """Take off the front of `pages` what fits a slot."""
+        """Take off the front of `pages` what fits a slot, up to the first suspect."""
         room, nr = self._shape["area"], 0
+        suspects = self._lethal or ()
         for page in pages[: self._shape["rows"]]:
             room -= len(page)
-            if room < 0 and nr:
+            if nr and (room < 0 or page in suspects):
                 break
             nr += 1
         piece = pages[:nr]
         del pages[:nr]
         return piece
 
+    async def _alone(self, page: bytes, *, of_sources: bool) -> Squeezed:
+        """Compress a page that was there when a worker died, unless it ended a second one."""
+        if not self._lethal.condemned(page):
+            try:
+                row = await self._squeeze([page], of_sources=of_sources)
+            except WorkerDied:
+                if not self._lethal.condemned(page):
+                    raise
+                self._crew.excuse()
+            else:
+                if row.kinds[0] != FAIL:
+                    self._lethal.survived(page)
+                return row
+        return Squeezed(bytearray([FAIL]), [None], [0], of_sources)
+
     async def _squeeze(self, pages: list[bytes], *, of_sources: bool) -> Squeezed:
+        if self._lethal and not self._crew.up:
+            await self._crew.restarted()  # what may be lethal is not for the event loop's process
         slots, free = self._crew.slots, self._crew.free
         fits = sum(map(len, pages)) <= self._shape["area"]
         if slots is None or not fits or self.holds:
@@ -140,7 +165,9 @@ class ProcessOffload:
             ticket = self._send(slot)
             await ticket.done.wait()
             if ticket.died:
+                await self._suspect(slots, slot, ticket)
                 raise WorkerDied(ticket.died)
+            self._lethal.batches += 1
             out = Squeezed(bytearray(), [], [], of_sources)
             breath.begin()
             for rows in slots.rows_of(slot):
@@ -152,6 +179,13 @@ class ProcessOffload:
                 ticket.abandoned = True  # the slot is free once the worker has done it, or died
             elif self._crew.slots is slots and not (ticket is not None and ticket.lost):
                 free.append(slot)
+
+    async def _suspect(self, slots: Slots, slot: int, ticket: Ticket) -> None:
+        """Note the pages that a worker has died with."""
+        breath = Breath()
+        for page in slots.pages(slot) if ticket.begun and self._crew.slots is slots else ():
+            self._lethal.killed(page)
+            await self._breathe(breath, slots)
 
     def _send(self, slot: int) -> Ticket:
         """Give a slot to the worker that has the least to do."""

@@ -22,6 +22,8 @@ from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.pace import Pace
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from reclaimactors.abc import Compressor
     from reclaimactors.log import Log
 
@@ -35,6 +37,7 @@ class ThreadOffload:
         compressor: what compresses.
         workers: threads at most.
         log: of the memory.
+        never: pages that the compressor does not get.
         why: threads were not asked for, but stand in for processes; "" where they were.
     """
 
@@ -42,15 +45,17 @@ class ThreadOffload:
     staging = 0
 
     def __init__(
-        self, compressor: Compressor, *, workers: int, log: Log = log, why: str = ""
-    ) -> None:
+        self, compressor: Compressor, *, workers: int, log: Log = log,
+        never: Container[bytes] = (), why: str = "",
+    ) -> None:  # fmt: skip
         self.workers = workers
         self._log = log
+        self._never = never
         self._why = why
         self._why_inline = ""
         self._compressor = compressor
         self._limiter = CapacityLimiter(workers)
-        self._instead = InlineOffload(compressor)
+        self._instead = InlineOffload(compressor, never=never)
         self._backoff = Backoff()
         self._pace = Pace()
         self._again_at = 0.0  # when a thread is tried again
@@ -123,7 +128,9 @@ class ThreadOffload:
             self._log.warning("offload.recovered", workers=self.workers)
 
     def _work(self, pages: list[bytes], of_sources: bool) -> tuple[Squeezed, bytes, list[int]]:
-        out = squeeze(self._compressor, pages, checksum=of_sources, of_sources=of_sources)
+        out = squeeze(
+            self._compressor, pages, checksum=of_sources, of_sources=of_sources, never=self._never
+        )
         lengths = [-1 if blob is None else len(blob) for blob in out.blobs]
         packed = b"".join([blob for blob in out.blobs if blob is not None])
         out.blobs = [None] * len(pages)

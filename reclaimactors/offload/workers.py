@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 from contextlib import suppress
+from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ class Ticket:
 
     done: anyio.Event = attrs.Factory(anyio.Event)
     died: str = ""  #: why there is no answer, once `done`
+    begun: bool = False  #: whether the worker that died was at it, as far as can be told
     abandoned: bool = False  #: nobody waits any more; the slot is free once the worker is done
     lost: bool = False  #: the slot is not to be used again: a process that does not end has it
 
@@ -152,6 +154,21 @@ class Workers:
         if not down or self._why_none:
             return self._why_none
         return f"{len(down)} of {len(self.all)} workers are down: {down[0].why}"
+
+    @property
+    def restarting(self) -> bool:
+        """Whether no worker is up, but one will be as soon as a restart takes."""
+        return not (self.up or self._why_none or all(worker.why for worker in self.all))
+
+    async def restarted(self) -> None:
+        """Wait until a worker is up, or until none will be soon."""
+        while self.restarting:  # noqa: ASYNC110 - too rare for an event of its own
+            await anyio.sleep(STEP_S)
+
+    def excuse(self) -> None:
+        """A page is to blame for the last death: the next one is the first in a row."""
+        for worker in self.all:
+            worker.backoff.worked()
 
     # -- what all of them need --------------------------------------------------------------------
 
@@ -376,6 +393,8 @@ class Workers:
 
     def _bury(self, worker: Worker, *, gone: bool) -> None:
         """Whoever waits for an answer gets none. What a process may still write to is not free."""
+        for ticket in islice(worker.tickets.values(), 1):  # batches are done one after the other
+            ticket.begun = True
         for slot, ticket in worker.tickets.items():
             if not gone:
                 ticket.lost = True

@@ -114,7 +114,7 @@ def _machine(topology: Topology) -> Machine:
     pipeline = pipeline_of(topology)
     node = _node(topology, compressor)
     its_log = log.bind(memory=topology.name, nid=0)
-    offload = _offload(topology, compressor, pipeline, node.vmstat, its_log)
+    offload = _offload(topology, compressor, pipeline, node, its_log)
     machine = Machine(
         node,
         compressor,
@@ -134,7 +134,7 @@ def _machine(topology: Topology) -> Machine:
 
 
 def _offload(
-    topology: Topology, compressor: Compressor, pipeline: Pipeline, vmstat: Vmstat, log: Log
+    topology: Topology, compressor: Compressor, pipeline: Pipeline, node: Node, log: Log
 ) -> Offload:
     compress = topology.compress
     workers = compress.nr_workers
@@ -154,7 +154,8 @@ def _offload(
                 slots=pipeline.in_flight + 1,  # one more for kswapd, which may compress for itself
                 area=rows * topology.page_size,
                 rows=rows,
-                vmstat=vmstat,
+                vmstat=node.vmstat,
+                lethal=node.lethal,
                 log=log,
             )
         log.warning("offload.refused", reason=why_not, instead="thread")

@@ -20,6 +20,7 @@ import pytest
 
 import reclaimactors as ra
 from reclaimactors import registry
+from reclaimactors.mm.lethal import Lethal
 from reclaimactors.mm.page_io import BLOB, POOR, SAME_FILLED, squeeze
 from reclaimactors.mm.vmstat import Vmstat
 from reclaimactors.offload import backoff, inline, interpreter, process, workers
@@ -45,7 +46,7 @@ def offload_of(
     ref: PluginRef = REF, *, compressor=LZ4, workers: int = 1, slots: int = 5, end_s: float = 1.0
 ) -> ProcessOffload:
     return ProcessOffload(ref, compressor, workers=workers, nice=0, slots=slots, area=256 * 1024,
-        rows=160, vmstat=Vmstat(), end_s=end_s)  # fmt: skip
+        rows=160, vmstat=Vmstat(), lethal=Lethal(4096), end_s=end_s)  # fmt: skip
 
 
 async def until_up(offload: ProcessOffload) -> None:

@@ -19,6 +19,7 @@ from anyio import to_thread
 
 import reclaimactors as ra
 from reclaimactors import registry
+from reclaimactors.mm.lethal import Lethal
 from reclaimactors.mm.page_io import BLOB
 from reclaimactors.mm.vmstat import Vmstat
 from reclaimactors.offload import backoff, interpreter, pace, workers
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="looks for ch
 def offload_of(ref=REF, *, workers=1, slots=5, end_s=1.0):
     return ProcessOffload(
         ref, LZ4, workers=workers, nice=0, slots=slots, area=256 * 1024, rows=160,
-        vmstat=Vmstat(), end_s=end_s,
+        vmstat=Vmstat(), lethal=Lethal(4096), end_s=end_s,
     )  # fmt: skip
 
 
