@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import asynccontextmanager
-from copy import deepcopy as copy
 from pickle import PickleBuffer
 from threading import get_ident
-from time import perf_counter
+from time import perf_counter, sleep
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -513,7 +513,8 @@ class Memory:
 
     def swaps(self) -> list[SwapInfo]:
         """Return the backing stores, as /proc/swaps does: in the order in which they are filled."""
-        swapds, page = self._machine.swapds, self._node.page_size
+        page = self._node.page_size
+        devices = [(device, self._machine.swapds.get(device.index)) for device in self._node.swap]
         return [
             SwapInfo(
                 name=device.name,
@@ -521,17 +522,27 @@ class Memory:
                 used=device.used * page,
                 priority=device.priority,
                 takes_writes=device.takes_writes,
-                backend=swapds[device.index].backend,
+                backend=swapd.backend,
             )
-            for device in self._node.swap
+            for device, swapd in devices
+            if swapd is not None and swapd.device is device  # not swapped off since, in the loop
         ]
 
     # -- gauges -----------------------------------------------------------------------------------
 
+    # These may be asked in other threads while the loop's works: what they read is read once, or
+    # is never changed in place.
+
     @property
     def vmstat(self) -> Mapping[str, int]:
-        """The kernel's counters, read-only; levels such as pool_total_size as of this access."""
-        return self._node.gauges().view
+        """The kernel's counters, read-only; levels such as pool_total_size as of this access.
+
+        The mapping stays current in the thread of the loop; in others it is a copy.
+        """
+        node = self._node
+        if get_ident() != self._thread:
+            return MappingProxyType({**node.vmstat, **node.levels()})
+        return node.gauges().view
 
     def pressure(self) -> Pressure:
         """Return PSI: the share of time that some caller, or the whole loop, was stalled.
@@ -542,20 +553,25 @@ class Memory:
         """
         psi = self._machine.psi
         if get_ident() != self._thread:
-            psi = copy(psi)  # the loop's thread may be accounting right now
+            while (copy := psi.copied()) is None:
+                sleep(0.001)  # the loop's thread is in the middle of accounting
+            psi = copy
         return psi.snapshot(perf_counter())
 
     def usage(self) -> Usage:
         """Return where the budget is, in bytes, and the age of the oldest queued page."""
         memcg = self._node.memcg
-        since = self._machine.fifo.oldest_since()  # a list of them: this may be another thread
+        budget, compressed, overhead = memcg.budget, memcg.compressed, memcg.overhead
+        # Another thread may look in the middle of a step, in which a folio is counted twice.
+        resident = min(memcg.resident, budget - compressed - overhead)
+        since = self._machine.fifo.oldest_since()
         return Usage(
-            budget=memcg.budget,
-            resident=memcg.resident,
-            in_flight=memcg.in_flight,
-            compressed=memcg.compressed,
-            overhead=memcg.overhead,
-            free=memcg.free,
+            budget=budget,
+            resident=resident,
+            in_flight=min(memcg.in_flight, resident),
+            compressed=compressed,
+            overhead=overhead,
+            free=budget - resident - compressed - overhead,
             swapped=self._node.swapped,
             staging=self._machine.offload.staging,
             oldest_queued_s=self._loop.now() - since if since is not None else 0.0,

@@ -8,6 +8,8 @@ import anyio
 import pytest
 
 import reclaimactors as ra
+from reclaimactors.backends.memory import MemoryBackend
+from reclaimactors.mm.batch import Reclaimer
 
 LOOPS = [
     pytest.param("asyncio", {}, id="asyncio"),
@@ -84,3 +86,36 @@ def test_a_cancelled_body_closes(backend: str, options: dict[str, bool]):
         assert scope.cancelled_caught
 
     anyio.run(main, backend=backend, backend_options=options)
+
+
+@pytest.mark.parametrize(("backend", "options"), LOOPS)
+def test_another_thread_looks_while_something_is_queued(backend: str, options: dict[str, bool]):
+    def look(memory: ra.Memory) -> float:
+        memory.pressure(), memory.health(), memory.swaps(), dict(memory.vmstat)
+        return memory.usage().oldest_queued_s
+
+    async def main() -> None:
+        async with ra.open_memory(budget="1MiB", swap=[]) as memory:
+            await memory.put(1, report(1))
+            machine = memory._machine
+            batch = machine.swapout.isolate(1, 1 << 20, Reclaimer.KSWAPD, machine.kswapd_stream)
+            assert batch is not None
+            batch.since = machine.loop.now() - 5
+            machine.fifo.send_nowait(batch)
+            assert 5 <= await anyio.to_thread.run_sync(look, memory) < 60
+
+    anyio.run(main, backend=backend, backend_options=options)
+
+
+def test_on_trio_a_memory_is_not_awaited_and_nothing_is_opened_in_vain():
+    async def main() -> None:
+        opening = ra.open_memory(budget="1MiB", swap=[{"backend": Unopened()}])
+        with pytest.raises(RuntimeError, match="`async with`"):
+            await opening
+
+    anyio.run(main, backend="trio")
+
+
+class Unopened(MemoryBackend):
+    async def open(self, page_size: int) -> None:
+        raise AssertionError("it was opened")

@@ -155,8 +155,8 @@ class Supervisor:
             now: `time.perf_counter`, which a thread without an event loop can read as well.
         """
         told: list[str] = []
-        for name, crashes in list(self._crashes.items()):
-            recent = [what for when, what in list(crashes) if now - when < WINDOW_S]
+        for name, crashes in self._crashes.copy().items():
+            recent = [what for when, what in crashes.copy() if now - when < WINDOW_S]
             if recent:
                 times = "once" if len(recent) == 1 else f"{len(recent)} times"
                 told.append(

@@ -519,15 +519,20 @@ class Node:
             self.memcg.pinned -= self.mm.size[pfn]
         self.release(pfn)
 
+    def levels(self) -> dict[str, int]:
+        """Return those counters that are levels, as of now."""
+        return {
+            "pool_total_size": self.zswap.total,
+            "stored_pages": self.zswap.pages,
+            "nr_swapcached": self.swapcache.pages,
+            "nr_unevictable": self.unevictable.pages,
+            "nr_writeback": -(-self.memcg.in_flight // self.page_size),
+        }
+
     def gauges(self) -> Vmstat:
         """Return the counters, with those that are levels brought up to date."""
-        vm = self.vmstat
-        vm["pool_total_size"] = self.zswap.total
-        vm["stored_pages"] = self.zswap.pages
-        vm["nr_swapcached"] = self.swapcache.pages
-        vm["nr_unevictable"] = self.unevictable.pages
-        vm["nr_writeback"] = -(-self.memcg.in_flight // self.page_size)
-        return vm
+        self.vmstat.update(self.levels())
+        return self.vmstat
 
     # -- the whole --------------------------------------------------------------------------------
 

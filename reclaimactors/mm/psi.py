@@ -66,6 +66,12 @@ class _Line:
         self.in_period = 0.0  # stalled since the last sample
         self.averages = [0.0, 0.0, 0.0]
 
+    def copied(self) -> _Line:
+        copy = _Line()
+        copy.total, copy.in_period = self.total, self.in_period
+        copy.averages = self.averages.copy()
+        return copy
+
     def add(self, stalled: float) -> None:
         """Account a stall that ends before the next sample."""
         self.total += stalled
@@ -91,12 +97,12 @@ class _Line:
 class Psi:
     """Stall clocks of one memory."""
 
-    __slots__ = ("_full", "_now", "_sample_at", "_some", "_waiting")
+    __slots__ = ("_accounted", "_full", "_now", "_sample_at", "_some", "_waiting")
 
     def __init__(self) -> None:
         self._some, self._full = _Line(), _Line()
         self._waiting = 0
-        self._now = -math.inf  # all is accounted up to here
+        self._now = self._accounted = -math.inf  # all is accounted up to here, but in the middle
         self._sample_at = math.inf
 
     def enter_some(self, now: float) -> None:
@@ -124,6 +130,17 @@ class Psi:
         self._advance(start)
         self._advance(end, full=True)
 
+    def copied(self) -> Psi | None:
+        """Return a copy that another thread may ask for a snapshot, while this one goes on.
+
+        None where the copy would be of the middle of a change: ask again.
+        """
+        before = self._accounted
+        copy = Psi()
+        copy._waiting, copy._now, copy._sample_at = self._waiting, self._now, self._sample_at
+        copy._some, copy._full = self._some.copied(), self._full.copied()
+        return copy if self._accounted == before == self._now else None
+
     def snapshot(self, now: float) -> Pressure:
         """Return both lines as of `now`."""
         self._advance(now)
@@ -150,9 +167,11 @@ class Psi:
                 self._some.add(now - since)
                 if full:
                     self._full.add(now - since)
+            self._accounted = now
             return
         periods, rest = divmod(now - self._sample_at, PERIOD_S)
         left = self._sample_at - since
         self._some.sample(left, periods, rest, stalled=some)
         self._full.sample(left, periods, rest, stalled=full)
         self._sample_at = now - rest + PERIOD_S
+        self._accounted = now

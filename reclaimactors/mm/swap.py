@@ -240,7 +240,10 @@ def runs(slots: Sequence[int]) -> list[tuple[int, int]]:
 
 
 class SwapDevices:
-    """The devices in the order in which they are filled, like ``swap_avail_heads``."""
+    """The devices in the order in which they are filled, like ``swap_avail_heads``.
+
+    A change makes a new list: another thread may be going through the old one.
+    """
 
     def __init__(self, devices: tuple[SwapDevice, ...] = ()) -> None:
         self._order: list[SwapDevice] = []
@@ -283,8 +286,7 @@ class SwapDevices:
         if any(device.index == other.index for other in self._order):
             msg = f"swap device {device.index} takes part already"
             raise ProtocolViolation(msg)
-        self._order.append(device)
-        self._order.sort(key=lambda device: -device.priority)
+        self._order = sorted([*self._order, device], key=lambda device: -device.priority)
 
     def remove(self, index: int) -> SwapDevice:
         """Let a device leave that holds nothing any more (the end of swapoff), and return it."""
@@ -292,7 +294,7 @@ class SwapDevices:
         if device.used:
             msg = f"swap device {device.name} still holds {device.used} slots"
             raise ProtocolViolation(msg)
-        self._order.remove(device)
+        self._order = [other for other in self._order if other is not device]
         return device
 
     def alloc(
@@ -311,9 +313,10 @@ class SwapDevices:
             if slot is None:
                 continue
             if len(order) > 1:  # mirrors plist_requeue(): behind its equals
-                del order[place]
+                order = order[:place] + order[place + 1 :]
                 equals = (at for at, other in enumerate(order) if other.priority < device.priority)
                 order.insert(next(equals, len(order)), device)
+                self._order = order
             return device, slot
         return None
 

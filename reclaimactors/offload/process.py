@@ -74,7 +74,8 @@ class ProcessOffload:
     @property
     def staging(self) -> int:
         """Bytes of shared memory."""
-        return self._crew.slots.nr_bytes if self._crew.slots is not None else 0
+        slots = self._crew.slots  # read once: any thread may ask
+        return slots.nr_bytes if slots is not None else 0
 
     @property
     def holds(self) -> bool:

@@ -150,10 +150,10 @@ class Workers:
     @property
     def degraded(self) -> str:
         """Why there are fewer workers than configured, for longer than a restart takes; or ""."""
-        down = [worker for worker in self.all if worker.why]
+        down = [why for why in [worker.why for worker in self.all] if why]  # read once: any thread
         if not down or self._why_none:
             return self._why_none
-        return f"{len(down)} of {len(self.all)} workers are down: {down[0].why}"
+        return f"{len(down)} of {len(self.all)} workers are down: {down[0]}"
 
     @property
     def restarting(self) -> bool:

@@ -5,6 +5,8 @@ import contextvars
 import gc
 import logging
 import os
+import sys
+import threading
 from contextlib import suppress
 
 import anyio
@@ -585,6 +587,99 @@ def test_another_loop_is_refused_at_once():
         first.run_until_complete(memory.aclose())
         first.close()
         second.close()
+
+
+# reading in other threads
+
+
+LOOKS = {
+    "len": len,
+    "in": lambda memory: 7 in memory,
+    "usage": lambda memory: memory.usage(),
+    "vmstat": lambda memory: dict(memory.vmstat),
+    "swaps": lambda memory: memory.swaps(),
+    "pressure": lambda memory: memory.pressure(),
+    "health": lambda memory: memory.health(),
+    "repr": repr,
+}
+
+
+def looking(memory, ended, errors, rounds):
+    """Look at everything, for as long as the loop works."""
+    while not ended.is_set():
+        try:
+            usage = memory.usage()
+            parts = (usage.resident, usage.compressed, usage.overhead, usage.free)
+            assert sum(parts) == usage.budget
+            assert min(parts) >= 0
+            assert usage.in_flight <= usage.resident
+            for look in LOOKS.values():
+                look(memory)
+        except Exception as exc:  # noqa: BLE001 - raised by the test
+            errors.append(exc)
+            return
+        rounds.append(True)
+
+
+async def test_a_thread_may_look_while_the_loop_works():
+    ended, errors, rounds = threading.Event(), [], []
+    stores = [{"backend": "memory", "size": "256KiB", "priority": 1} for _ in range(2)]
+    interval = sys.getswitchinterval()
+    async with opening(swap=stores) as memory:
+        thread = threading.Thread(target=looking, args=(memory, ended, errors, rounds))
+        sys.setswitchinterval(1e-5)
+        thread.start()
+        try:
+            turns = 0
+            while not errors and (turns < 12 or len(rounds) < 100):
+                await use(memory, 300)
+                name = await memory.swapon({"backend": "memory", "size": "256KiB"})
+                await memory.put("noise", os.urandom(4096 * 30))
+                await memory.reclaim(1 << 20)
+                await memory.swapoff(name)
+                turns += 1
+        finally:
+            ended.set()
+            thread.join()
+            sys.setswitchinterval(interval)
+    assert errors == []
+    assert len(rounds) >= 100
+
+
+async def test_a_look_in_the_middle_of_a_step_adds_up():
+    async with opening() as memory:
+        await use(memory)
+        memcg = memory._node.memcg
+        half_done = memcg.free + 100  # as where a folio is back, and its blob not yet gone
+        memcg.resident += half_done
+        usage = await asyncio.to_thread(memory.usage)
+        memcg.resident -= half_done
+        assert usage.free == 0
+        assert usage.resident + usage.compressed + usage.overhead == usage.budget
+
+
+async def test_a_thread_that_looks_at_vmstat_changes_nothing_for_others():
+    async with opening() as memory:
+        await use(memory)
+        vmstat = memory.vmstat
+        before = vmstat["stored_pages"]
+        assert before
+        for i in range(600):
+            await memory.delete(i)
+        theirs = await asyncio.to_thread(lambda: memory.vmstat)
+        assert vmstat["stored_pages"] == before  # as of the access
+        assert theirs["stored_pages"] == 0
+        assert theirs.keys() == vmstat.keys()
+
+
+async def test_swaps_leaves_out_what_is_swapped_off_meanwhile():
+    async with opening(swap=[{"backend": MemoryBackend()} for _ in range(2)]) as memory:
+        swapds = memory._machine.swapds
+        gone = swapds.pop(0)
+        assert [info.name for info in memory.swaps()] == ["MemoryBackend1"]
+        swapds[0] = swapds[1]  # a new one has its number already
+        assert [info.name for info in memory.swaps()] == ["MemoryBackend1"]
+        swapds[0] = gone
 
 
 # processes

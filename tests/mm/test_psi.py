@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reclaimactors.errors import ProtocolViolation
-from reclaimactors.mm.psi import Psi
+from reclaimactors.mm.psi import Psi, _Line
 
 
 def percent(window, stalled_s, idle_s=0.0):
@@ -106,6 +106,33 @@ def test_leaving_without_entering_is_refused():
     with pytest.raises(ProtocolViolation):
         psi.leave_some(1.0)
     psi.check()
+
+
+def test_a_copy_is_never_of_the_middle_of_a_change(monkeypatch):
+    psi, copies = Psi(), []
+    psi.snapshot(0.0)
+    add, sample = _Line.add, _Line.sample
+
+    def spied_add(line, stalled):
+        copies.append(psi.copied())  # as another thread, to which this one had to give way
+        add(line, stalled)
+        copies.append(psi.copied())
+
+    def spied_sample(line, *arguments, **more):
+        copies.append(psi.copied())
+        sample(line, *arguments, **more)
+        copies.append(psi.copied())
+
+    monkeypatch.setattr(_Line, "add", spied_add)
+    monkeypatch.setattr(_Line, "sample", spied_sample)
+    psi.stall_full(0.5, 1.0)
+    psi.stall_full(1.5, 9.0)
+    assert len(copies) > 8
+    assert set(copies) == {None}
+    copy = psi.copied()
+    assert copy.snapshot(10.0) == psi.snapshot(10.0)
+    psi.stall_full(11.0, 12.0)
+    assert copy.snapshot(12.0) != psi.snapshot(12.0)
 
 
 def test_a_stall_for_ever_is_a_hundred_percent():

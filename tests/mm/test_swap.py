@@ -18,6 +18,19 @@ def test_runs_allocated_one_after_another_are_contiguous():
     assert dev.free_slots == 63
 
 
+def test_whoever_goes_through_the_devices_meets_each_once_whatever_happens_meanwhile():
+    devs = SwapDevices(tuple(device(9, index=i) for i in range(3)))
+    seen = []
+    for dev in devs:
+        seen.append(dev.index)
+        devs.alloc(1)  # it goes behind its equals
+        if len(seen) == 1:
+            devs.add(device(9, index=7, priority=5))
+            devs.remove(2)
+    assert seen == [0, 1, 2]
+    assert [dev.index for dev in devs] == [7, 1, 0]
+
+
 def test_freed_slots_are_reused_only_when_the_cursor_wraps():
     dev = device(8)
     first = dev.alloc(2)
