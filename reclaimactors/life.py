@@ -49,7 +49,7 @@ class OwnTask:
         self._cancelled = False  # the task was, by others
         self._told = False  # somebody was told what ended it
         machine.on_crash = self._crashed
-        memory.closer = self.aclose
+        memory.life = self
 
     async def begin(self) -> None:
         """Start.
@@ -90,6 +90,9 @@ class OwnTask:
                     await anyio.sleep_forever()
         except BaseExceptionGroup as group:
             machine.crashed(_only(group, None))  # where that is not said yet
+        except Exception:
+            if machine.ours:
+                raise
         except anyio.get_cancelled_exc_class():
             self._cancelled = not self._leaving
         finally:
@@ -112,19 +115,26 @@ class OwnTask:
     def _crashed(self) -> None:
         """Something that is no close ends the memory."""
         self._memory.refuse_calls()
-        if self._body is not None:
+        if self._body is not None and not self._leaving:
             self._body.cancel()  # the block learns of it wherever it waits
+
+    def forked(self) -> None:
+        """In a forked child: end the actors as soon as its loop runs, and close nothing."""
+        loop = self._machine.loop.native
+        if not self._task.done() and not loop.is_closed():
+            loop.call_soon(self._end_here)
+
+    def _end_here(self) -> None:
+        if self._machine.loop.runs:
+            self._task.cancel()
 
     # -- leaving ----------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
         """Close, and raise what else ended the memory; once, or to each who waited for the end.
 
-        Inside one of its actors (a plugin's code) it asks for the end and does not wait for it. In
-        a forked child it does nothing: the memory is the parent's.
+        Inside one of its actors (a plugin's code) it asks for the end and does not wait for it.
         """
-        if not self._machine.ours:
-            return
         ended = self._task.done()
         if self in _inside.get():
             self._leave()
@@ -135,7 +145,6 @@ class OwnTask:
     def _leave(self) -> None:
         self._memory.refuse_calls()
         self._leaving = True
-        self._body = None
         self._scope.cancel()
 
     async def _end(self) -> None:
@@ -167,12 +176,13 @@ class OwnTask:
         """
         if not self._machine.ours:
             return
-        body, ended = self._body, self._task.done()
+        ended = self._task.done()
         cancelled: BaseException | None = None
         try:
             await self._end()
         except anyio.get_cancelled_exc_class() as exc:
             cancelled = exc
+        body, self._body = self._body, None
         ours = body is not None and body.take_back()
         try:
             if cancelled is not None and not ours:
@@ -195,11 +205,19 @@ class InBlock:
         self._close_timeout = close_timeout
         self._tasks = anyio.create_task_group()
         machine.on_crash = memory.refuse_calls
+        memory.life = self
 
     async def begin(self) -> None:
         """Start."""
         await self._tasks.__aenter__()
         self._machine.attach(self._tasks)
+
+    async def aclose(self) -> None:
+        """Refuse that."""
+        raise RuntimeError("on trio a memory is closed by leaving the block that opened it")
+
+    def forked(self) -> None:
+        """In a forked child the actors do nothing; they end with the block."""
 
     async def leave_block(
         self,
@@ -226,7 +244,7 @@ class InBlock:
                 goes_on = None
                 machine.crashed(crash)
         finally:
-            if machine.crash is not None:
+            if machine.crash is not None and machine.ours:
                 machine.log.error("memory.crashed", error=str(machine.crash))
             # Not less than a quarter: the process may have been stopped while its tasks ended.
             await close(machine, max(self._close_timeout / 4, ends - anyio.current_time()))
@@ -238,8 +256,12 @@ class InBlock:
 async def close(machine: Machine, within_s: float) -> None:
     """Close the queues and the stores of a memory whose actors have ended.
 
+    In a forked child nothing is closed: it is the parent's.
+
     On failure: all of it is closed; what a plugin raised is logged, and ended the memory.
     """
+    if not machine.ours:
+        return
     try:
         machine.close()
     except Exception as exc:

@@ -50,6 +50,17 @@ class Loop:
         except RuntimeError:  # none runs
             return False
 
+    @property
+    def runs(self) -> bool:
+        """Whether this loop runs in this thread; not where a task has forked and it is the child.
+
+        There asyncio says that no loop runs, until somebody runs it anew.
+        """
+        try:
+            return self._running() is self.native
+        except RuntimeError:
+            return False
+
     def spawn(self, main: Coroutine[Any, Any, None], name: str) -> Any:
         """Return a new task of its own, in a copy of the caller's context; it lives to its end."""
         task = self.native.create_task(main, name=name)

@@ -14,7 +14,7 @@ from pickle import PickleBuffer
 from threading import get_ident
 from time import perf_counter, sleep
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
 import anyio
@@ -40,8 +40,6 @@ from reclaimactors.units import format_size, nr_pages
 if TYPE_CHECKING:
     from collections.abc import (
         AsyncGenerator,
-        Awaitable,
-        Callable,
         Hashable,
         Iterable,
         Mapping,
@@ -56,7 +54,7 @@ if TYPE_CHECKING:
     from reclaimactors.mm.psi import Pressure
     from reclaimactors.topology import SwapSpec, Topology
 
-__all__ = ["Memory", "SwapInfo", "Usage"]
+__all__ = ["Life", "Memory", "SwapInfo", "Usage"]
 
 BUDGET_CALLS = 200  #: calls of the fast paths between two checkpoints
 MIN_CALLS = 8  #: of one caller, however many others there are
@@ -118,8 +116,16 @@ class SwapInfo:
     backend: Backend
 
 
-async def _left_open() -> None:
-    raise RuntimeError("this memory is closed by leaving the block that opened it")
+class Life(Protocol):
+    """What runs a memory's actors, and ends them."""
+
+    async def aclose(self) -> None:
+        """Close the memory, and wait for that."""
+        ...
+
+    def forked(self) -> None:
+        """End the actors here, in a forked child, where they are copies of the parent's."""
+        ...
 
 
 _open: WeakSet[Memory] = WeakSet()
@@ -128,7 +134,7 @@ _open: WeakSet[Memory] = WeakSet()
 def _forked() -> None:
     """In a child process: what was opened in its parent serves nobody here."""
     for memory in _open:
-        memory.serve_nobody()
+        memory.forked()
 
 
 if hasattr(os, "register_at_fork"):
@@ -152,7 +158,7 @@ class Memory:
         self._loop = machine.loop
         self._process = os.getpid()
         _open.add(self)
-        self.closer: Callable[[], Awaitable[None]] = _left_open  #: set by who opens it
+        self.life: Life | None = None  #: set by who opens it
         self._callers = self._thread  # whose calls are served: nobody's once it is closed
         self._admission = Admission(machine)
         self._faults = Faults(machine)
@@ -645,6 +651,13 @@ class Memory:
         """Refuse every call from now on but those that only look."""
         self._callers = _NOBODY
 
+    def forked(self) -> None:
+        """This is a forked child: the stores and the workers are the parent's, and stay as is."""
+        self.serve_nobody()
+        self._machine.forked()
+        if self.life is not None and get_ident() == self._thread:  # else its loop runs no more
+            self.life.forked()
+
     async def aclose(self) -> None:
         """Close it: forget everything, end whoever waits; a second call waits for the first.
 
@@ -660,7 +673,8 @@ class Memory:
             return
         if get_ident() != self._thread or (self._loop.another_runs and not self._machine.ended):
             self._refuse()
-        await self.closer()
+        if self.life is not None:
+            await self.life.aclose()
 
 
 def _bytes_of(data: Buffer) -> bytes | memoryview:

@@ -7,6 +7,7 @@ it gets no new writes, its loads are still tried.
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -36,6 +37,7 @@ class Backing:
     def __init__(
         self, machine: Machine, device: SwapDevice, backend: Backend, timeout: float
     ) -> None:
+        self._m = machine
         self._node = machine.node
         self._now = machine.loop.now
         self.log = machine.log
@@ -52,6 +54,10 @@ class Backing:
 
     async def call(self, what: str, call: Awaitable[Any]) -> Any:
         """Await a call of the backend under the deadline; translate what it raises, once."""
+        if not self.ours:
+            with suppress(AttributeError):
+                call.close()  # type: ignore[attr-defined] # a coroutine that nobody awaits
+            raise self.error(what, RuntimeError("it is of another process, before a fork"))
         scope = self.deadlines.begin()
         if what == "store":
             self._writing[scope] = self.deadlines.now()
@@ -77,6 +83,11 @@ class Backing:
                 self._too_slow = scope.cancelled_caught
         assert scope.cancelled_caught  # nothing else gets here
         raise TooSlow(f"swap {self.device.name!r} took longer than {self._timeout:g} s to {what}")
+
+    @property
+    def ours(self) -> bool:
+        """Whether it may be called: not in a forked child."""
+        return self._m.ours
 
     @property
     def late(self) -> bool:

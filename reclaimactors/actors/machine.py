@@ -209,11 +209,17 @@ class Machine:
 
         Whoever waits, or calls from now on, is told of this error; the first one counts.
         """
-        if self.crash is None:
+        if self.crash is None and self.ours:
             self.crash = unraised(crash)  # it is kept for long, the frames of the actor are not
             self.refuse_calls()
             if self.on_crash is not None:
                 self.on_crash()
+
+    def forked(self) -> None:
+        """In a forked child: all of this is a copy of the parent's, whose stores nobody calls."""
+        self.ours = False
+        self.closing = True
+        self.supervisor.quiet = True
 
     def closed(self) -> anyio.ClosedResourceError:
         """Return what a call gets from now on: a new instance for each."""

@@ -106,6 +106,7 @@ class Supervisor:
         self._log = log
         self._on_end = on_end
         self._crashes: dict[str, deque[tuple[float, str]]] = {}  # when and what, by actor
+        self.quiet = False  #: an actor that crashes ends, and nobody is told (in a forked child)
 
     async def run(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         """Run an actor until it returns, restarting it when it crashes.
@@ -128,6 +129,8 @@ class Supervisor:
             try:
                 await run()
             except Exception as exc:
+                if self.quiet:
+                    return
                 now = anyio.current_time()
                 crashes.append(now)
                 recent = sum(now - crash < WINDOW_S for crash in crashes)

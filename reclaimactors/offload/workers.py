@@ -19,6 +19,7 @@ from contextlib import suppress
 from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import anyio
 import attrs
@@ -111,6 +112,19 @@ class Worker:
             self.process.kill()
 
 
+_crews: WeakSet[Workers] = WeakSet()
+
+
+def _forked() -> None:
+    """In a child process: the workers are the parent's, and so is what it shares with them."""
+    for crew in _crews:
+        crew.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 class Workers:
     """All workers of one memory, and the slots that they share.
 
@@ -141,6 +155,21 @@ class Workers:
         self._fd = -1
         self._pid = -1
         self._why_none = ""
+        _crews.add(self)
+
+    def forked(self) -> None:
+        """In a forked child: close our copies of the links, and let go of the staging memory.
+
+        A link is closed, not only left alone: an event loop that the child goes on with takes it
+        out of the selector, which parent and child share, where it is still open. The descriptor
+        of the memory is left open: the child may be about to become a worker (uvloop starts a
+        process by a fork in which this is called).
+        """
+        for worker in self.all:
+            worker.up = False
+            if worker.link is not None:
+                worker.link.close()
+        self.slots = None
 
     @property
     def up(self) -> list[Worker]:

@@ -130,7 +130,8 @@ async def close_backends(swapds: Iterable[Swapd], within_s: float) -> None:
 async def _close_backend(swapd: Swapd, late: list[Swapd]) -> None:
     log = swapd.backing.log
     try:
-        await swapd.backend.aclose()
+        if swapd.backing.ours:
+            await swapd.backend.aclose()
     except Exception as exc:  # the others still have to be closed
         log.error("swapd.close_failed", device=swapd.device.name, exc_info=exc)  # noqa: TRY400
     except anyio.get_cancelled_exc_class() as exc:

@@ -5,6 +5,8 @@ import contextvars
 import gc
 import logging
 import os
+import random
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -271,7 +273,7 @@ async def test_a_timeout_around_a_crash_is_a_timeout():
     assert asyncio.current_task().cancelling() == 0
 
 
-@pytest.mark.parametrize("ending", ["returns", "raises", "is refused"])
+@pytest.mark.parametrize("ending", ["returns", "raises", "is refused", "closes"])
 async def test_a_crash_leaves_no_cancellation_with_a_body_that_swallowed_it(ending):
     expected = ZeroDivisionError if ending == "raises" else ra.ReclaimError
     with pytest.raises(expected):  # noqa: PT012 - the block's end
@@ -283,6 +285,8 @@ async def test_a_crash_leaves_no_cancellation_with_a_body_that_swallowed_it(endi
                 raise ZeroDivisionError
             if ending == "is refused":
                 await memory.get(1)
+            if ending == "closes":
+                await memory.aclose()
     assert asyncio.current_task().cancelling() == 0
     await asyncio.sleep(0)
 
@@ -685,8 +689,22 @@ async def test_swaps_leaves_out_what_is_swapped_off_meanwhile():
 # processes
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # 3.12
+forks = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]  # the warning is of 3.12
+
+
+def many(*marks):
+    def mark(test):
+        for each in marks:
+            test = each(test)
+        return test
+
+    return mark
+
+
+@many(*forks)
 async def test_a_forked_child_is_refused_and_may_look():
     async with opening() as memory:
         await memory.put("a", b"value")
@@ -703,3 +721,182 @@ async def test_a_forked_child_is_refused_and_may_look():
         os.wait()  # noqa: ASYNC222 - it has ended
         assert said.startswith("1 this memory was opened in process")
         assert await memory.get("a") == b"value"
+
+
+class Witness(MemoryBackend):
+    """A store that says so when another process calls it."""
+
+    def __init__(self):
+        super().__init__()
+        self.pid = os.getpid()
+        self.calls, self.tell = os.pipe()
+
+    def _seen(self, what):
+        if os.getpid() != self.pid:
+            os.write(self.tell, f"{what} ".encode())
+
+    def theirs(self):
+        os.close(self.tell)
+        with os.fdopen(self.calls) as calls:
+            return calls.read()
+
+    async def store_many(self, items):
+        self._seen("store_many")
+        await anyio.sleep(0)
+        self._seen("store_many")
+        await super().store_many(items)
+
+    async def load_many(self, slots):
+        self._seen("load_many")
+        return await super().load_many(slots)
+
+    async def invalidate_many(self, slots):
+        self._seen("invalidate_many")
+        await super().invalidate_many(slots)
+
+    async def aclose(self):
+        self._seen("aclose")
+        await super().aclose()
+
+
+def mixed(i):
+    return text(i) if i % 2 else random.Random(i).randbytes(4096)
+
+
+def with_workers(store):
+    return opening(
+        budget=2 * BUDGET,
+        compress={"offload": "process"},
+        swap=[{"backend": store, "size": "64MiB", "priority": 2}, {"backend": "file"}],
+    )
+
+
+async def give_all_to_do(memory):
+    """Give the workers, the stores and kswapd something to do."""
+    for _ in range(2):
+        for i in range(1200):
+            await memory.put(i, mixed(i))
+        while not any(worker.up for worker in memory._machine.offload._crew.all):
+            await asyncio.sleep(0.01)
+    with suppress(anyio.WouldBlock):
+        for i in range(200):
+            memory.put_nowait(i, mixed(i))
+
+
+def in_child(run):
+    """Fork, and return what `run` returns in the child, or how that ended."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)  # it hangs
+        try:
+            said = str(run())
+        except BaseException as exc:  # noqa: BLE001 - told to the test
+            said = repr(exc)
+        os.write(theirs, said.encode())
+        os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as said:
+        told = said.read()
+    os.waitpid(pid, 0)
+    return told
+
+
+async def goes_on_unharmed(memory):
+    for i in range(1200):
+        assert await memory.get(i) == mixed(i)
+    for i in range(1200):
+        await memory.put(i, mixed(i + 1))
+    await memory.drain()
+    for i in range(1200):
+        assert await memory.get(i) == mixed(i + 1)
+    assert memory.vmstat["worker_deaths"] == memory.vmstat["actor_restarts"] == 0
+    assert memory.health().state == "open"
+    assert not memory._machine.offload.degraded
+
+
+@many(*forks)
+def test_a_forked_child_that_runs_the_same_loop_leaves_what_is_the_parents():
+    async def in_the_child():
+        await asyncio.sleep(0.2)
+        with pytest.raises(RuntimeError, match="was opened in process"):
+            await memory.put("a", b"value")
+        await memory.aclose()
+        await memory.aclose()
+        tasks = {task.get_name() for task in asyncio.all_tasks()}
+        return sorted(tasks & {"memory", "kswapd", "kcompressd", "workers"})
+
+    loop, store = asyncio.new_event_loop(), Witness()
+    memory = loop.run_until_complete(with_workers(store)._open())
+    loop.run_until_complete(give_all_to_do(memory))
+    assert in_child(lambda: loop.run_until_complete(in_the_child())) == "[]"
+    loop.run_until_complete(goes_on_unharmed(memory))
+    loop.run_until_complete(memory.aclose())
+    loop.close()
+    assert store.theirs() == ""
+
+
+def forks_and(main, **how):
+    """Run a main that forks: it ends with 0 in a child where it returns, with 1 where it raises."""
+    parent = os.getpid()
+
+    async def guarded():
+        try:
+            await main()
+        except BaseException:
+            if os.getpid() == parent:
+                raise
+            os._exit(1)
+        if os.getpid() != parent:
+            os._exit(0)
+
+    anyio.run(guarded, **how)
+
+
+def wait_for(pid):
+    """Wait for a child, which ends well."""
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+@many(*forks)
+@pytest.mark.parametrize("turns", [0, 100])
+def test_a_task_that_forks_and_leaves_the_block_in_the_child_closes_nothing(turns):
+    async def main():
+        async with with_workers(store) as memory:
+            await give_all_to_do(memory)
+            pid = os.fork()
+            if pid:
+                wait_for(pid)
+                await goes_on_unharmed(memory)
+            else:
+                signal.alarm(20)  # it hangs
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+
+    store = Witness()
+    forks_and(main)
+    assert store.theirs() == ""
+
+
+@many(*forks)
+def test_on_trio_a_forked_child_leaves_the_block_and_closes_nothing():
+    async def main():
+        swap = [{"backend": store, "priority": 2}, {"backend": "file"}]
+        async with ra.open_memory(budget=BUDGET, swap=swap) as memory:
+            for i in range(600):
+                await memory.put(i, mixed(i))
+            pid = os.fork()
+            if pid:
+                wait_for(pid)
+                for i in range(600):
+                    assert await memory.get(i) == mixed(i)
+            else:
+                signal.alarm(20)
+                with pytest.raises(RuntimeError, match="was opened in process"):
+                    await memory.get(1)
+                for _ in range(50):
+                    await anyio.lowlevel.checkpoint()
+
+    store = Witness()
+    forks_and(main, backend="trio")
+    assert store.theirs() == ""
