@@ -19,6 +19,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint
 
 from reclaimactors.actors.supervision import unraised, words_of
 from reclaimactors.errors import ReclaimError
+from reclaimactors.topology import processes
 from reclaimactors.topology.swapon import close_backends
 
 if TYPE_CHECKING:
@@ -274,6 +275,7 @@ async def close(machine: Machine, within_s: float) -> None:
             await close_backends(machine.swapds.values(), within_s)
         finally:
             machine.ended = True
+            processes.memory_closed()
 
 
 def _cancelled(what: str) -> ReclaimError:

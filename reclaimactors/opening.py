@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from reclaimactors.life import InBlock, OwnTask
 from reclaimactors.loops import current_loop
 from reclaimactors.memory import Memory
-from reclaimactors.topology import resolve
+from reclaimactors.topology import processes, resolve
 from reclaimactors.topology.build import build, preload
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from reclaimactors.actors.machine import Machine
     from reclaimactors.topology import Topology
 
 __all__ = ["open_memory"]
@@ -51,6 +52,7 @@ class Opening:
             raise RuntimeError("this opening was entered before: call open_memory once for each")
         self._entered = True
         machine = await build(self._topology)
+        _say_if_not_alone(machine)
         memory = Memory(self._topology, machine)
         life = InBlock if machine.loop.native is None else OwnTask
         self._life = life(memory, machine, self._topology.close_timeout)
@@ -69,6 +71,16 @@ class Opening:
         return False
 
 
+def _say_if_not_alone(machine: Machine) -> None:
+    why = processes.memory_opened()
+    if why:
+        machine.log.warning(
+            "memory.one_of_several", reason=why,
+            effect="each process has a memory of its own: what one puts, the others do not find",
+            instead="one process that serves all clients, or Redis as far memory",
+        )  # fmt: skip
+
+
 def open_memory(
     topology: str | Path | Mapping[str, Any] | Topology = "kcompressd",
     *,
@@ -78,6 +90,10 @@ def open_memory(
     """Return an async context manager that gives a `Memory`; it may be awaited for one as well.
 
     Whoever awaits it calls `Memory.aclose` in the end, from any task (asyncio only).
+
+    A memory is of one process. A server with several worker processes has several memories, and one
+    does not find what another has put: serve all clients from one process, or keep what they share
+    in Redis or the like. A line in the log says so where it is noticed.
 
     Args:
         topology: a built-in name, a path to a TOML file, its keys as a mapping, or a `Topology`.
