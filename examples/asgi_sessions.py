@@ -4,6 +4,9 @@
 ``/stats`` says where the bytes are, and ``/health`` answers 200 as long as the memory serves: a
 load balancer or an orchestrator asks it. The memory is opened and closed with the application.
 
+One process serves all clients: with ``--workers 2`` each process has sessions of its own, and every
+other request finds none (README.md in this folder says what to do instead).
+
 Serve it:    ``uvicorn asgi_sessions:app`` in this folder (pip install starlette uvicorn)
 Try it out:  ``python examples/asgi_sessions.py`` drives it with eight clients and prints counters
              (pip install starlette httpx)
