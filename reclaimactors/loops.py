@@ -26,16 +26,21 @@ class Loop:
     Attributes:
         native: asyncio's loop, None on trio.
         now: the loop's clock in seconds; it may be asked in callbacks and in other threads, too.
+        is_running: whether it runs now, in this thread or in another: a loop cannot run within
+            another one, so in its own thread that is the one that runs. It costs less than to ask
+            asyncio which loop runs. On trio it is always true.
     """
 
     def __init__(self, native: Any) -> None:
         self.native = native
         self.now: Callable[[], float]
+        self.is_running: Callable[[], bool] = lambda: True
         self._running: Callable[[], object] = lambda: None
         if native is not None:
             import asyncio  # noqa: PLC0415, TID251 - see above
 
             self.now = native.time
+            self.is_running = native.is_running
             self._running = asyncio.get_running_loop
         else:
             import trio  # noqa: PLC0415 - see above

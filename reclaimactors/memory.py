@@ -174,6 +174,7 @@ class Memory:
         self._data = node.mm.data
         self._access = node.policy.access
         self._put_fast = node.put_fast
+        self._is_running = self._loop.is_running
         self._max_folio = topology.max_folio
 
     # -- reading ----------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ class Memory:
             OutOfMemory: if the value can never fit, at once; or if reclaim freed nothing for it.
             TypeError: if `data` has no buffer; a str has to be encoded.
         """
-        if get_ident() != self._callers or self._loop.another_runs:
+        if get_ident() != self._callers or not self._is_running():
             self._refuse()
         self._credit -= PUT_CALLS
         if self._credit < 0:
@@ -337,6 +338,13 @@ class Memory:
             TypeError: if `data` has no buffer; a str has to be encoded.
         """
         self._check()
+        if (
+            type(data) is bytes
+            and len(data) <= self._max_folio
+            and not self._admission.queued
+            and self._put_fast(key, data)
+        ):
+            return
         source = _bytes_of(data)
         size, node = len(source), self._node
         parts = list(self._split(source))
@@ -599,11 +607,11 @@ class Memory:
     # -- guards -----------------------------------------------------------------------------------
 
     def _check(self) -> None:
-        if get_ident() != self._callers or self._loop.another_runs:
+        if get_ident() != self._callers or not self._is_running():
             self._refuse()
 
     def _refuse(self) -> None:
-        """Say why a call is not served."""
+        """Raise why a call is not served, if there is a reason."""
         if os.getpid() != self._process:
             msg = (
                 f"this memory was opened in process {self._process}, before the fork: its store "
@@ -623,7 +631,9 @@ class Memory:
                 "one in each loop, or give fixtures and tests the same loop scope"
             )
             raise RuntimeError(msg)
-        raise self._machine.closed()
+        if self._callers == _NOBODY:
+            raise self._machine.closed()
+        # Else no loop runs here: a program that steps its loop by hand is between two steps.
 
     async def _yield(self) -> None:
         """Let the loop turn. Callers who yield share the calls of a turn, however many they are.

@@ -7,27 +7,37 @@ names them (a dataclass, an attrs class); of others only the object itself.
 
 from __future__ import annotations
 
-import sys
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
-__all__ = ["KEY_BYTES", "key_extra"]
+__all__ = ["KEY_BYTES", "MAX_EXTRA", "PLAIN", "key_extra"]
 
 KEY_BYTES: Final = 64  #: of a key object that KEY_OVERHEAD covers: a str of 15 ASCII characters
 MAX_EXTRA: Final = (1 << 32) - 1  #: what fits its column
+PLAIN: Final = frozenset({str, bytes, int})  #: they have no parts, and their sizes come at once
 _DEPTH = 8  #: tuples in tuples that are looked into
 
 
 def key_extra(key: Hashable) -> int:
     """Return the bytes of a key, and of what it is made of, beyond KEY_BYTES."""
-    return min(max(0, _bytes_of(key, _DEPTH) - KEY_BYTES), MAX_EXTRA)
+    kind = type(key)
+    if kind in PLAIN:
+        nr_bytes = key.__sizeof__()
+    elif kind is tuple:
+        nr_bytes = getsizeof(key)
+        for part in cast("tuple[Any, ...]", key):
+            nr_bytes += part.__sizeof__() if type(part) in PLAIN else _bytes_of(part, _DEPTH - 1)
+    else:
+        nr_bytes = _bytes_of(key, _DEPTH)
+    return min(max(0, nr_bytes - KEY_BYTES), MAX_EXTRA)
 
 
 def _bytes_of(key: Any, depth: int) -> int:
     try:
-        nr_bytes = sys.getsizeof(key)
+        nr_bytes = getsizeof(key)
         parts = _parts(key) if depth else ()
     except Exception:  # noqa: BLE001 - code of its class, which must not make a put fail
         return KEY_BYTES

@@ -36,7 +36,7 @@ from reclaimactors.mm.folio import (
     ZSWAP,
     MemMap,
 )
-from reclaimactors.mm.keys import KEY_BYTES, key_extra
+from reclaimactors.mm.keys import KEY_BYTES, MAX_EXTRA, PLAIN, key_extra
 from reclaimactors.mm.lethal import Lethal
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
 from reclaimactors.mm.scan import Scan
@@ -226,15 +226,17 @@ class Node:
         size = len(data)
         pfn = self.small.get(key)
         if pfn is None:
+            # Most keys cost no call of `key_extra`.
+            extra = key.__sizeof__() - KEY_BYTES if type(key) in PLAIN else key_extra(key)
             overhead = _OVERHEAD
-            kind = type(key)
-            if (kind is not str and kind is not int) or key.__sizeof__() > KEY_BYTES:
-                overhead += key_extra(key)
-            if key in self.large or size + overhead > room:
+            if extra > 0:
+                extra = min(extra, MAX_EXTRA)
+                overhead += extra
+            if (self.large and key in self.large) or size + overhead > room:
                 return False
             self.small[key] = pfn = self._new_folio(data)
-            if overhead > _OVERHEAD:
-                mm.key[pfn] = overhead - _OVERHEAD
+            if extra > 0:
+                mm.key[pfn] = extra
             memcg.resident += size
             memcg.overhead += overhead
             return True

@@ -84,6 +84,14 @@ def test_what_a_key_is_made_of_is_counted(key):
     assert 1000 < key_extra(key) < 2000
 
 
+def test_a_key_that_a_fast_path_knows_costs_the_same_as_of_a_class_of_its_own():
+    class Same(tuple):
+        __slots__ = ()
+
+    for parts in ((LONG, 1), ("a", (LONG,)), (b"x" * 99, 2.5, None)):
+        assert key_extra(parts) == key_extra(Same(parts)) > 0
+
+
 def test_a_key_of_many_parts_costs_all_of_them():
     parts = tuple(range(1000, 2000))
     assert key_extra(parts) == sum(map(sys.getsizeof, [parts, *parts])) - KEY_BYTES
