@@ -205,6 +205,8 @@ class Memory:
             return self._data[pfn]
         if pfn is not None and self._state[pfn] == UNEVICTABLE:
             return self._data[pfn]
+        if not self._is_running():  # asked here, where it is small beside what follows
+            self._refuse()
         value = await self._faults.get(key)
         self._credit -= len(value) // _BYTES_PER_CALL
         return value
@@ -223,15 +225,16 @@ class Memory:
             pfn = self._small[key]
         except KeyError:
             pfn = None
-        if pfn is None:
-            pfns: Sequence[int] = self._node.large[key]
-        elif self._state[pfn] == RESIDENT:
+        if pfn is not None and self._state[pfn] == RESIDENT:
             self._access(pfn)
             return self._data[pfn]
-        elif self._state[pfn] == DEVICE:
-            raise anyio.WouldBlock
-        else:
+        if not self._is_running():
+            self._refuse()
+        if pfn is not None:
+            if self._state[pfn] == DEVICE:
+                raise anyio.WouldBlock
             return self._faults.one(pfn)
+        pfns: Sequence[int] = self._node.large[key]
         if DEVICE in [self._state[pfn] for pfn in pfns]:
             raise anyio.WouldBlock
         promote = self._machine.swapin.may_promote(pfns)

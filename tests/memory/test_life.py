@@ -686,6 +686,32 @@ async def test_swaps_leaves_out_what_is_swapped_off_meanwhile():
         swapds[0] = gone
 
 
+def test_what_a_store_or_the_pool_has_is_not_read_in_another_loop():
+    """A resident value is: to look which loop runs would cost more than the hit."""
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    store = opening(swap=[{"backend": "file", "size": "1MiB"}])
+    memory = first.run_until_complete(store._open())
+
+    async def nowait(key):
+        return memory.get_nowait(key)
+
+    try:
+        for key, value in enumerate((random.Random(0).randbytes(4096), text(1))):
+            first.run_until_complete(memory.put(key, value))
+        first.run_until_complete(memory.reclaim(1 << 20))
+        assert memory.usage().resident == 0
+        first.run_until_complete(memory.put("resident", b"value"))
+        for call in (memory.get, nowait):
+            assert second.run_until_complete(call("resident")) == b"value"
+            for key in (0, 1, "absent"):
+                with pytest.raises(RuntimeError, match="event loop that opened it"):
+                    second.run_until_complete(asyncio.wait_for(call(key), 5))
+    finally:
+        first.run_until_complete(memory.aclose())
+        first.close()
+        second.close()
+
+
 # processes
 
 
