@@ -2,9 +2,9 @@
 
 One rule is one thing that an application, an administrator or fate can do. After each of them the
 core's invariants hold: above all, each folio has exactly one authoritative copy. Values are
-compared whenever they can be read, and all of them once the faults are over. Short in an ordinary
-run; ``HYPOTHESIS_PROFILE=nightly`` makes it half an hour, without ``--hypothesis-seed``, which
-would have each part do the same.
+compared whenever they can be read, and all of them once the faults are over. Waiting takes no
+time: the clock is virtual. Short in an ordinary run; ``HYPOTHESIS_PROFILE=nightly`` makes it half
+an hour, without ``--hypothesis-seed``, which would have each part do the same.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 from contextlib import suppress
 from typing import get_args
 
@@ -30,10 +31,13 @@ from hypothesis.stateful import (
 import reclaimactors as ra
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.backends.zram import ZramBackend
-from reclaimactors.mm.folio import DEVICE, SAME, ZSWAP
+from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, UNEVICTABLE, WRITEBACK, ZSWAP
+from reclaimactors.mm.lru import ActiveInactive
+from reclaimactors.mm.mglru import Mglru
 from reclaimactors.mm.page_io import expand
-from reclaimactors.testing import FaultyBackend, Gate
+from reclaimactors.testing import FaultyBackend, Gate, VirtualClockLoop
 from reclaimactors.testing.faults import Damage
+from reclaimactors.topology import builtin_names, resolve
 
 # In parts, since hypothesis remembers all examples of a run: a MiB for each.
 PARTS = 8 if os.environ.get("HYPOTHESIS_PROFILE") == "nightly" else 1
@@ -63,8 +67,13 @@ VALUES = st.builds(
     st.sampled_from([0, 1, 100, 4096, 5000, 20_000, 70_000]),
     st.sampled_from(["text", "text", "same", "random"]),
 )
+PAGE = 1 << 10
+POLICIES = {"mglru": Mglru, "active_inactive": ActiveInactive}
+CALLS = ["insert", "access", "remove", "isolate", "putback", "shadow", "age", "deactivate"]
+TIMEOUT_S = 2.0  # of a store
 TOPOLOGIES = st.fixed_dictionaries(
     {
+        "topology": st.sampled_from(["any", *builtin_names()]),  # any: as the next four say
         "mode": st.sampled_from(["inline", "kcompressd", "padata"]),
         "offload": st.sampled_from(["inline", "thread"]),
         "on_full": st.sampled_from(["inline", "steal_oldest", "wait"]),
@@ -78,6 +87,7 @@ STORES = st.tuples(
     st.integers(0, 2),  # priority
 )
 MAX_STORES = 4
+MAX_CRASHES = 4  # fewer than end the memory
 EIO = OSError(errno.EIO, "I/O error")
 DAMAGES = get_args(Damage)
 
@@ -104,6 +114,32 @@ class DictBackend(ra.Backend):
         await anyio.lowlevel.checkpoint()
         for slot in slots:
             self.slots.pop(slot, None)
+
+
+class Told(Exception):  # noqa: N818 - it does as it is told
+    """A policy raises."""
+
+
+class Moody:
+    """A policy that raises once where it is told to, before or after it has done its work."""
+
+    def __init__(self, policy) -> None:
+        self.policy = policy
+        self.raises: tuple[str, bool] | None = None
+        self.has_lost = False  # what it isolated as it raised is known to nobody
+
+    def __getattr__(self, name: str):
+        method = getattr(self.policy, name)
+
+        def call(*args, **kwargs):
+            if self.raises is None or self.raises[0] != name:
+                return method(*args, **kwargs)
+            before, self.raises = self.raises[1], None
+            if not before:
+                self.has_lost = self.has_lost or bool(method(*args, **kwargs) and name == "isolate")
+            raise Told(name)
+
+        return call
 
 
 class Slow(DictBackend):
@@ -142,7 +178,8 @@ class Fault(FaultyBackend):
 
     @property
     def unreadable(self) -> bool:
-        return self.damage is not None or bool(self.load_errors)
+        failing = self.damage is not None or bool(self.load_errors)
+        return failing or self.load_gate is not None
 
     def fail_stores(self, error: Exception) -> None:
         self.store_errors = dict.fromkeys(range(self.nr_stores + 1, self.nr_stores + 9999), error)
@@ -152,6 +189,10 @@ class Fault(FaultyBackend):
 
     def mend(self) -> None:
         self.store_errors, self.load_errors, self.damage = {}, {}, None
+        for gate in (self.store_gate, self.load_gate):
+            if gate is not None:
+                gate.open()
+        self.store_gate = self.load_gate = None
 
 
 def table_of(kind: str, priority: int) -> dict:
@@ -169,7 +210,7 @@ def table_of(kind: str, priority: int) -> dict:
             spec = {"backend": ZramBackend(mem_limit="200KiB", recompressor="zlib")}
         case _:
             spec = {"backend": ZramBackend(recompressor="zlib", backing=Fault()), "size": "1MiB"}
-    return spec | {"priority": priority}
+    return spec | {"priority": priority, "timeout": TIMEOUT_S}
 
 
 def fault_of(backend) -> Fault | None:
@@ -179,12 +220,59 @@ def fault_of(backend) -> Fault | None:
     return backend if isinstance(backend, Fault) else None
 
 
+def spec_of(shape) -> tuple[str, dict]:
+    """The topology of a shape, and what it is opened with."""
+    name = shape["topology"]
+    compress = {"offload": shape["offload"]}
+    spec = {"budget": BUDGET, "page_size": PAGE, "max_folio": "16KiB", "close_timeout": 1.0,
+            "compress": compress}  # fmt: skip
+    if name == "any":
+        name, mode = "kcompressd", shape["mode"]
+        ordered = shape["ordered"] and mode == "padata"
+        compress |= {"mode": mode, "ordered": ordered}
+        compress |= {"on_full": "inline" if ordered else shape["on_full"]}
+        pool = shape["pool"]
+        spec["zswap"] = {"max_pool_percent": pool} if pool else {"enabled": False}
+    else:
+        mode = resolve(name).compress.mode
+    if mode != "inline":
+        compress["fifo"] = 16
+    if mode == "padata":
+        compress["workers"] = 2
+    return name, spec
+
+
+# What nobody may call but the loop that opened the memory; all of them say so before they wait.
+STRANGE = {
+    "put": lambda memory: memory.put(0, b"strange"),
+    "get": lambda memory: memory.get(0),
+    "delete": lambda memory: memory.delete(0),
+    "pin": lambda memory: memory.pin(0).__aenter__(),
+    "reclaim": lambda memory: memory.reclaim(BUDGET),
+    "drain": lambda memory: memory.drain(),
+    "swapon": lambda memory: memory.swapon({"backend": "memory", "size": "1MiB"}),
+    "swapoff": lambda memory: memory.swapoff("none"),
+    "put_nowait": lambda memory: memory.put_nowait(0, b"strange"),
+    "get_nowait": lambda memory: memory.get_nowait(0),
+    "advise": lambda memory: memory.advise(0, ra.Advice.PAGEOUT),
+    "tune": lambda memory: memory.tune(fifo=9),
+    "aclose": lambda memory: memory.aclose(),
+}
+
+
+async def refused(memory: ra.Memory, call: str, why: str) -> None:
+    """Assert that a call is refused, before it waits for anything."""
+    with pytest.raises(RuntimeError, match=why):
+        await STRANGE[call](memory)
+
+
 OPS = ["put", "put", "get", "get", "delete", "advise", "pin", "reclaim", "tune"]
 
 
 class MemoryMachine(RuleBasedStateMachine):
     """put, overwrite, delete, get, pin, reclaim, advise, cancel, swapon, swapoff, tune; crash,
-    full, EIO, slow, hang, close.
+    full, EIO, slow, hang, a policy that raises, a process that is stopped, a fork, another loop;
+    close.
 
     What is possible depends on threads and clocks, so rules have no preconditions: hypothesis wants
     those to be the same when it tries again.
@@ -192,32 +280,20 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @initialize(shape=TOPOLOGIES, stores=st.lists(STORES, min_size=1, max_size=3))
     def open(self, shape, stores) -> None:
-        self.runner = asyncio.Runner()
+        self.runner = asyncio.Runner(loop_factory=VirtualClockLoop)
         self.model: dict[int, bytes] = {}
         self.crashes = 0
         self.faults: list[Fault] = []
         self.pinned: list[tuple] = []
         self.leaving: asyncio.Task | None = None
         self.mended: set[str] = set()  # stores of which a read that began earlier may still fail
-        mode = shape["mode"]
-        self.spec = {
-            "budget": BUDGET,
-            "page_size": "1KiB",
-            "max_folio": "16KiB",
-            "policy": shape["policy"],
-            "compress": {
-                "mode": mode,
-                "offload": shape["offload"],
-                "on_full": "inline" if shape["ordered"] and mode == "padata" else shape["on_full"],
-                "ordered": shape["ordered"] and mode == "padata",
-                "fifo": 16,
-            }
-            | ({"workers": 2} if mode == "padata" else {}),
-            "zswap": {"max_pool_percent": shape["pool"]} if shape["pool"] else {"enabled": False},
-            "close_timeout": 1.0,
-        }
+        self.policy = Moody(POLICIES[shape["policy"]](pages=BUDGET // PAGE))
+        self.topology, self.spec = spec_of(shape)
         self.opening = ra.open_memory(
-            "kcompressd", swap=[self.table(*store) for store in stores], **self.spec
+            self.topology,
+            policy=self.policy,
+            swap=[self.table(*store) for store in stores],
+            **self.spec,
         )
         self.memory = self.run(self.enter())
 
@@ -230,7 +306,7 @@ class MemoryMachine(RuleBasedStateMachine):
 
     def run(self, coroutine):
         async def bounded():
-            return await asyncio.wait_for(coroutine, 20)
+            return await asyncio.wait_for(coroutine, 200)
 
         return self.runner.run(bounded())
 
@@ -251,17 +327,15 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(key=KEYS, value=VALUES)
     def put(self, key, value) -> None:
-        self.heal_hang_if_full()
-        with suppress(ra.OutOfMemory):
+        with suppress(ra.OutOfMemory, Told):
             self.run(self.memory.put(key, value))
             self.model[key] = value
 
     @rule(key=KEYS, value=VALUES)
     def overwrite_what_was_read_back(self, key, value) -> None:
         """Of a folio that is clean then, if a store has kept its slots."""
-        self.open_gates()
         self.put(key, value)
-        self.run(self.memory.reclaim(BUDGET))
+        self.reclaim(BUDGET)
         self.run(self.compare(key))
         self.check()
         self.put(key, value[::-1])
@@ -271,19 +345,19 @@ class MemoryMachine(RuleBasedStateMachine):
         async def call():
             self.memory.put_nowait(key, value)
 
-        with suppress(ra.OutOfMemory, anyio.WouldBlock):
+        with suppress(ra.OutOfMemory, anyio.WouldBlock, Told):
             self.run(call())
             self.model[key] = value
 
     @rule(key=KEYS, value=VALUES, steps=st.integers(0, 12))
     def put_cancelled(self, key, value, steps) -> None:
-        with suppress(ra.OutOfMemory):
+        with suppress(ra.OutOfMemory, Told):
             if self.run(self.cancel_after(self.memory.put(key, value), steps)):
                 self.model[key] = value
 
     @rule(key=KEYS, steps=st.integers(0, 8))
     def get_cancelled(self, key, steps) -> None:
-        with suppress(KeyError, ra.BackendError, ra.CorruptData):
+        with suppress(KeyError, ra.BackendError, ra.CorruptData, Told):
             self.run(self.cancel_after(self.memory.get(key), steps))
 
     async def cancel_after(self, coroutine, steps) -> bool:
@@ -300,12 +374,10 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(keys=st.lists(KEYS, min_size=1, max_size=8), value=VALUES)
     def put_many_at_once(self, keys, value) -> None:
-        self.heal_hang_if_full(len(keys) * len(value))
-
         async def one(key):
             try:
                 await self.memory.put(key, value + b"%d" % key)
-            except ra.OutOfMemory:
+            except (ra.OutOfMemory, Told):
                 return
             self.model[key] = value + b"%d" % key
 
@@ -332,6 +404,8 @@ class MemoryMachine(RuleBasedStateMachine):
             return
         try:
             assert await self.memory.get(key) == self.model[key]
+        except Told:
+            pass
         except (ra.BackendError, ra.CorruptData) as exc:
             self.explain(exc)
 
@@ -364,7 +438,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def get_nowait(self, key) -> None:
         async def call():
             if key in self.model:
-                with suppress(anyio.WouldBlock):
+                with suppress(anyio.WouldBlock, Told):
                     assert self.memory.get_nowait(key) == self.model[key]
 
         self.run(call())
@@ -379,11 +453,11 @@ class MemoryMachine(RuleBasedStateMachine):
                 with pytest.raises(KeyError):
                     await self.memory.delete(key)
 
-        self.run(call())
+        with suppress(Told):  # it is still there then
+            self.run(call())
 
     @rule(key=KEYS)
     def pin(self, key) -> None:
-        self.heal_hang_if_full()
         if key not in self.model or len(self.pinned) > 2:
             return
 
@@ -392,7 +466,7 @@ class MemoryMachine(RuleBasedStateMachine):
             view = await pin.__aenter__()
             self.pinned.append((pin, view, self.model[key]))
 
-        with suppress(ra.OutOfMemory, ra.BackendError, ra.CorruptData):
+        with suppress(ra.OutOfMemory, ra.BackendError, ra.CorruptData, Told):
             self.run(call())
 
     @rule()
@@ -407,15 +481,16 @@ class MemoryMachine(RuleBasedStateMachine):
     def advise(self, key, advice) -> None:
         async def call():
             if key in self.model:
-                self.memory.advise(key, advice)
+                with suppress(Told):
+                    self.memory.advise(key, advice)
             await asyncio.sleep(0)
 
         self.run(call())
 
     @rule(nr_bytes=st.sampled_from([1, 10_000, 1_000_000]))
     def reclaim(self, nr_bytes) -> None:
-        self.open_gates()
-        assert self.run(self.memory.reclaim(nr_bytes)) >= 0
+        with suppress(Told):
+            assert self.run(self.memory.reclaim(nr_bytes)) >= 0
 
     @rule()
     def drain(self) -> None:
@@ -424,7 +499,6 @@ class MemoryMachine(RuleBasedStateMachine):
             # As it returns: a swapoff goes on, and wakes kswapd again.
             return self.memory._node.memcg.in_flight
 
-        self.open_gates()
         assert self.run(call()) == 0
 
     @rule(steps=st.integers(1, 20))
@@ -437,8 +511,6 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(ops=st.dictionaries(KEYS, st.sampled_from(OPS), min_size=2, max_size=8), value=VALUES)
     def everything_at_once(self, ops, value) -> None:
-        self.open_gates()
-
         async def call():
             await asyncio.gather(*[self.one(op, key, value) for key, op in ops.items()])
 
@@ -467,7 +539,7 @@ class MemoryMachine(RuleBasedStateMachine):
                     await memory.reclaim(50_000)
                 case "tune":
                     self.switch(kcompressd=key % 2 == 0, fifo=None)
-        except ra.OutOfMemory:
+        except (ra.OutOfMemory, Told):
             pass
         except (ra.BackendError, ra.CorruptData) as exc:
             self.explain(exc)
@@ -494,14 +566,13 @@ class MemoryMachine(RuleBasedStateMachine):
         name = self.store_to_leave(nr)
         if name is None:
             return
-        self.open_gates()
         self.run(self.leave_store(name, steps))
 
     async def leave_store(self, name: str, steps: int | None = None) -> None:
         off = self.memory.swapoff(name)
         try:
             done = await (off if steps is None else self.cancel_after(off, steps))
-        except ra.OutOfMemory:
+        except (ra.OutOfMemory, Told):
             done = False
         except (ra.BackendError, ra.CorruptData) as exc:
             self.explain(exc)
@@ -526,7 +597,6 @@ class MemoryMachine(RuleBasedStateMachine):
     def swapoff_ends(self, cancelled) -> None:
         if self.leaving is None:
             return
-        self.open_gates()
         task, self.leaving = self.leaving, None
 
         async def call():
@@ -548,12 +618,12 @@ class MemoryMachine(RuleBasedStateMachine):
         try:
             self.memory.tune(kcompressd=kcompressd, fifo=fifo)
         except ra.TopologyError:
-            most = self.memory._machine.fifo.most
-            assert self.spec["compress"]["mode"] == "inline" or (fifo or 0) > most
+            machine = self.memory._machine
+            assert machine.mode == "inline" or (fifo or 0) > machine.fifo.most
 
     @rule(what=st.sampled_from(["mark", "recompress", "writeback", "huge"]))
     def zram_pass(self, what) -> None:
-        self.open_gates()
+        self.open_gates()  # a pass has no deadline
 
         async def call():
             for zram in self.zrams():
@@ -580,10 +650,10 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(
         nr=st.integers(0, MAX_STORES),
-        kind=st.sampled_from(["full", "eio", "loads", "hang", *DAMAGES]),
+        kind=st.sampled_from(["full", "eio", "loads", "hang", "hang loads", *DAMAGES]),
     )
     def fault(self, nr, kind) -> None:
-        self.open_gates()
+        """A store fails from now on; one that hangs is not mended before others wait for it."""
         if not self.faults:
             return
         store = self.faults[nr % len(self.faults)]
@@ -597,36 +667,77 @@ class MemoryMachine(RuleBasedStateMachine):
                 store.fail_loads(EIO)
             case "hang":
                 store.store_gate = Gate()
+            case "hang loads":
+                store.load_gate = Gate()
             case damage:
                 store.damage = damage
 
     @rule()
     def all_is_mended(self) -> None:
-        self.open_gates()
         for store in self.faults:
             self.mend(store)
 
     def open_gates(self) -> None:
-        gates = [store.store_gate for store in self.faults if store.store_gate is not None]
-        if gates:
-            for store in self.faults:
-                store.store_gate = None
+        for store in self.faults:
+            if store.store_gate or store.load_gate:
+                self.mend(store)
 
-            async def call():
-                for gate in gates:
-                    gate.open()
+    @rule(call=st.sampled_from(CALLS), before=st.booleans())
+    def policy_raises(self, call, before) -> None:
+        """At its next such call, to whoever asked: a caller, or an actor, which crashes."""
+        if self.crashes < MAX_CRASHES and self.policy.raises is None:
+            self.crashes += 1
+            self.policy.raises = (call, before)
 
-            self.run(call())
+    @rule(seconds=st.sampled_from([1, 60, 3600]), steps=st.integers(0, 20))
+    def stopped_and_continued(self, seconds, steps) -> None:
+        """Ctrl-Z, or a frozen container: that makes no store late which is not."""
+        before = self.run(self.late_stores())
+        self.runner.get_loop()._clock.now += seconds
+        self.let_actors_run(steps)
+        hung = {fault for fault in self.faults if fault.store_gate or fault.load_gate}
+        assert self.run(self.late_stores()) - before <= hung
 
-    def heal_hang_if_full(self, nr_bytes: int = 0) -> None:
-        """A put may wait for a hanging store as long as its timeout: not in this test."""
-        if self.memory._node.memcg.free - nr_bytes < BUDGET // 3:
-            self.open_gates()
+    async def late_stores(self) -> set[Fault | None]:
+        swapds = self.memory._machine.swapds.values()
+        return {fault_of(swapd.backend) for swapd in swapds if swapd.backing.late}
+
+    @rule(call=st.sampled_from(sorted({*STRANGE} - {"aclose"})))
+    def fork(self, call) -> None:
+        """A child that tries to use what is its parent's, and ends."""
+        if not hasattr(os, "fork"):
+            return
+
+        async def in_child():
+            pid = os.fork()
+            if pid:
+                return pid
+            status = 1
+            try:
+                await refused(self.memory, call, "before the fork")
+                await self.memory.aclose()  # does nothing
+                status = int(len(self.memory) != len(self.model))
+            finally:
+                os._exit(status)
+
+        _, status = os.waitpid(self.run(in_child()), 0)
+        assert status == 0, "a child was served"
+
+    @rule(call=st.sampled_from(sorted(STRANGE)))
+    def second_loop(self, call) -> None:
+        """A resident value is served, which costs less than to ask which loop runs."""
+        pfn = self.memory._node.small.get(0)
+        if call.startswith("get") and pfn is not None and self.is_held(pfn):
+            return
+
+        with asyncio.Runner() as runner:
+            strange = refused(self.memory, call, "another one runs now")
+            runner.run(asyncio.wait_for(strange, 5))
 
     @rule()
     def worker_crashes(self) -> None:
         """The next batch that is compressed kills its actor."""
-        if self.crashes == 4:
+        if self.crashes == MAX_CRASHES:
             return
         self.crashes += 1
         offload = self.memory._machine.offload
@@ -650,6 +761,7 @@ class MemoryMachine(RuleBasedStateMachine):
                 zram.table.check()
             assert set(self.memory.keys()) == set(self.model)
             self.check_copies()
+            self.check_lists()
             assert self.memory.vmstat["actor_restarts"] <= self.crashes, "nobody made it crash"
             if self.leaving is None:
                 devices = list(self.memory._node.swap)
@@ -668,6 +780,23 @@ class MemoryMachine(RuleBasedStateMachine):
                 assert copy is None or copy == value[at : at + size], f"{key!r}: pfn {pfn}"
                 at += size
             assert at == len(value)
+
+    def check_lists(self) -> None:
+        """To the policy, a folio is listed, isolated or gone, as its state says."""
+        policy, state = self.policy.policy, self.memory._node.mm.state
+        policy.check()
+        if self.policy.has_lost:
+            return
+        known = vars(sys.modules[type(policy).__module__])
+        isolated, gone = known["_ISOLATED"], known["_GONE"]
+        for pfn, was in enumerate(state):
+            where = policy._where[pfn] if pfn < len(policy._where) else gone
+            assert (where < isolated) == (was == RESIDENT), f"pfn {pfn}: {where} in state {was}"
+            in_hand = was in {WRITEBACK, UNEVICTABLE}
+            assert (where == isolated) == in_hand, f"pfn {pfn}: {where} in state {was}"
+
+    def is_held(self, pfn: int) -> bool:
+        return self.memory._node.mm.state[pfn] in {RESIDENT, UNEVICTABLE}
 
     def copy_of(self, pfn: int) -> bytes | None:
         """What a read of a folio would give if no store failed; None where only zram can say."""
@@ -698,6 +827,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "memory"):
             return
+        self.policy.raises = None
         try:
             while self.pinned:
                 self.unpin()
@@ -714,7 +844,7 @@ class MemoryMachine(RuleBasedStateMachine):
 
     async def nobody_reads(self) -> None:
         while self.reads():
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)  # so that deadlines come
 
     async def close(self) -> None:
         self.leave.set()
@@ -726,7 +856,7 @@ class MemoryMachine(RuleBasedStateMachine):
             await self.memory.get(0)
         # A new memory over the same store sees none of the old slots.
         swap = [{"backend": store, "size": "2MiB"} for store in self.faults[:1]]
-        async with ra.open_memory("kcompressd", swap=swap, **self.spec) as fresh:
+        async with ra.open_memory(self.topology, swap=swap, **self.spec) as fresh:
             assert len(fresh) == 0
             await fresh.put("new", b"x" * 5000)
             await fresh.reclaim(1_000_000)
@@ -734,6 +864,7 @@ class MemoryMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(7200)
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # 3.12
 @pytest.mark.parametrize("part", range(PARTS))
 def test_nothing_is_lost_whatever_happens(part):
     run_state_machine_as_test(
