@@ -328,9 +328,9 @@ class Machine:
     def _name_lethal(self, batch: FolioBatch) -> None:
         """Say once of each folio that killed workers whose it is."""
         node = self.node
-        for pfn in batch.pfns if node.lethal else ():
-            data = node.mm.data.get(pfn)
-            if data is not None and node.lethal.to_tell(data):
+        for pfn in self.swapout.owned(batch) if node.lethal else ():
+            data = node.mm.data[pfn]
+            if node.lethal.to_tell(data):
                 self.log.error(
                     "compressor.killed_workers",
                     compressor=self._compressor.name,

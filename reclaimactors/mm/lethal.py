@@ -22,6 +22,7 @@ __all__ = ["Lethal"]
 AGAIN = (
     1024  #: batches that go well before a condemned page is tried again; twice as many each time
 )
+MANY = 32  #: deaths with no batch between them that went well: no page is to blame
 MOST = 1 << 16  #: pages and pieces that are remembered; the oldest are forgotten
 
 
@@ -42,6 +43,7 @@ class Lethal:
 
     def __init__(self, page_size: int) -> None:
         self.batches = 0  #: batches that workers have compressed, and survived
+        self._in_a_row = 0  # deaths since the last of these
         self._page_size = page_size
         self._records: dict[tuple[int, int], _Record] = {}
 
@@ -52,6 +54,16 @@ class Lethal:
         if not self._records or not isinstance(page, bytes):
             return False
         return any(mark in self._records for mark in self._marks(page))
+
+    def went_well(self) -> None:
+        """Note that a worker has compressed a batch."""
+        self.batches += 1
+        self._in_a_row = 0
+
+    def explains(self) -> bool:
+        """A worker has ended in the middle of a batch: return whether a page may be to blame."""
+        self._in_a_row += 1
+        return self._in_a_row <= MANY
 
     def killed(self, page: bytes) -> None:
         """Note that a worker has ended with a batch in which this page was."""

@@ -140,7 +140,6 @@ class ProcessOffload:
             except WorkerDied:
                 if not self._lethal.condemned(page):
                     raise
-                self._crew.excuse()
             else:
                 if row.kinds[0] != FAIL:
                     self._lethal.survived(page)
@@ -168,7 +167,7 @@ class ProcessOffload:
             if ticket.died:
                 await self._suspect(slots, slot, ticket)
                 raise WorkerDied(ticket.died)
-            self._lethal.batches += 1
+            self._lethal.went_well()
             out = Squeezed(bytearray(), [], [], of_sources)
             breath.begin()
             for rows in slots.rows_of(slot):
@@ -182,9 +181,13 @@ class ProcessOffload:
                 free.append(slot)
 
     async def _suspect(self, slots: Slots, slot: int, ticket: Ticket) -> None:
-        """Note the pages that a worker has died with."""
+        """Note the pages that a worker has died with, where it was at them."""
+        if not ticket.begun or self._crew.slots is not slots:
+            return
+        if self._lethal.explains():
+            self._crew.excuse()
         breath = Breath()
-        for page in slots.pages(slot) if ticket.begun and self._crew.slots is slots else ():
+        for page in slots.pages(slot):
             self._lethal.killed(page)
             await self._breathe(breath, slots)
 

@@ -195,7 +195,7 @@ class Workers:
             await anyio.sleep(STEP_S)
 
     def excuse(self) -> None:
-        """A page is to blame for the last death: the next one is the first in a row."""
+        """A page may be to blame for the last death: the next one is the first in a row."""
         for worker in self.all:
             worker.backoff.worked()
 

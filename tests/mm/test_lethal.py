@@ -47,11 +47,18 @@ def test_it_is_tried_again_each_time_later_and_forgotten_if_it_was_innocent(leth
         lethal.killed(A) if nth == 0 else None
         lethal.batches += AGAIN * 2**nth - 1
         assert lethal.condemned(A)
-        lethal.batches += 1
+        lethal.went_well()
         assert not lethal.condemned(A)
         assert A in lethal
     lethal.survived(A)
     assert not lethal
+
+
+def test_many_deaths_in_a_row_are_no_page_s_fault(lethal, monkeypatch):
+    monkeypatch.setattr(lethal_module, "MANY", 2)
+    assert [lethal.explains() for _ in range(3)] == [True, True, False]
+    lethal.went_well()
+    assert lethal.explains()
 
 
 def test_a_large_page_is_known_by_its_pieces_and_they_by_it(lethal):

@@ -13,6 +13,7 @@ import pytest
 
 import reclaimactors as ra
 from reclaimactors.backends.zram import ZramBackend
+from reclaimactors.mm import lethal as lethal_module
 from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.lethal import AGAIN, Lethal
 from reclaimactors.mm.page_io import BLOB, FAIL, POOR, SAME_FILLED, squeeze
@@ -176,6 +177,18 @@ async def test_any_number_of_them_never_makes_threads_stand_in(deadly, monkeypat
         assert not offload.degraded
     assert deadly.seen == []
     assert "offload.degraded" not in caplog.text
+
+
+async def test_where_every_page_kills_its_worker_threads_stand_in(deadly, monkeypatch, caplog):
+    monkeypatch.setattr(lethal_module, "MANY", 2)
+    async with running(deadly) as offload:
+        out = await tried_twice(offload, [page(b"KILL", i) for i in range(20)])
+        assert list(out.kinds) == [FAIL] * 20
+        assert offload.degraded
+        assert deaths(offload) < 20
+        assert list((await offload.squeeze([page(b"good")])).kinds) == [BLOB]
+    assert deadly.seen == []
+    assert caplog.text.count("offload.degraded") == 1
 
 
 async def test_where_workers_are_down_for_long_threads_do_all_but_the_suspects(deadly, monkeypatch):
