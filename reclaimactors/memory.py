@@ -345,7 +345,7 @@ class Memory:
             type(data) is bytes
             and len(data) <= self._max_folio
             and not self._admission.queued
-            and self._put_fast(key, data)
+            and self._put_fast(key, data, may_wait=False)
         ):
             return
         source = _bytes_of(data)

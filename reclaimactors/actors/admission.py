@@ -47,7 +47,7 @@ class Admission:
         self._turn = anyio.Lock(fast_acquire=True)
         self._brake_turn = anyio.Lock(fast_acquire=True)
         self._brake = Brake(machine.node, machine.ledger, batch=machine.pipeline.batch_bytes)
-        self._braked = 0  #: callers in the brake
+        machine.node.lets = self._brake.lets
         self.queued = 0  #: callers who wait for room, the one whose turn it is included
 
     async def reserve(self, need_of: Callable[[], int]) -> int:
@@ -161,16 +161,16 @@ class Admission:
         brake.owe(size)
         if machine.node.memcg.free < machine.node.marks.low:
             machine.wake_kswapd()
-        if not brake.holds and not self._braked:
+        if not brake.holds and not brake.waiting:
             return
-        self._braked += 1
+        brake.waiting += 1
         try:
             async with self._brake_turn:
                 if brake.holds:
                     with Stalled(machine):
                         await self._wait_for_payment()
         finally:
-            self._braked -= 1
+            brake.waiting -= 1
 
     async def _wait_for_payment(self) -> None:
         machine, brake = self._m, self._brake

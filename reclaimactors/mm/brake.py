@@ -33,12 +33,33 @@ class Brake:
         self._ledger = ledger
         self._batch = batch
         self.debt = 0
+        self.waiting = 0  #: callers who wait in it: who comes later waits behind them
         self._paid = ledger.freed_total
 
     def owe(self, size: int) -> None:
         """A put of `size` bytes has reserved its room; free memory is as it will be after it."""
         self._settle()
         self.debt += self._node.marks.brake(self._node.memcg.free, size)
+
+    def lets(self, size: int, free: int) -> bool:
+        """Let a put of `size` bytes go on at once if it needs not wait; then it owes for that.
+
+        Args:
+            size: bytes.
+            free: free memory after the put, in bytes.
+
+        Returns:
+            False, with nothing changed, where the caller has to wait or to reclaim for itself.
+        """
+        marks = self._node.marks
+        if self.waiting or free < marks.min:
+            return False
+        self._settle()
+        debt = self.debt + marks.brake(free, size)
+        if debt > self._allowance(free):
+            return False
+        self.debt = debt
+        return True
 
     def forgive(self) -> None:
         """Nobody is at work who could pay."""
@@ -49,7 +70,7 @@ class Brake:
     def holds(self) -> bool:
         """Whether the next caller is to wait."""
         self._settle()
-        return self.debt > self._allowance()
+        return self.debt > self._allowance(self._node.memcg.free)
 
     def _settle(self) -> None:
         """Pay with what reclaim has freed; at *low* nobody owes anything."""
@@ -59,7 +80,7 @@ class Brake:
         if self._node.memcg.free >= self._node.marks.low:
             self.debt = 0
 
-    def _allowance(self) -> int:
+    def _allowance(self, free: int) -> int:
         marks = self._node.marks
-        above = min(marks.low, max(marks.min, self._node.memcg.free)) - marks.min
+        above = min(marks.low, max(marks.min, free)) - marks.min
         return self._batch * above // (marks.low - marks.min)

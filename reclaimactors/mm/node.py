@@ -63,6 +63,11 @@ def _ignore(*_: object) -> None:
     """Nobody listens."""
 
 
+def _never(*_: object) -> bool:
+    """Nobody may owe anything."""
+    return False
+
+
 @attrs.define(eq=False)
 class Node:
     """Shared state of the mm core; not for use from more than one thread."""
@@ -110,6 +115,8 @@ class Node:
     """the pfns of that, for the path of a put"""
     stale: dict[int, deque[tuple[int, int]]] = attrs.Factory(dict[int, "deque[tuple[int, int]]"])
     """device -> (first slot, slots) that its store must still forget before they are reused"""
+    lets: Callable[[int, int], bool] = _never
+    """whether a put may go on below *low*, and owes for that (`Brake.lets`)"""
     on_wake: Callable[[], None] = _ignore
     """kswapd is wanted"""
     on_stale: Callable[[int], None] = _ignore
@@ -215,11 +222,19 @@ class Node:
         else:
             self.large[key] = array("Q", pfns)
 
-    def put_fast(self, key: Hashable, data: bytes) -> bool:
+    def put_fast(  # noqa: C901 - one call less is a twentieth of a put
+        self, key: Hashable, data: bytes, *, may_wait: bool = True
+    ) -> bool:
         """Make `data`, one folio, the value of `key` if nothing is in the way; else do nothing.
 
-        The path of a put without pressure: free memory stays at *low* or above, nobody looks at the
-        old bytes. An overwritten folio keeps its pfn; to the policy it is read, or refaulted.
+        The path of a put that needs not wait: free memory stays at *low* or above, or what it owes
+        below that is allowed (`Brake`); nobody looks at the old bytes. An overwritten folio keeps
+        its pfn; to the policy it is read, or refaulted.
+
+        Args:
+            key: of the value.
+            data: its bytes.
+            may_wait: False for who cannot wait, and so owes nothing down to *min*.
         """
         memcg, mm = self.memcg, self.mm
         room = memcg.budget - memcg.resident - memcg.compressed - memcg.overhead - self.marks.low
@@ -232,7 +247,9 @@ class Node:
             if extra > 0:
                 extra = min(extra, MAX_EXTRA)
                 overhead += extra
-            if (self.large and key in self.large) or size + overhead > room:
+            if self.large and key in self.large:
+                return False
+            if size + overhead > room and not self._below_low(size, size + overhead, may_wait):
                 return False
             self.small[key] = pfn = self._new_folio(data)
             if extra > 0:
@@ -243,7 +260,9 @@ class Node:
         state = mm.state[pfn]
         held = mm.charge[pfn] if state == DEVICE else len(mm.data.get(pfn, b""))
         delta = size - held
-        if mm.refs[pfn] or delta > room or state in {WRITEBACK, UNEVICTABLE}:
+        if mm.refs[pfn] or state in {WRITEBACK, UNEVICTABLE}:
+            return False
+        if delta > room and not self._below_low(size, delta, may_wait):
             return False
         if state == RESIDENT:
             self.policy.access(pfn)
@@ -259,6 +278,14 @@ class Node:
         mm.size[pfn] = size
         if delta < 0:
             memcg.freed(-delta)
+        return True
+
+    def _below_low(self, size: int, need: int, may_wait: bool) -> bool:
+        """Whether a put of `size` bytes, which takes `need` more, may go on below *low*."""
+        free = self.memcg.free - need
+        if not (self.lets(size, free) if may_wait else free >= self.marks.min):
+            return False
+        self.on_wake()
         return True
 
     def _let_go_of_copy(self, pfn: int, held: int) -> None:

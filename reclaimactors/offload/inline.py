@@ -48,8 +48,8 @@ class InlineOffload:
         """Compress a batch in slices (one folio at least in each)."""
         out = Squeezed(bytearray(), [], [], of_sources)
         breath = Breath(self._seconds)
+        started = perf_counter()
         for page in pages:
-            started = perf_counter()
             row = squeeze(
                 self._compressor,
                 (page,),
@@ -57,7 +57,8 @@ class InlineOffload:
                 of_sources=of_sources,
                 never=self._never,
             )
-            self._learn((perf_counter() - started) / max(1, len(page)))
+            if not out.kinds:  # the first one says it for all
+                self._learn((perf_counter() - started) / max(1, len(page)))
             out.extend(row)
             await breath.take()
         return out

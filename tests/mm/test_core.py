@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from reclaimactors import BackendError, CorruptData, PluginError, ProtocolViolation, Verdict
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
+from reclaimactors.mm.brake import Brake
 from reclaimactors.mm.demotion import PASSED_OVER
 from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, SAME, UNEVICTABLE, WRITEBACK, ZSWAP
 from reclaimactors.mm.keys import key_extra
@@ -1649,6 +1650,41 @@ def test_a_long_key_is_charged_from_put_to_delete(key, fast, size):
     assert (node.memcg.free, node.memcg.overhead) == (free, 0)
     core.put("short", value)
     assert node.memcg.overhead == OVERHEAD, "a pfn that is used again owes nothing for its last key"
+
+
+def below_low(core, *, above_min):
+    """Put until free memory is so many bytes above *min*."""
+    node = core.node
+    core.put("filler", bytes(node.memcg.free - node.marks.min - OVERHEAD - above_min))
+
+
+@pytest.mark.parametrize("may_wait", [True, False])
+def test_below_low_a_put_that_needs_not_wait_takes_the_short_way(may_wait):
+    core = Core()
+    node, woken = core.node, []
+    node.on_wake = lambda: woken.append(True)
+    node.lets = Brake(node, core.out.ledger, batch=64 * PAGE).lets
+    below_low(core, above_min=node.marks.low - node.marks.min - PAGE)
+    assert not woken
+    assert node.put_fast("a", text(1), may_wait=may_wait)
+    assert node.put_fast("a", text(2), may_wait=may_wait)  # over it
+    assert woken == [True, True]
+    core.check()
+    assert core.get("a") == text(2)
+
+
+@pytest.mark.parametrize("may_wait", [True, False])
+def test_nobody_goes_below_min_on_the_short_way(may_wait):
+    core = Core()
+    node = core.node
+    node.lets = Brake(node, core.out.ledger, batch=64 * PAGE).lets
+    below_low(core, above_min=OVERHEAD + 99)
+    free = node.memcg.free
+    assert not node.put_fast("a", text(1, size=100), may_wait=may_wait)
+    assert node.memcg.free == free
+    assert node.put_fast("a", text(1, size=99), may_wait=False)
+    assert node.memcg.free == node.marks.min
+    core.check()
 
 
 def test_a_put_without_room_for_its_key_changes_nothing():

@@ -117,9 +117,9 @@ class CoreMachine(RuleBasedStateMachine):
         self.node.commit(key, cut, 0)
         self.model[key] = value
 
-    @rule(key=KEYS, value=VALUES)
-    def put_fast(self, key, value):
-        if self.node.put_fast(key, value):
+    @rule(key=KEYS, value=VALUES, may_wait=st.booleans())
+    def put_fast(self, key, value, may_wait):
+        if self.node.put_fast(key, value, may_wait=may_wait):
             self.model[key] = value
 
     @rule(key=KEYS)
