@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, cast
 import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint
 
+from reclaimactors.actors.heap import WORTH
 from reclaimactors.actors.supervision import unraised, words_of
 from reclaimactors.errors import ReclaimError
+from reclaimactors.offload.breath import Breath
 from reclaimactors.topology import processes
 from reclaimactors.topology.swapon import close_backends
 
@@ -276,6 +278,17 @@ async def close(machine: Machine, within_s: float) -> None:
         finally:
             machine.ended = True
             processes.memory_closed()
+            with anyio.CancelScope(shield=True):
+                await _let_go(machine)
+
+
+async def _let_go(machine: Machine) -> None:
+    """Let go of every value, whoever still names the memory or one of its stores."""
+    memcg, breath = machine.node.memcg, Breath()
+    for _ in machine.node.mm.let_go():
+        await breath.take()
+    if memcg.resident + memcg.compressed >= WORTH:
+        await machine.heap.trim()
 
 
 def _cancelled(what: str) -> ReclaimError:

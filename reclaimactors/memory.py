@@ -654,6 +654,7 @@ class Memory:
         else:
             self._credit = int(BUDGET_CALLS * away.share(perf_counter()))
         self._check()
+        self._machine.look_at_heap()
 
     def refuse_calls(self) -> None:
         """Close for callers; `open_memory` calls this, and ends the actors by cancellation."""

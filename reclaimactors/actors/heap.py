@@ -1,16 +1,22 @@
 """Give memory back that malloc keeps: the budget is of the process, not of a counter.
 
-Early on, when few keys are known, nearly all of the budget is bytes of values, and the heap grows
-as large as that. As keys come, their overhead takes the place of bytes; but it lies in other
-mappings (columns, dicts), while glibc keeps the pages between what is left on the heap. So the heap
-is trimmed each time overhead has grown by a sixteenth of the budget: rarely, for it costs
-milliseconds (1 to 9 were seen).
+glibc keeps the pages between what is left on its heap. So the heap is trimmed
+
+- each time overhead has grown by a sixteenth of the budget: early on, when few keys are known,
+  nearly all of the budget is bytes of values, and the heap grows as large as that; as keys come,
+  their overhead takes the place of bytes, but it lies in other mappings (columns, dicts);
+- each time the bytes of values and blobs have fallen by a quarter of the budget;
+- when a memory that held a MiB or more is closed.
+
+A trim takes milliseconds (1 to 9 were seen), so it runs in a thread.
 """
 
 from __future__ import annotations
 
 import ctypes
 from typing import TYPE_CHECKING
+
+from anyio import CapacityLimiter, to_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,21 +25,39 @@ if TYPE_CHECKING:
 
 __all__ = ["Heap"]
 
-STEP = 16  #: parts of the budget
+STEP = 16  #: parts of the budget that overhead grows by
+FALL = 4  #: parts of the budget that values and blobs fall by
+WORTH = 1 << 20  #: bytes that are worth a trim
 
 
 class Heap:
-    """When to trim."""
+    """When to trim, and how."""
 
     def __init__(self, memcg: Memcg) -> None:
         self._memcg = memcg
+        self._limiter = CapacityLimiter(1)  # nobody who hangs has it
         self._next = memcg.budget // STEP
+        self._most = 0  # bytes of values and blobs, since the last trim
         self._trim = _malloc_trim()
 
-    def overhead_grew(self) -> None:
-        """Trim the heap if overhead has grown by a part of the budget since."""
-        if self._trim is not None and self._memcg.overhead >= self._next:
-            self._next = self._memcg.overhead + self._memcg.budget // STEP
+    def due(self) -> bool:
+        """Return whether it is to be trimmed now; once for each reason."""
+        memcg = self._memcg
+        held = memcg.resident + memcg.compressed
+        grew = memcg.overhead >= self._next
+        fell = self._most - held >= max(WORTH, memcg.budget // FALL)
+        if grew:
+            self._next = memcg.overhead + memcg.budget // STEP
+        self._most = held if fell else max(held, self._most)
+        return grew or fell
+
+    async def trim(self) -> None:
+        """Give back what is free, where the C library can be told to."""
+        if self._trim is None:
+            return
+        try:
+            await to_thread.run_sync(self._trim, 0, limiter=self._limiter)
+        except RuntimeError:  # this process may not start another thread
             self._trim(0)
 
 

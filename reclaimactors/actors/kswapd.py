@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
-from reclaimactors.actors.heap import Heap
 from reclaimactors.actors.machine import LATE_S
 from reclaimactors.actors.sched import enqueue, first_pages, gate_of
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
@@ -35,7 +34,6 @@ class KswapdActor:
         self._batch: FolioBatch | None = None  # isolated, not yet handed on: mine to hand back
         self._passes = 0
         self._breath = Breath()
-        self._heap = Heap(machine.node.memcg)
 
     async def run(self) -> None:
         """Balance at each wake-up, for ever."""
@@ -80,7 +78,7 @@ class KswapdActor:
     async def _breathe(self) -> None:
         """Let the event loop go on once a slice is used up."""
         if self._breath.due:
-            self._heap.overhead_grew()
+            self._m.look_at_heap()
             self._m.revive()
             await self._breath.take()
 

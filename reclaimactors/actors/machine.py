@@ -15,6 +15,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.base import Fifo, Signal
+from reclaimactors.actors.heap import Heap
 from reclaimactors.actors.supervision import Supervisor, closed, unraised
 from reclaimactors.loops import current_loop
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
@@ -120,10 +121,12 @@ class Machine:
         self._rate = 200e6  #: bytes a second of the compressor in the loop, measured as it goes
         self._expand_rate = 500e6  #: the same of faults
         self.readers = anyio.CapacityLimiter(max(2, offload.workers))  #: threads, for large values
+        self.heap = Heap(node.memcg)
         self._actors: dict[str, Callable[[], Awaitable[None]]] = {}
         self._tasks: TaskGroup | None = None
         self._to_start: deque[str] = deque()
         self._to_free: deque[list[bytes] | bytearray] = deque()
+        self._to_trim = False
         self._start_now = anyio.Event()
         self.loop = current_loop()
         self._started = False
@@ -180,7 +183,10 @@ class Machine:
                     tasks.start_soon(self.supervisor.run, name, self._actors[name], name=name)
                 self._to_start.popleft()
             while self._to_free:
-                tasks.start_soon(let_go, self._to_free.popleft(), name="let_go")
+                tasks.start_soon(self._let_go, self._to_free.popleft(), name="let_go")
+            if self._to_trim:
+                self._to_trim = False
+                tasks.start_soon(self.heap.trim, name="trim")
             await self._start_now.wait()
 
     def start(self) -> None:
@@ -196,6 +202,16 @@ class Machine:
         """Free a large value in slices, if it is one; nobody waits for that."""
         if held and self._tasks is not None and not self.closing:
             self._to_free.append(held)
+            self._start_now.set()
+
+    async def _let_go(self, held: list[bytes] | bytearray) -> None:
+        await let_go(held)
+        self.look_at_heap()
+
+    def look_at_heap(self) -> None:
+        """Have the heap trimmed, in a thread, if that is due; nobody waits for that."""
+        if self.heap.due():
+            self._to_trim = True
             self._start_now.set()
 
     def refuse_calls(self) -> None:

@@ -25,9 +25,12 @@ from int to bytes, which it does not track (a list of a million of them would co
 from __future__ import annotations
 
 from array import array
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from reclaimactors.errors import ProtocolViolation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "DEAD",
@@ -56,14 +59,15 @@ UNEVICTABLE: Final = (
 IN_MEMORY: Final = frozenset({RESIDENT, WRITEBACK, UNEVICTABLE})  #: states with the source bytes
 
 _ROWS = 256
+LET_GO = 32  #: folios that are let go of at a time
 
 
 class MemMap:
     """Columns of folios. A pfn is handed out by `alloc` and taken back by `free`."""
 
     __slots__ = (
-        "_free", "at_store", "cached", "charge", "codec", "crc", "data", "device", "entry", "key",
-        "length", "owner", "refs", "shadow", "size", "state",
+        "_free", "at_store", "cached", "charge", "codec", "crc", "data", "device", "entry", "gone",
+        "key", "length", "owner", "refs", "shadow", "size", "state",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -82,10 +86,23 @@ class MemMap:
         self.cached = bytearray()  #: 1 = RESIDENT, and its slots still hold the same bytes
         self.key = array("I")  #: bytes charged for the key beyond KEY_OVERHEAD, at its first folio
         self.at_store = bytearray()  #: 1 = WRITEBACK, and a write to a store owns it
+        self.gone = False  #: the memory has ended, and its values were let go
         self._free = array("I")
 
     def __len__(self) -> int:
         return len(self.state)
+
+    def let_go(self) -> Iterator[None]:
+        """Drop the bytes of all folios but those that somebody holds, LET_GO at each step.
+
+        For the end of a memory, whose counters stay as they were.
+        """
+        self.gone = True
+        for start in range(0, len(self.refs), LET_GO):
+            for pfn in range(start, min(start + LET_GO, len(self.refs))):
+                if not self.refs[pfn]:
+                    self.data.pop(pfn, None)
+            yield
 
     def alloc(self, data: bytes) -> int:
         """Return the pfn of a new RESIDENT folio that holds `data`."""
@@ -129,12 +146,11 @@ class MemMap:
         for pfn, state in enumerate(self.state):
             data = self.data.get(pfn)
             if state in has_bytes:
-                assert data is not None, f"pfn {pfn}: state {state} without bytes"
+                assert data is not None or self.gone, f"pfn {pfn}: state {state} without bytes"
             elif state != DEAD:
                 assert data is None, f"pfn {pfn}: state {state} still holds bytes"
             assert state == WRITEBACK or not self.at_store[pfn], f"pfn {pfn}: at no store"
-            if state in IN_MEMORY:
-                assert data is not None
+            if state in IN_MEMORY and data is not None:
                 assert len(data) == self.size[pfn], f"pfn {pfn}: wrong size"
             if state == WRITEBACK:
                 assert self.owner[pfn], f"pfn {pfn}: in writeback, owned by nobody"

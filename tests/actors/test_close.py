@@ -1,13 +1,18 @@
 """Close: it refuses, ends, takes back and returns, whatever hangs."""
 
 import asyncio
+import gc
+import os
+import tracemalloc
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
+from reclaimactors.actors import heap as heap_module
 from reclaimactors.backends.memory import MemoryBackend
+from reclaimactors.backends.zram import ZramBackend
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.testing import Gate, GatedCompressor, ThreadGate
@@ -323,3 +328,61 @@ async def test_a_store_that_does_not_close_in_time_is_named_in_the_log(kit, capl
         await checkpoint()
     [line] = [record.getMessage() for record in caplog.records]
     assert line == "swapd.close_timed_out memory='padata' nid=0 device='Hangs0' timeout_s=5.0"
+
+
+# letting go
+
+
+@pytest.mark.parametrize("make", [MemoryBackend, ZramBackend, None])
+async def test_a_closed_memory_holds_no_value_though_it_and_its_store_are_named(make):
+    store = make() if make else "file"
+    zswap = {"enabled": make is not ZramBackend, "max_pool_percent": 20}
+    spec = {"budget": "8MiB", "zswap": zswap, "swap": [{"backend": store, "size": "64MiB"}]}
+    size, nr = 4096, 2500
+    async with ra.open_memory(**spec) as memory:
+        tracemalloc.start()
+        try:
+            for key in range(nr):
+                noise = os.urandom(size // 2 if key % 3 else size)
+                await memory.put(key, noise + bytes(size - len(noise)))
+            await memory.drain()
+            used = memory.usage()
+            held = used.resident + used.compressed
+            assert held > 3 << 20
+            assert memory.vmstat["pswpout"] > 0
+            await memory.aclose()
+            gc.collect()
+            mine = tracemalloc.Filter(True, __file__)
+            left = tracemalloc.take_snapshot().filter_traces([mine])
+            of_values = sum(trace.size for trace in left.traces)
+            total, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert of_values < nr * 32 + 2 * size  # the keys
+    assert total < held / 2  # columns and dicts
+    assert memory.usage().resident == used.resident
+    assert memory._node.check()
+
+
+async def test_a_view_that_is_open_at_the_end_stays_valid(kit):
+    async with ra.open_memory(**kit.spec()) as memory:
+        for key in ("live", "deleted"):
+            await memory.put(key, key.encode() * 100)
+        async with memory.pin("live") as live, memory.pin("deleted") as deleted:
+            await memory.delete("deleted")
+            await memory.aclose()
+            assert live == b"live" * 100
+            assert deleted == b"deleted" * 100
+    assert memory._node.check()
+    assert memory._node.memcg.pinned == 0
+
+
+@pytest.mark.parametrize(("nr", "times"), [(300, 1), (200, 0)])
+async def test_the_heap_is_trimmed_where_it_held_a_mib(monkeypatch, nr, times):
+    trims = []
+    monkeypatch.setattr(heap_module, "_malloc_trim", lambda: trims.append)
+    async with ra.open_memory(budget="32MiB", swap=[]) as memory:
+        for key in range(nr):
+            await memory.put(key, os.urandom(4096))
+        assert trims == []
+    assert trims == [0] * times
