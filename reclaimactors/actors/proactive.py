@@ -120,6 +120,8 @@ class Proactive:
                 machine.node.want_writeback()
             if scan.exhausted:
                 self._over = not await self._others_free()
+            elif scan.seen_all and machine.node.writeback_wanted:
+                await self._others_free()  # all that is left to do is a store's, however slow it is
             elif self._patient:
                 with anyio.move_on_after(PATIENCE_S) as scope:
                     await self._others_free()

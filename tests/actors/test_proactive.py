@@ -257,6 +257,31 @@ async def test_a_store_that_hangs_ends_a_call_after_its_timeout(kit):
         assert memory._node.check()
 
 
+@virtual
+async def test_it_waits_without_work_for_a_store_that_was_asked_to_take_what_is_compressed(kit):
+    store = kit.store()
+    swap = [{"backend": store, "size": "4MiB", "timeout": 5.0}]
+    async with ra.open_memory(**kit.spec(fifo=64) | {"swap": swap}) as memory:
+        put_many(kit, memory, 200)
+        await memory.reclaim(EVERYTHING)
+        node, machine = memory._node, memory._machine
+        assert node.nr_resident == 0
+        store.store_gate = StoreGate()
+        node.want_writeback(50 * kit.page)  # as a put does that lacks so much
+        await store.store_gate.entered.wait()
+        rounds, reclaim_inline = [], machine.reclaim_inline
+
+        def count(*args, **kwargs):
+            rounds.append(anyio.current_time())
+            assert len(rounds) < 100, "it looks again and again, and time does not pass"
+            return reclaim_inline(*args, **kwargs)
+
+        machine.reclaim_inline = count
+        assert await memory.reclaim(EVERYTHING) == 0
+        assert anyio.current_time() >= 5
+        assert node.check()
+
+
 async def test_a_memory_that_closes_ends_a_call_whose_batches_wait(kit):
     gate = ThreadGate(timeout=60)
     ends = []
