@@ -15,6 +15,7 @@ import pytest
 
 import reclaimactors as ra
 from reclaimactors.testing import Gate
+from reclaimactors.topology import builtin_names, resolve
 
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
@@ -41,6 +42,15 @@ NOWAIT = {
     "keys": lambda memory: memory.keys(),
     "tune": lambda memory: memory.tune(fifo=8),
 }
+
+
+def each_with(*actors):
+    """Every built-in topology with its own kswapd and worker, and one of them with other actors."""
+    of_all = [(name, "kswapd") for name in builtin_names()]
+    modes = {name: resolve(name).compress.mode for name in builtin_names()}
+    workers = [(name, mode) for name, mode in modes.items() if mode != "inline"]
+    others = [("kcompressd", actor) for actor in actors]
+    return pytest.mark.parametrize(("topology", "actor"), [*of_all, *workers, *others])
 
 
 class Bug:
@@ -90,10 +100,10 @@ async def crash_of(opening):
 
 
 @virtual
-@pytest.mark.parametrize("actor", ["kswapd", "kcompressd", "swapd/memory0/stores"])
-async def test_every_call_after_a_crash_says_why(kit, actor):
+@each_with("swapd/memory0/stores", "swapd/memory0/loads", "prefetch")
+async def test_every_call_after_a_crash_says_why(kit, topology, actor):
     spec = kit.spec() | {"swap": [{"backend": "memory", "size": "1MiB"}]}
-    opening = ra.open_memory(**spec)
+    opening = ra.open_memory(topology, **spec)
     memory = await opening.__aenter__()
     await memory.put("here", b"h")
     Bug(memory._machine, actor).now.set()
@@ -110,8 +120,8 @@ async def test_every_call_after_a_crash_says_why(kit, actor):
 
 
 @virtual
-@pytest.mark.parametrize("actor", ["kswapd", "kcompressd"])
-async def test_whoever_waits_as_it_crashes_is_told_why(kit, actor):
+@each_with("prefetch")
+async def test_whoever_waits_as_it_crashes_is_told_why(kit, topology, actor):
     store = kit.store()
     spec = kit.spec() | {"swap": [{"backend": store}]}
     ends = {}
@@ -120,7 +130,7 @@ async def test_whoever_waits_as_it_crashes_is_told_why(kit, actor):
         ends[name] = await ended_by(call)
 
     async with anyio.create_task_group() as callers:
-        opening = ra.open_memory(**spec)
+        opening = ra.open_memory(topology, **spec)
         memory = await opening.__aenter__()
         bug = Bug(memory._machine, actor)
         [device] = [info.name for info in memory.swaps()]
@@ -150,10 +160,10 @@ async def test_whoever_waits_as_it_crashes_is_told_why(kit, actor):
     assert all(says_why(error, actor) for error in ends.values())
 
 
-@pytest.mark.parametrize("actor", ["kswapd", "kcompressd", "swapd/memory0/loads"])
-async def test_an_actor_that_somebody_else_cancels_is_no_silent_end(kit, actor):
+@each_with("swapd/memory0/loads", "prefetch")
+async def test_an_actor_that_somebody_else_cancels_is_no_silent_end(kit, topology, actor):
     spec = kit.spec() | {"swap": [{"backend": "memory", "size": "1MiB"}]}
-    opening = ra.open_memory(**spec)
+    opening = ra.open_memory(topology, **spec)
     memory = await opening.__aenter__()
     memory._machine.start()
     await kit.settle()

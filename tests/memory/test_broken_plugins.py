@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 import reclaimactors as ra
+from reclaimactors.backends.zram import ZramBackend
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.mglru import Mglru
 from reclaimactors.topology import builtin_names
@@ -55,10 +56,11 @@ def cancelled(_right):
         pytest.param(lambda right: right[:-1], ra.BackendError, id="too few"),
     ],
 )
-async def test_what_a_store_gives_back_wrongly_is_an_error_that_names_it(wrong, error):
+@pytest.mark.parametrize("topology", builtin_names())
+async def test_what_a_store_gives_back_wrongly_is_an_error_that_names_it(wrong, error, topology):
     shelf = Shelf()
     async with ra.open_memory(
-        budget="1MiB", swap=[{"backend": shelf}], compress={"offload": "inline"}
+        topology, budget="1MiB", swap=[{"backend": shelf}], compress={"offload": "inline"}
     ) as memory:
         for key in range(8):
             await memory.put(key, noise(key))
@@ -198,11 +200,17 @@ class Odd:
 
 
 @pytest.mark.parametrize("how", ["int", "str", "none", "empty", "its own buffer", "a bytearray"])
-@pytest.mark.parametrize("offload", ["inline", "thread"])
-async def test_a_compressor_that_gives_odd_things_loses_nothing(how, offload):
-    compress = {"compressor": Odd(how), "offload": offload}
-    values = {key: noise(key, 2048) + bytes([key % 256]) * 2048 for key in range(600)}
-    async with ra.open_memory(budget="1MiB", compress=compress) as memory:
+@pytest.mark.parametrize(
+    ("topology", "offload"),
+    [*[(name, "thread") for name in builtin_names()], ("kcompressd", "inline")],
+)
+async def test_a_compressor_that_gives_odd_things_loses_nothing(how, topology, offload):
+    odd = Odd(how)
+    spec = {"budget": "1MiB", "compress": {"compressor": odd, "offload": offload}}
+    if topology == "zram":  # what it fails on has no other place there than memory
+        spec |= {"budget": "1280KiB", "swap": [{"backend": ZramBackend(odd)}]}
+    values = {key: noise(key, 2048) + bytes([key % 256]) * 2048 for key in range(350)}
+    async with ra.open_memory(topology, **spec) as memory:
         with anyio.fail_after(50):
             for key, value in values.items():
                 await memory.put(key, value)
@@ -212,6 +220,7 @@ async def test_a_compressor_that_gives_odd_things_loses_nothing(how, offload):
                 assert got == value
             await memory.drain()
         assert memory._node.check()
+        assert memory.vmstat["pgsteal_anon"] > 50
         assert memory.vmstat["actor_restarts"] == 0
 
 
