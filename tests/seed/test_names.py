@@ -17,6 +17,20 @@ def test_every_test_that_the_page_names_exists():
     assert named - TESTS == set()
 
 
+def test_every_test_that_the_page_names_with_its_file_is_there():
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", PAGE)
+    assert len(named) > 29
+    for file, name in named:
+        assert re.search(
+            rf"^(?:async )?def {name}\(", (HERE.parent / file).read_text(), re.MULTILINE
+        )
+
+
+def test_every_fault_of_others_has_a_row_and_a_test():
+    rows = re.findall(r"^\| F(\d+) \|.*\| `[\w/]+\.py::test_\w+`.* \|$", PAGE, re.MULTILINE)
+    assert rows == [str(n) for n in range(1, 30)]
+
+
 def test_every_defect_has_a_row():
     assert re.findall(r"^\| (D\d+) \|", PAGE, re.MULTILINE) == [f"D{n}" for n in range(1, 20)]
 
