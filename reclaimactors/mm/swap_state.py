@@ -81,7 +81,7 @@ class SwapCache:
         )
         assert all(mm.state[pfn] == RESIDENT for pfn in clean), "a clean folio is not resident"
         assert self.pages == sum(len(self._node.slots_of(pfn)) for pfn in clean), "slots drifted"
-        as_it_is = [pfn for pfn in clean if not mm.codec[pfn]]
+        as_it_is = [pfn for pfn in clean if not mm.codec[pfn] and pfn in mm.data]  # see MemMap.gone
         assert all(crc32(mm.data[pfn]) == mm.crc[pfn] for pfn in as_it_is), "clean, but changed"
 
 

@@ -364,6 +364,19 @@ async def test_a_closed_memory_holds_no_value_though_it_and_its_store_are_named(
     assert memory._node.check()
 
 
+async def test_after_the_end_the_counters_of_clean_folios_still_add_up(kit):
+    swap = [{"backend": "file", "size": "4MiB"}]
+    async with ra.open_memory(**kit.spec() | {"swap": swap}) as memory:
+        for key in range(40):
+            await memory.put(key, kit.noise(key))
+        await memory.reclaim(1 << 30)
+        for key in range(40):
+            await memory.get(key)
+        assert memory.vmstat["nr_swapcached"] == 40
+    assert not memory._node.mm.data
+    assert memory._node.check()
+
+
 async def test_a_view_that_is_open_at_the_end_stays_valid(kit):
     async with ra.open_memory(**kit.spec()) as memory:
         for key in ("live", "deleted"):
