@@ -59,7 +59,7 @@ UNEVICTABLE: Final = (
 IN_MEMORY: Final = frozenset({RESIDENT, WRITEBACK, UNEVICTABLE})  #: states with the source bytes
 
 _ROWS = 256
-LET_GO = 32  #: folios that are let go of at a time
+LET_GO = 8  #: folios that are let go of at a time
 
 
 class MemMap:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["PIECE", "Slots", "anonymous_memory"]
 
 PIECE = 32  #: folios that are copied at a time: some 50 us for pages
+PIECE_BYTES = PIECE * 4096  #: of them, unless one alone is larger
 OF_SOURCES = 1 << 32  #: above any number of folios
 _NOT_HERE = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 
@@ -56,13 +57,14 @@ class Slots:
         self._map = mmap.mmap(fd, self.nr_bytes)
 
     def put(self, slot: int, pages: Sequence[bytes], *, of_sources: bool = False) -> Iterator[None]:
-        """Copy a batch in, PIECE folios at each step: the event loop may go on between them."""
-        sizes = array("q", [len(pages) + OF_SOURCES * of_sources, *map(len, pages)])
+        """Copy a batch in, a piece at each step: the event loop may go on between them."""
+        sizes = list(map(len, pages))
+        head = array("q", [len(pages) + OF_SOURCES * of_sources, *sizes])
         base = slot * self._stride
-        self._map[base : base + 8 * len(sizes)] = sizes.tobytes()
+        self._map[base : base + 8 * len(head)] = head.tobytes()
         at = base + self._table
-        for start in range(0, len(pages), PIECE):
-            for page in pages[start : start + PIECE]:
+        for start, stop in _pieces(sizes):
+            for page in pages[start:stop]:
                 end = at + len(page)
                 self._map[at:end] = page
                 at = end
@@ -95,7 +97,7 @@ class Slots:
         self._map[rows : rows + len(answer)] = answer
 
     def rows_of(self, slot: int) -> Iterator[Squeezed]:
-        """Yield the answer, PIECE rows at a time, each blob a bytes object of its own."""
+        """Yield the answer, a piece at a time, each blob a bytes object of its own."""
         base = slot * self._stride
         sizes = self._sizes(slot)
         nr = len(sizes)
@@ -104,8 +106,7 @@ class Slots:
         of_sources = self.of_sources(slot)
         memory = self._map
         at = base + self._table
-        for start in range(0, nr, PIECE):
-            stop = min(nr, start + PIECE)
+        for start, stop in _pieces(sizes):
             lengths, values = answer[start:stop], answer[nr + start : nr + stop]
             blobs: list[bytes | None] = []
             for size, length in zip(sizes[start:stop], lengths, strict=True):
@@ -135,6 +136,18 @@ class Slots:
     def close(self) -> None:
         """Let go of the mapping."""
         self._map.close()
+
+
+def _pieces(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Cut the folios of a batch into runs of PIECE folios and PIECE_BYTES at most."""
+    start = nr_bytes = 0
+    for at, size in enumerate(sizes):
+        nr_bytes += size
+        if at > start and (nr_bytes > PIECE_BYTES or at - start == PIECE):
+            yield start, at
+            start, nr_bytes = at, size
+    if start < len(sizes):
+        yield start, len(sizes)
 
 
 def _signed(value: int) -> int:
