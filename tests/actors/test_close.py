@@ -338,7 +338,7 @@ async def test_a_closed_memory_holds_no_value_though_it_and_its_store_are_named(
     store = make() if make else "file"
     zswap = {"enabled": make is not ZramBackend, "max_pool_percent": 20}
     spec = {"budget": "8MiB", "zswap": zswap, "swap": [{"backend": store, "size": "64MiB"}]}
-    size, nr = 4096, 2500
+    size, nr = 4096, 1900
     async with ra.open_memory(**spec) as memory:
         tracemalloc.start()
         try:
