@@ -378,16 +378,15 @@ async def test_d16_several_workers_compress_at_the_same_time(monkeypatch):
     monkeypatch.setattr(ThreadOffload, "late", False)
 
     class Meets(Lz4):
-        """Each of two workers waits in its first page until the other is there too."""
+        """The first two workers wait in their first page until the other is there too."""
 
         def __init__(self):
             super().__init__()
             self.barrier = threading.Barrier(2, timeout=30)
-            self.met = threading.local()
+            self.to_meet = threading.Semaphore(2)  # there may be more threads that take turns
 
         def compress(self, data):
-            if not getattr(self.met, "once", False):
-                self.met.once = True
+            if self.to_meet.acquire(blocking=False):
                 self.barrier.wait()
             return super().compress(data)
 
