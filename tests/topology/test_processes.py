@@ -56,6 +56,11 @@ def go_on(process):
     process.stdin.flush()
 
 
+def told(caplog):
+    """What the package has said; asyncio may say more on a busy machine."""
+    return [r.getMessage() for r in caplog.records if r.name.startswith("reclaimactors")]
+
+
 @linux
 def test_the_second_process_of_a_program_is_told_once_and_a_third_after_both_is_not():
     with started() as first:
@@ -95,7 +100,7 @@ async def test_memories_of_one_process_are_not_several_processes(caplog):
     async with ra.open_memory(budget="1MiB", swap=[]), ra.open_memory(budget="1MiB", swap=[]):
         assert processes._name.memories == 2
     assert processes._name.memories == 0
-    assert caplog.records == []
+    assert told(caplog) == []
 
 
 @pytest.mark.parametrize(("workers", "lines"), [("2", 1), ("1", 0), ("", 0), ("auto", 0)])
@@ -106,7 +111,7 @@ async def test_a_server_that_is_told_to_have_workers_is_told_once(
     for _ in range(2):
         async with ra.open_memory(budget="1MiB", swap=[]):
             pass
-    assert [f"WEB_CONCURRENCY is {workers}" in text for text in caplog.messages] == [True] * lines
+    assert [f"WEB_CONCURRENCY is {workers}" in text for text in told(caplog)] == [True] * lines
 
 
 @linux
@@ -118,7 +123,7 @@ async def test_where_there_are_no_sockets_nobody_is_told(monkeypatch, caplog):
     processes.memory_opened()
     processes.memory_closed()
     assert processes._name.memories == 0
-    assert caplog.records == []
+    assert told(caplog) == []
 
 
 @linux
