@@ -274,8 +274,6 @@ class Machine:
         """Wake kswapd where that is more than a no-op; wake-ups coalesce."""
         for swapd in self.swapds.values():
             swapd.loads.drop_readahead()
-            if not swapd.device.takes_writes:
-                swapd.backing.revive(self.loop.now())
         if self.kswapd.wants_to_run() and not self.closing:
             self.start()
             self.awake = True
@@ -559,8 +557,7 @@ class Machine:
             self.check_open()
             if ledger.freed_total != freed or (or_room and node.memcg.free > free):
                 return True
-            compressed = not node.memcg.compressing or ledger.returned_total >= ends
-            if compressed and not node.awaits_writes(of_late=True):
+            if not node.nr_writes and (not node.nr_in_flight or ledger.returned_total >= ends):
                 return False
 
     # -- stores -----------------------------------------------------------------------------------
@@ -574,17 +571,6 @@ class Machine:
             self.node.scan.retry_failed()
         for swapd in self.swapds.values():
             swapd.backing.revive(now)
-
-    @property
-    def retry_in_s(self) -> float | None:
-        """Seconds until a store may take writes that does not now; None where none is expected."""
-        now = self.loop.now()
-        waits = [
-            LATE_S if swapd.device.down else swapd.backing.service.again_at - now
-            for swapd in self.swapds.values()
-            if swapd.device.may_return
-        ]
-        return max(0.0, min(waits)) if waits else None
 
     @property
     def idle(self) -> bool:

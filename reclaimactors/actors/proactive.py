@@ -45,7 +45,6 @@ class Proactive:
             ClosedResourceError: if the memory closes.
         """
         machine, mine = self._m, self._mine
-        machine.revive()
         breath = Breath()
         while mine.freed < self._nbytes and not self._over:
             if mine.ended != self._seen_ended:
@@ -122,9 +121,7 @@ class Proactive:
             if scan.exhausted:
                 self._over = not await self._others_free()
             elif scan.seen_all and machine.node.writeback_wanted:
-                # All that is left to do is a store's; one that is late is not waited for.
-                freed = await self._others_free()
-                self._over = not freed and machine.node.writeback_wanted > 0
+                await self._others_free()  # all that is left to do is a store's, however slow it is
             elif self._patient:
                 with anyio.move_on_after(PATIENCE_S) as scope:
                     await self._others_free()
@@ -138,7 +135,7 @@ class Proactive:
         machine = self._m
         before = machine.ledger.freed_total
         while machine.ledger.freed_total == before:
-            if not (machine.node.awaits(of_late=False) or machine.node.awaits_slots):
+            if machine.idle:
                 return False
             await machine.verdicts.wait()
             machine.check_open()

@@ -20,6 +20,7 @@ from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.mm.ending import end_all
 from reclaimactors.mm.folio import DEAD, DEVICE
 from reclaimactors.mm.rmap import Rmap
+from reclaimactors.mm.scan import MAX_RECLAIM_RETRIES
 from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
@@ -104,7 +105,6 @@ class Stores:
 
     def clear(self) -> None:
         """Hand back whatever waits: no lane is left to write it."""
-        self.backing.device.congested = self._m.kswapd.throttled = False
         writes = [write for write in self._mailbox.drain() if write is not None]
         end_all(writes, self._m.pageout.refuse)
 
@@ -149,8 +149,6 @@ class Stores:
             few = len(self._mailbox.waiting) <= MAX_STORES // 2
             if few and (not self._mailbox.waiting or self._m.node.memcg.at_store <= half):
                 self.backing.device.congested = self._m.kswapd.throttled = False
-            if self.backing.device.aside:
-                self.backing.put_aside.notify()
             self._m.verdicts.notify()
 
     async def _store(self, left: list[StoreBatch]) -> bool:
@@ -163,7 +161,7 @@ class Stores:
                 items += pageout.items(write)
                 await breath.take()
             if items:
-                end = partial(pageout.refuse, aside=True)  # it may be written whatever happens
+                end = partial(pageout.refuse, retire=True)  # it may be written whatever happens
                 await self.backing.call("store", self.backing.backend.store_many(items))
             end = self._acknowledged
             while left:
@@ -240,30 +238,30 @@ class Stores:
         """A write has failed; return writes to other devices."""
         verdict = Verdict.ACTIVATE if self.backing.failed(exc) else Verdict.ERROR
         late = isinstance(exc, TooSlow)
-        return self._m.pageout.store_failed(write, verdict, aside=late)
+        return self._m.pageout.store_failed(write, verdict, retire=late)
 
     async def _shrink(self) -> None:
         """The shrink worker: the pool's coldest blobs to this store, down to the threshold.
 
-        After a write that failed it gives up until it is woken again: the store is to rest.
+        After MAX_RECLAIM_RETRIES failed writes in a row it gives up until it is woken again.
         """
-        node, device = self._m.node, self.backing.device
+        node = self._m.node
         vm = node.vmstat
+        failures = 0
         at_once = 1  # until the store is seen to take what it is given
-        while device.takes_writes:
+        while self.backing.device.takes_writes and failures < MAX_RECLAIM_RETRIES:
             spared = vm["zswap_second_chance"]
             writes = await self._coldest(at_once)
             if writes:
-                if not await self.store(writes):
-                    vm["zswap_shrink_gave_up"] += 1
-                    break
-                at_once = SHRINK_BATCHES
+                taken = await self.store(writes)
+                failures, at_once = (0, SHRINK_BATCHES) if taken else (failures + 1, 1)
             elif vm["zswap_second_chance"] == spared:
                 break
             else:
                 await checkpoint()
+        vm["zswap_shrink_gave_up"] += failures == MAX_RECLAIM_RETRIES
         if node.writeback_wanted:
-            node.cannot_write_back(device.index)
+            node.cannot_write_back(self.backing.device.index)
             self._m.verdicts.notify()
 
     async def _coldest(self, nr: int) -> list[StoreBatch]:

@@ -93,6 +93,8 @@ class Node:
     """folios in WRITEBACK"""
     nr_writes: int = 0
     """store batches that have not had their verdict"""
+    nr_forgetting: int = 0
+    """calls on their way that have a store forget slots"""
     unwilling: set[int] = attrs.Factory(set[int])
     """devices that can take no more of the blobs whose writeback is wanted"""
     swapped: int = 0
@@ -514,23 +516,22 @@ class Node:
                 first, before = taken.pop()
                 slots += before
             taken.append((first, slots))
-        self.swap[device].forgetting += bool(taken)
+        self.nr_forgetting += bool(taken)
         self.swap[device].stale -= total
         return taken
 
     def forgotten(self, device: int, runs: list[tuple[int, int]]) -> None:
         """The store has forgotten these runs: they may be used again."""
-        store = self.swap[device]
-        store.forgetting -= bool(runs)
+        self.nr_forgetting -= bool(runs)
+        free = self.swap[device].free
         for slot, nr in runs:
-            store.free(slot, nr)
+            free(slot, nr)
 
-    def not_forgotten(self, device: int, runs: list[tuple[int, int]]) -> None:
-        """Nobody knows when the store will forget these runs: they are set aside."""
-        store = self.swap[device]
-        store.forgetting -= bool(runs)
+    def never_forgotten(self, device: int, runs: list[tuple[int, int]]) -> None:
+        """Nobody knows when the store will forget these runs: never use them again."""
+        self.nr_forgetting -= bool(runs)
         for slot, nr in runs:
-            store.set_aside(slot, nr)
+            self.swap[device].retire(slot, nr)
 
     def pin(self, pfn: int) -> None:
         """Keep a resident folio where it is, and its bytes even after its key is gone."""
@@ -570,32 +571,9 @@ class Node:
         return not (
             self.nr_in_flight
             or self.nr_writes
+            or self.nr_forgetting
             or self.writeback_wanted
-            or any(device.stale or device.forgetting for device in self.swap)
-        )
-
-    def awaits(self, *, of_late: bool) -> bool:
-        """Return whether something on its way may yet free memory, so that it is waited for.
-
-        What a store has that is late counts only if `of_late`, and not where it is lost.
-        """
-        if self.memcg.compressing or self.awaits_writes(of_late=of_late):
-            return True
-        return bool(self.writeback_wanted) and not self.swap.all_late
-
-    @property
-    def awaits_slots(self) -> bool:
-        """Whether a store that answers is to forget slots, which can be handed out then."""
-        return any(
-            (device.stale or device.forgetting) and not (device.late or device.down)
-            for device in self.swap
-        )
-
-    def awaits_writes(self, *, of_late: bool) -> bool:
-        """Return the same of what stores are writing, or are to write."""
-        return any(
-            device.writes and not (device.late and (device.lost or not of_late))
-            for device in self.swap
+            or any(self.stale.values())
         )
 
     @property
@@ -652,15 +630,9 @@ class Node:
         self.unwilling.discard(device)
         self._nobody_writes_back()
 
-    def write_begun(self, device: int) -> None:
-        """A write to a store is on its way."""
-        self.nr_writes += 1
-        self.swap[device].writes += 1
-
-    def write_ended(self, device: int) -> None:
+    def write_ended(self) -> None:
         """A write to a store has its verdict."""
         self.nr_writes -= 1
-        self.swap[device].writes -= 1
         self._nobody_writes_back()
 
     def _nobody_writes_back(self) -> None:
@@ -758,12 +730,11 @@ class Node:
                 owned[mm.device[pfn]] += self.slots_of(pfn)
             else:
                 assert pfn not in self.scattered, f"pfn {pfn}: slots without a copy in them"
-        assert self.nr_writes == sum(device.writes for device in self.swap), "writes drifted"
         for device in self.swap:
             slots = set(owned[device.index])
             assert len(slots) == len(owned[device.index]), f"{device.name}: a slot of two owners"
             assert slots <= device.used_slots(), f"{device.name}: a copy in a slot that is not used"
             in_hand = device.used - len(slots)
-            assert not in_hand or device.writes or device.forgetting, (
+            assert not in_hand or self.nr_writes or self.nr_forgetting, (
                 f"{device.name}: {in_hand} slots of nobody"
             )

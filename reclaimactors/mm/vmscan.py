@@ -74,7 +74,8 @@ class Kswapd:
     @property
     def pending(self) -> bool:
         """Whether something on its way may yet free memory."""
-        return self._node.awaits(of_late=True)
+        node = self._node
+        return bool(node.nr_in_flight or node.nr_writes or node.writeback_wanted)
 
     @property
     def hopeless(self) -> bool:
@@ -106,7 +107,7 @@ class Kswapd:
             return self._sleep()
         if not self.running:
             self._start_run(node)
-        if not node.awaits_writes(of_late=False):
+        if not node.nr_writes:
             self.throttled = False
         if self.throttled and not node.zswap.accepts():
             return Step.THROTTLE

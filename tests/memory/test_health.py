@@ -92,7 +92,8 @@ async def test_a_store_out_of_service_is_named_with_its_last_error():
     async with ra.open_memory(**SPEC, swap=swap(broken)) as memory:
         for key in range(64):
             await memory.put(key, b"%4096d" % key)
-        while not memory.vmstat["swap_out_of_service"]:
+        device = next(iter(memory._machine.swapds.values())).device
+        while device.in_service:
             await memory.reclaim(1 << 16)
             await anyio.sleep(1)
         health = memory.health()

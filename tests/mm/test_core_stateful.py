@@ -295,7 +295,7 @@ class CoreMachine(RuleBasedStateMachine):
         for first, nr in runs:
             for slot in range(first, first + nr):
                 self.stores[device].pop(slot, None)
-        (self.node.forgotten if answered else self.node.not_forgotten)(device, runs)
+        (self.node.forgotten if answered else self.node.never_forgotten)(device, runs)
 
     @precondition(lambda self: self.loads)
     @rule(index=st.integers(0), kind=st.sampled_from(["good", "good", "flip", "fail"]))
