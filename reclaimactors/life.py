@@ -18,7 +18,7 @@ import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint
 
 from reclaimactors.actors.heap import WORTH
-from reclaimactors.actors.supervision import unraised, words_of
+from reclaimactors.actors.supervision import unraised, why_of, words_of
 from reclaimactors.errors import ReclaimError
 from reclaimactors.offload.breath import Breath
 from reclaimactors.topology import processes
@@ -108,12 +108,14 @@ class OwnTask:
             machine.crashed(
                 _cancelled("the task that runs its actors" if self._cancelled else "an actor")
             )
-        if self._cancelled:
-            machine.log.warning("memory.cancelled", hint="close it before its event loop ends")
-        elif machine.crash is not None:
-            machine.log.error("memory.crashed", error=str(machine.crash))
-        with anyio.CancelScope(shield=True):
-            await close(machine, self._close_timeout)
+        try:
+            if self._cancelled:
+                machine.log.warning("memory.cancelled", hint="close it before its event loop ends")
+            elif machine.crash is not None:
+                machine.log.error("memory.crashed", error=why_of(machine.crash))
+        finally:  # a host's handler may exit the program
+            with anyio.CancelScope(shield=True):
+                await close(machine, self._close_timeout)
 
     def _crashed(self) -> None:
         """Something that is no close ends the memory."""
@@ -247,10 +249,12 @@ class InBlock:
                 goes_on = None
                 machine.crashed(crash)
         finally:
-            if machine.crash is not None and machine.ours:
-                machine.log.error("memory.crashed", error=str(machine.crash))
-            # Not less than a quarter: the process may have been stopped while its tasks ended.
-            await close(machine, max(self._close_timeout / 4, ends - anyio.current_time()))
+            try:
+                if machine.crash is not None and machine.ours:
+                    machine.log.error("memory.crashed", error=why_of(machine.crash))
+            finally:
+                # Not less than a quarter: the process may have been stopped while its tasks ended.
+                await close(machine, max(self._close_timeout / 4, ends - anyio.current_time()))
         if goes_on is None and machine.crash is not None:
             raise unraised(machine.crash)
         return goes_on is not error
@@ -268,10 +272,10 @@ async def close(machine: Machine, within_s: float) -> None:
     try:
         machine.close()
     except Exception as exc:
-        machine.log.error("memory.close_failed", error=words_of(exc), exc_info=exc)  # noqa: TRY400
         error = ReclaimError(f"a plugin failed as the memory was closed: {words_of(exc)}")
         error.__cause__ = exc
         machine.crashed(error)
+        machine.log.error("memory.close_failed", error=words_of(exc), exc_info=exc)  # noqa: TRY400
     finally:
         try:
             await close_backends(machine.swapds.values(), within_s)

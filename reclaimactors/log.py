@@ -6,12 +6,17 @@ any case (logging's last resort writes them to stderr where no handler is), the 
 has set up logging.
 
 structlog takes a tenth of a second to import, so that waits for the first line that is heard.
+
+On failure: saying a line never raises, or a handler with a bug could keep a memory from closing its
+stores. Such a line, and what went wrong with it, goes to stderr in the way of the standard library
+(`logging.Handler.handleError`), unless `logging.raiseExceptions` is False.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +53,19 @@ class Log:
         self._say(logging.ERROR, "error", event, facts)
 
     def _say(self, level: int, method: str, event: str, facts: dict[str, Any]) -> None:
-        logger = _listener(level)
-        if logger is not None:  # by the method's name: not every host's logger has `log`
-            getattr(logger.bind(**self._bound), method)(event, **facts)
+        try:
+            logger = _listener(level)
+            if logger is not None:  # by the method's name: not every host's logger has `log`
+                getattr(logger.bind(**self._bound), method)(event, **facts)
+        except Exception:  # noqa: BLE001 - code of the host, which says how it is to be told
+            _unsaid(level, event, {**self._bound, **facts})
+
+
+def _unsaid(level: int, event: str, facts: dict[str, Any]) -> None:
+    """Tell on stderr of a line that could not be said, and of the error that is being handled."""
+    record = logging.makeLogRecord({"levelno": level, "msg": event, "args": (facts,)})
+    with suppress(Exception):  # of stderr itself: nobody is left to tell
+        logging.Handler().handleError(record)
 
 
 def _listener(level: int) -> Any:

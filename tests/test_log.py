@@ -117,3 +117,64 @@ def test_what_is_bound_stays_with_its_logger(caplog):
         "w",
     ]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+# what cannot be said
+
+
+@pytest.fixture
+def bug():
+    """A handler of the host's that raises, whatever it is told."""
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            raise ZeroDivisionError("a bug in a handler")
+
+    logger, handler = logging.getLogger("reclaimactors"), Handler()
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+def test_a_handler_that_raises_is_told_on_stderr_with_the_line_and_stops_nobody(bug, capsys):
+    log.bind(memory="m").error("e", why="it is so")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "ZeroDivisionError: a bug in a handler" in err
+    assert "Message: 'e'" in err
+    assert "'memory': 'm', 'why': 'it is so'" in err
+    assert __file__ in err, "it says whose line it was"
+
+
+def test_who_wants_no_errors_of_logging_itself_gets_none(bug, capsys, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    log.error("e")
+    assert capsys.readouterr() == ("", "")
+
+
+class Full:
+    def write(self, text):
+        raise OSError("the disk is full")
+
+
+@pytest.mark.parametrize("stderr", [None, Full()], ids=["none", "full"])
+def test_a_stderr_that_takes_nothing_stops_nobody(bug, monkeypatch, stderr):
+    monkeypatch.setattr(sys, "stderr", stderr)
+    log.error("e")
+
+
+def test_a_processor_of_structlog_that_raises_is_told_on_stderr():
+    stdout, stderr = output_of(
+        "import structlog\n"
+        "def processor(*line): raise ZeroDivisionError('a bug in a processor')\n"
+        "structlog.configure(processors=[processor])"
+    )
+    assert stdout == []
+    assert stderr.count("ZeroDivisionError: a bug in a processor") == 4
+    assert "Message: 'e'" in stderr
+
+
+def test_a_structlog_that_cannot_be_imported_is_told_on_stderr():
+    _, stderr = output_of("import sys; sys.modules['structlog.processors'] = None")
+    assert "Message: 'e'" in stderr
+    assert any("KeyError('k')" in line for line in stderr)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from random import Random
 
 import anyio
 import pytest
 
 import reclaimactors as ra
+from reclaimactors import registry
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.mm.batch import Reclaimer
 
@@ -119,3 +121,33 @@ def test_on_trio_a_memory_is_not_awaited_and_nothing_is_opened_in_vain():
 class Unopened(MemoryBackend):
     async def open(self, page_size: int) -> None:
         raise AssertionError("it was opened")
+
+
+class Exited(BaseException):
+    """As SystemExit, which pytest would take as its own."""
+
+
+class Exits:
+    """A log whose every line ends the program."""
+
+    def __getattr__(self, name: str) -> None:
+        raise Exited
+
+
+@pytest.mark.parametrize(("backend", "options"), LOOPS)
+def test_whatever_ends_a_program_as_it_logs_the_stores_are_closed(
+    backend: str, options: dict[str, bool]
+):
+    store = MemoryBackend()
+
+    async def main() -> None:
+        async with ra.open_memory(budget="1MiB", swap=[{"backend": store}]) as memory:
+            memory._machine.log = Exits()
+            memory._machine.crashed(ra.ReclaimError("crashed as told"))
+            await anyio.sleep(0)
+
+    with pytest.raises((Exited, ra.ReclaimError)):
+        anyio.run(main, backend=backend, backend_options=options)
+    registry.take(store, "another memory")  # nobody has it any more
+    registry.let_go(store)
+    gc.collect()  # asyncio tells of its task's error now, not at the end of the tests

@@ -46,7 +46,7 @@ def closed(crash: BaseException | None = None) -> anyio.ClosedResourceError:
 
 def why_of(crash: BaseException) -> str:
     """Return why a memory has ended, in the words of what ended it."""
-    return str(crash) if isinstance(crash, ReclaimError) else repr(crash)
+    return str(crash) if isinstance(crash, ReclaimError) else words_of(crash)
 
 
 def unraised(error: BaseException) -> BaseException:
@@ -80,7 +80,7 @@ def _copied(error: BaseException) -> BaseException:
             copied = copy(error)
             copied.args = error.args  # its __init__ may have made words of words
     except Exception:  # noqa: BLE001 - it is somebody else's class
-        return ReclaimError(f"{type(error).__name__}: {error}")
+        return ReclaimError(f"{type(error).__name__}: {_said(str, error)}")
     return copied
 
 
@@ -95,7 +95,15 @@ def words_of(error: BaseException) -> str:
     """Return what a crash is told by: the one error in it where a task group wrapped it."""
     while len(members := members_of(error)) == 1:
         error = members[0]
-    return repr(error)
+    return _said(repr, error)
+
+
+def _said(how: Callable[[object], str], error: BaseException) -> str:
+    """Return an error's own words, or its class where these raise: telling of it must not."""
+    try:
+        return how(error)
+    except Exception as exc:  # noqa: BLE001 - it is somebody else's class
+        return f"<{type(error).__name__}, whose {how.__name__} raises {type(exc).__name__}>"
 
 
 class Supervisor:

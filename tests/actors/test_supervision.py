@@ -197,3 +197,26 @@ def test_a_full_store_can_be_pickled():
 async def test_a_crash_that_is_no_reclaim_error_is_told_by_its_class():
     await checkpoint()
     assert str(closed(MemoryError())) == "this memory is closed: MemoryError()"
+
+
+class MuteError(Exception):
+    """A class with a bug in its words."""
+
+    def __str__(self):
+        raise ZeroDivisionError
+
+    __repr__ = __str__
+
+
+@virtual
+async def test_a_crash_whose_words_raise_is_told_by_its_class_and_survived():
+    supervisor, crashes = Supervisor(Vmstat(), log, lambda crash: None), [MuteError()]
+
+    async def run():
+        if crashes:
+            raise crashes.pop()
+
+    await supervisor.run("kswapd", run)
+    words = "<MuteError, whose repr raises ZeroDivisionError>"
+    assert supervisor.lately(perf_counter())[0].endswith(f"the last: {words}")
+    assert str(closed(MuteError())) == f"this memory is closed: {words}"

@@ -496,6 +496,51 @@ async def test_a_plugin_that_raises_as_the_memory_closes_is_told_and_all_is_clos
     await memory.aclose()
 
 
+class Breaks(logging.Handler):
+    """A handler of the host's that raises, whatever it is told."""
+
+    def emit(self, record):
+        raise RuntimeError("a bug in a handler")
+
+
+@pytest.fixture
+def deaf():
+    """A host that hears every line, and breaks on it."""
+    logger, handler = logging.getLogger("reclaimactors"), Breaks()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+
+
+async def test_a_log_handler_that_raises_changes_nothing_in_a_memory_that_is_used(deaf, capsys):
+    async with opening(swap=[{"backend": MemoryBackend()}]) as memory:
+        await use(memory)
+        await memory.drain()
+        assert memory.health().state == "open"
+        assert memory.vmstat["actor_restarts"] == 0
+    assert "Message: 'kswapd.slept'" in capsys.readouterr().err
+
+
+async def test_a_log_handler_that_raises_changes_nothing_in_how_a_memory_ends(deaf):
+    store = Store()
+    with pytest.raises(ra.ReclaimError, match="a bug in a policy"):  # noqa: PT012 - the block's end
+        async with opening(policy=Crashing(), swap=[{"backend": store}]) as memory:
+            press(memory)
+            await asyncio.sleep(60)
+    assert not store.is_open
+    assert "a bug in a policy" in memory.health().reason
+
+
+async def test_a_log_handler_that_raises_does_not_hide_what_a_plugin_did_at_the_end(deaf):
+    store = Store()
+    memory = await filled(BreaksAtTheEnd(), store)
+    with pytest.raises(ra.ReclaimError, match="a bug at the end"):
+        await memory.aclose()
+    assert not store.is_open
+
+
 async def test_a_store_whose_close_was_cancelled_inside_keeps_no_other_open(caplog):
     class Cancelled(Store):
         async def aclose(self):
