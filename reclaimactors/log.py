@@ -5,7 +5,11 @@ as it gets its own. Any other host gets them from the standard logger ``reclaima
 any case (logging's last resort writes them to stderr where no handler is), the rest once the host
 has set up logging.
 
-structlog takes a tenth of a second to import, so that waits for the first line that is heard.
+structlog takes a tenth of a second to import, so that waits for the first line that is heard, and
+so does the standard logger: `logging.config` disables each logger that is there and that the
+configuration does not name. Where it comes after a line was heard, or the host itself has set
+`disabled`, errors are said by the root logger instead, and the rest is not said. Whoever wants
+silence gives the logger ``reclaimactors`` a level above ERROR.
 
 On failure: saying a line never raises, or a handler with a bug could keep a memory from closing its
 stores. Such a line, and what went wrong with it, goes to stderr in the way of the standard library
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict
 
 __all__ = ["Log", "log"]
+
+_NAME = "reclaimactors"
 
 
 class Log:
@@ -70,16 +76,20 @@ def _unsaid(level: int, event: str, facts: dict[str, Any]) -> None:
 
 def _listener(level: int) -> Any:
     """Return the structlog logger that takes a line of this level, None if nobody would hear it."""
+    root = logging.getLogger()
+    made = root.manager.loggerDict.get(_NAME)
+    ours = made if isinstance(made, logging.Logger) else root  # the root is never disabled
+    by_root = ours.disabled and level >= max(logging.ERROR, ours.getEffectiveLevel())
+    name = root.name if by_root else _NAME
     if "structlog" in sys.modules:  # whoever configured it has imported it
         import structlog  # noqa: PLC0415
 
         if structlog.is_configured():
-            return structlog.get_logger("reclaimactors")
-    # Made by the first line, not at import: `dictConfig` disables the loggers that exist.
-    stdlib = logging.getLogger("reclaimactors")
-    if level < logging.ERROR and not stdlib.hasHandlers():
+            return structlog.get_logger(name)
+    heard = root if by_root else ours
+    if level < logging.ERROR and not heard.hasHandlers():
         return None  # logging's last resort would show warnings too
-    return _ours(stdlib) if stdlib.isEnabledFor(level) else None
+    return _ours(logging.getLogger(name)) if heard.isEnabledFor(level) else None
 
 
 @cache
@@ -94,8 +104,8 @@ def _ours(stdlib: logging.Logger) -> Any:
     ) -> tuple[tuple[str, str, str], dict[str, Any]]:
         error = facts.pop("exc_info", None)
         event = facts.pop("event")
-        if not logger.hasHandlers():  # stderr as it is: no format there says whose line this is
-            event = f"reclaimactors: {event}"
+        if logger.name != _NAME or not logger.hasHandlers():  # stderr as it is, without a name
+            event = f"{_NAME}: {event}"
         return ("%s %s", event, str(facts_of(logger, method, facts))), {"exc_info": error}
 
     return structlog.wrap_logger(

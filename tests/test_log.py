@@ -66,6 +66,51 @@ def test_a_host_that_sets_up_logging_after_the_import_is_heard_as_well():
     assert "e memory='m' nid=0" in stderr
 
 
+CONFIGURED_LATER = """
+import logging.config
+logging.config.dictConfig({'version': 1, 'handlers': {'h': {'class': 'logging.StreamHandler',
+    'stream': 'ext://sys.stdout'}}, 'root': {'handlers': ['h'], 'level': 'DEBUG'}})
+"""
+
+
+def test_lines_that_nobody_heard_leave_no_logger_for_the_host_to_disable():
+    stdout, stderr = output_of(
+        "from reclaimactors.log import log; log.debug('unheard'); log.warning('unheard')"
+        f"{CONFIGURED_LATER}"
+    )
+    assert stderr == []
+    assert [line[0] for line in stdout if " memory='m' nid=0" in line] == ["d", "i", "w", "e"]
+
+
+def test_a_logger_that_the_host_disables_after_a_line_was_heard_says_errors_by_the_root():
+    stdout, [first] = output_of(
+        f"from reclaimactors.log import log; log.error('first'){CONFIGURED_LATER}"
+    )
+    assert first == "reclaimactors: first "
+    assert stdout[0] == "reclaimactors: e memory='m' nid=0"
+    assert stdout[-1] == "KeyError: 'k'"
+
+
+@pytest.mark.parametrize(
+    "silence",
+    [
+        "logging.getLogger('reclaimactors').setLevel(60)",
+        "logging.getLogger().setLevel(60)",
+        "logging.disable(60)",
+        "logging.getLogger().addHandler(logging.NullHandler())",
+    ],
+)
+def test_a_host_can_have_silence_of_a_disabled_logger_as_well(silence):
+    disabled = "logging.getLogger('reclaimactors').disabled = True"
+    assert output_of(f"{disabled}; {silence}") == ([], [])
+
+
+def test_a_disabled_logger_and_no_handler_leave_errors_to_the_last_resort():
+    stdout, stderr = output_of("logging.getLogger('reclaimactors').disabled = True")
+    assert stdout == []
+    assert stderr[0] == "reclaimactors: e memory='m' nid=0"
+
+
 JSON = "processors=[structlog.processors.add_log_level, structlog.processors.format_exc_info, "
 JSON += "structlog.processors.JSONRenderer()]"
 
@@ -98,6 +143,19 @@ def test_a_host_with_structlog_over_logging_gets_them_under_our_name():
     )
     assert stdout == []
     assert [line.partition(" ")[0] for line in stderr] == ["reclaimactors"] * 2
+
+
+def test_a_host_with_structlog_over_a_disabled_logger_gets_errors_from_the_root():
+    _, stderr = output_of(
+        "import structlog; logging.basicConfig(format='%(name)s %(message)s', level='DEBUG');"
+        "structlog.configure(logger_factory=structlog.stdlib.LoggerFactory(),"
+        "wrapper_class=structlog.stdlib.BoundLogger,"
+        f"processors=[structlog.stdlib.filter_by_level, *[{JSON.partition('[')[2]}]);"
+        "logging.getLogger('reclaimactors').disabled = True"
+    )
+    [line] = stderr
+    assert line.startswith("root ")
+    assert json.loads(line.partition(" ")[2])["event"] == "e"
 
 
 def test_a_host_that_imports_structlog_and_configures_nothing_gets_no_print():
