@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Coroutine
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -62,9 +63,16 @@ class Log:
         try:
             logger = _listener(level)
             if logger is not None:  # by the method's name: not every host's logger has `log`
-                getattr(logger.bind(**self._bound), method)(event, **facts)
+                _must_be_said(getattr(logger.bind(**self._bound), method)(event, **facts))
         except Exception:  # noqa: BLE001 - code of the host, which says how it is to be told
             _unsaid(level, event, {**self._bound, **facts})
+
+
+def _must_be_said(result: object) -> None:
+    """Refuse what only says its line once it is awaited."""
+    if isinstance(result, Coroutine):
+        result.close()  # else Python warns that nobody has awaited it
+        raise TypeError("a line is said at once, and this logger's methods are coroutines")
 
 
 def _unsaid(level: int, event: str, facts: dict[str, Any]) -> None:
@@ -85,11 +93,27 @@ def _listener(level: int) -> Any:
         import structlog  # noqa: PLC0415
 
         if structlog.is_configured():
-            return structlog.get_logger(name)
+            return _of_host(name)
     heard = root if by_root else ours
     if level < logging.ERROR and not heard.hasHandlers():
         return None  # logging's last resort would show warnings too
     return _ours(logging.getLogger(name)) if heard.isEnabledFor(level) else None
+
+
+def _of_host(name: str) -> Any:
+    """Return a logger as the host configured structlog, but one whose lines are said at once.
+
+    The methods of some bound loggers are coroutines, which nobody awaits here. structlog's generic
+    one takes their place: the processors and what they end in are the host's all the same.
+    """
+    from inspect import iscoroutinefunction  # noqa: PLC0415 - structlog has imported it
+
+    import structlog  # noqa: PLC0415
+
+    if iscoroutinefunction(getattr(structlog.get_config()["wrapper_class"], "error", None)):
+        generic = structlog.BoundLogger
+        return structlog.wrap_logger(None, wrapper_class=generic, logger_factory_args=(name,))
+    return structlog.get_logger(name)
 
 
 @cache

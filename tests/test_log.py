@@ -145,6 +145,34 @@ def test_a_host_with_structlog_over_logging_gets_them_under_our_name():
     assert [line.partition(" ")[0] for line in stderr] == ["reclaimactors"] * 2
 
 
+ASYNC = """
+import structlog, sys
+class Awaited(structlog.BoundLogger):
+    async def debug(self, event, **facts): self._proxy_to_logger("debug", event, **facts)
+    info = warning = error = debug
+"""
+
+
+@pytest.mark.parametrize("wrapper", ["structlog.stdlib.AsyncBoundLogger", "Awaited"])
+def test_a_host_whose_bound_logger_is_awaited_gets_the_lines_at_once(wrapper):
+    stdout, stderr = output_of(f"{ASYNC}structlog.configure(wrapper_class={wrapper}, {JSON})")
+    assert stderr == []
+    lines = [json.loads(line) for line in stdout]
+    assert [(line["level"], line["event"]) for line in lines] == [
+        ("debug", "d"), ("info", "i"), ("warning", "w"), ("error", "e"),
+    ]  # fmt: skip
+    assert {(line["memory"], line["nid"]) for line in lines} == {("m", 0)}
+
+
+def test_an_awaited_logger_that_cannot_be_told_by_its_class_is_told_on_stderr():
+    made = "lambda logger, processors, context: Awaited(logger, processors, context)"
+    stdout, stderr = output_of(f"{ASYNC}structlog.configure(wrapper_class={made}, {JSON})")
+    assert stdout == []
+    assert not any("never awaited" in line for line in stderr)
+    assert "Message: 'e'" in stderr
+    assert "TypeError: a line is said at once, and this logger's methods are coroutines" in stderr
+
+
 def test_a_host_with_structlog_over_a_disabled_logger_gets_errors_from_the_root():
     _, stderr = output_of(
         "import structlog; logging.basicConfig(format='%(name)s %(message)s', level='DEBUG');"
