@@ -424,11 +424,16 @@ class Memory:
         return await Proactive(self._machine, nbytes).run()
 
     async def drain(self) -> None:
-        """Wait until nothing is in flight and kswapd sleeps."""
+        """Wait until nothing is in flight and kswapd sleeps.
+
+        What was deleted or overwritten while a worker or a store had it is in flight, and in the
+        budget, until that lets go of it.
+        """
         self._check()
         await checkpoint()
-        while self._machine.awake or not self._machine.idle or self._prefetch.pending:
-            await self._machine.verdicts.wait()
+        machine, node = self._machine, self._node
+        while machine.awake or not machine.idle or node.nr_leaving or self._prefetch.pending:
+            await machine.verdicts.wait()
             self._check()
 
     def advise(self, key: Hashable, advice: Advice) -> None:

@@ -91,6 +91,8 @@ class Node:
     """folios whose source bytes are in memory, those in flight included"""
     nr_in_flight: int = 0
     """folios in WRITEBACK"""
+    nr_dead: int = 0
+    """folios whose key is gone, and that somebody still holds"""
     nr_writes: int = 0
     """store batches that have not had their verdict"""
     nr_forgetting: int = 0
@@ -422,6 +424,7 @@ class Node:
         mm.owner[pfn] = 0
         if mm.refs[pfn]:
             mm.state[pfn] = DEAD
+            self.nr_dead += 1
             if state == SAME:
                 mm.data[pfn] = b""  # `entry` is its word: only a DEAD folio without bytes has slots
             return resident, compressed
@@ -472,7 +475,15 @@ class Node:
             self.release_slots(pfn)
             compressed = mm.charge[pfn]
         mm.free(pfn)
+        self.nr_dead -= 1
         self.memcg.adjust(-held, -compressed, -FOLIO_OVERHEAD)
+
+    @property
+    def nr_leaving(self) -> int:
+        """Folios whose key is gone, and that a worker or a store still has: not those of pins."""
+        mm, pins = self.mm, self.pins.items() if self.nr_dead else ()
+        pinned = [pfn for pfn, views in pins if mm.state[pfn] == DEAD and mm.refs[pfn] == views]
+        return self.nr_dead - len(pinned)
 
     def slots_of(self, pfn: int) -> Sequence[int]:
         """Return the slots of a folio that a device holds, in the order of its bytes."""
@@ -678,6 +689,7 @@ class Node:
         assert all(mm.state[pfn] not in {FREE, DEAD} for pfn in live), "a key without its folio"
         dead = {pfn for pfn, state in enumerate(mm.state) if state == DEAD}
         assert len(live) + len(dead) == folios, "a folio without a key"
+        assert self.nr_dead == len(dead), "folios without a key drifted"
         assert mm.gone or memcg.compressed == compressed + pool, "compressed bytes drifted"
         assert mm.gone or self.zswap.total == pool, "pool bytes drifted"
         assert self.zswap.leaving == 0 or self.nr_writes, "nobody writes back what is leaving"

@@ -301,3 +301,69 @@ async def test_every_key_in_a_full_slow_queue_is_read_at_once(kit):
             gate.open()
         await memory.drain()
         assert memory._node.check()
+
+
+# what drain waits for
+
+
+async def drained(kit, memory, let_go):
+    """Drain; return whether that waited until `let_go`, and what was in the budget then."""
+    ended = []
+
+    async def drain():
+        await memory.drain()
+        ended.append(memory.usage())
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(drain)
+        await kit.settle()
+        waited = not ended
+        let_go()
+    return waited, ended[0]
+
+
+@pytest.mark.parametrize("overwritten", [False, True], ids=["deleted", "overwritten"])
+async def test_drain_waits_for_a_worker_that_has_values_that_are_gone(kit, overwritten):
+    gate = ThreadGate(timeout=60)
+    spec = kit.spec(offload="thread", compressor=GatedCompressor(Lz4(), gate))
+    async with ra.open_memory(**spec) as memory:
+        try:
+            for i in range(8):
+                await memory.put(i, kit.text(i))
+                memory.advise(i, ra.Advice.PAGEOUT)
+            await gate.wait_entered()
+            for i in range(8):
+                if overwritten:
+                    await memory.put(i, b"")
+                await memory.delete(i)
+            assert memory._machine.idle
+            waited, usage = await drained(kit, memory, gate.open)
+        finally:
+            gate.open()
+    assert waited
+    assert (usage.resident, usage.compressed, usage.overhead) == (0, 0, 0)
+
+
+async def test_drain_waits_for_a_store_that_reads_a_value_that_is_gone(kit):
+    store = kit.store()
+    async with ra.open_memory(**kit.spec() | {"swap": [{"backend": store}]}) as memory:
+        await memory.put("a", kit.noise())
+        await memory.reclaim(1)
+        store.load_gate = Gate()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(memory.get, "a")
+            await store.load_gate.entered.wait()
+            await memory.delete("a")
+            waited, usage = await drained(kit, memory, store.load_gate.open)
+    assert waited
+    assert (usage.resident, usage.compressed, usage.overhead) == (0, 0, 0)
+
+
+async def test_drain_does_not_wait_for_who_has_pinned_a_value_that_is_gone(kit):
+    async with ra.open_memory(**kit.spec()) as memory:
+        await memory.put("a", kit.text())
+        async with memory.pin("a") as view:
+            await memory.delete("a")
+            await memory.drain()
+            assert view == kit.text()
+            assert memory.usage().resident == kit.page
