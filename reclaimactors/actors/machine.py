@@ -177,11 +177,15 @@ class Machine:
         """
         while True:
             self._start_now = anyio.Event()
+            started: list[str] = []
             while self._to_start:
                 name = self._to_start[0]
                 if name in self._actors:  # swapped off meanwhile, if not
                     tasks.start_soon(self.supervisor.run, name, self._actors[name], name=name)
+                    started.append(name)
                 self._to_start.popleft()
+            if started:
+                self.log.debug("actors.started", actors=started)
             while self._to_free:
                 tasks.start_soon(self._let_go, self._to_free.popleft(), name="let_go")
             if self._to_trim:
@@ -196,7 +200,6 @@ class Machine:
         self._started = True
         for name in self._actors:
             self._start(name)
-        self.log.debug("actors.started", actors=list(self._actors))
 
     def let_go(self, held: list[bytes] | bytearray) -> None:
         """Free a large value in slices, if it is one; nobody waits for that."""

@@ -5,6 +5,7 @@ from itertools import count
 from random import Random
 
 import pytest
+from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
 from reclaimactors.actors.machine import RECOVERED
@@ -74,6 +75,7 @@ async def test_a_line_says_of_which_memory_it_is(caplog):
     for topology in ("padata", "kcompressd"):
         async with ra.open_memory(topology, budget="1MiB", swap=[]) as memory:
             memory._machine.start()
+            await checkpoint()
     lines = [record.message for record in caplog.records]
     started = [line for line in lines if line.startswith("actors.started ")]
     assert ["memory='padata' nid=0" in line for line in started] == [True, False]

@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import threading
+from collections import defaultdict
 from contextlib import suppress
 
 import anyio
@@ -596,6 +597,32 @@ async def test_actors_run_in_the_context_of_the_opening():
     assert policy.seen == ["of the opening"] * 6
     with pytest.raises(ra.ReclaimError):
         await memory.aclose()
+
+
+async def test_what_actors_log_is_logged_in_the_context_of_the_opening(caplog):
+    class Whose(logging.Handler):
+        def emit(self, record):
+            whose[record.getMessage().split()[0]].add(tenant.get())
+
+    whose = defaultdict(set)
+    caplog.set_level(logging.DEBUG, "reclaimactors")
+    logger, handler = logging.getLogger("reclaimactors"), Whose()
+    logger.addHandler(handler)
+    tenant.set("of the opening")
+    try:
+        async with opening(swap=[{"backend": MemoryBackend()}]) as memory:
+
+            async def request():
+                tenant.set("of a request")
+                press(memory)
+                await memory.swapon({"backend": MemoryBackend()})
+                await memory.drain()
+
+            await asyncio.create_task(request())
+    finally:
+        logger.removeHandler(handler)
+    assert whose.keys() >= {"actors.started", "kswapd.slept"}
+    assert set().union(*whose.values()) == {"of the opening"}
 
 
 # loops and callbacks
