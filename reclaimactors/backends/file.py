@@ -59,7 +59,13 @@ class FileBackend(Backend):
     Args:
         path: the folder to make the file in. None = the first of /var/tmp and $TMPDIR that is
             not a tmpfs; a tmpfs is used only when named here.
+
+    Attributes:
+        folder_in_memory: whether the file is on a tmpfs, known once it is open: what it holds is in
+            RAM then, and in no budget.
     """
+
+    folder_in_memory = False
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._path = None if path is None else os.fspath(path)
@@ -84,6 +90,7 @@ class FileBackend(Backend):
         self._file = SwapFile(self._path)
         await to_thread.run_sync(self._file.open, abandon_on_cancel=True, limiter=self._writers)
         self.rotational = self._file.rotational
+        self.folder_in_memory = self._file.in_memory
 
     async def aclose(self) -> None:
         """Close the file, which frees its space; a thread still writing closes it when it ends."""

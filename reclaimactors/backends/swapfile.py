@@ -21,8 +21,9 @@ from reclaimactors.errors import BackendError, BackendFull
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["SwapFile", "disk_of"]
+__all__ = ["SwapFile", "disk_of", "in_memory"]
 
+_OF_RAM = {"tmpfs", "ramfs", "devtmpfs"}  # file systems, by their names in mountinfo
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -41,6 +42,7 @@ class SwapFile:
         self.folder = path or "(no folder yet)"
         self.fd = -1  #: for the thread that will call `close`, which knows that it has not yet
         self.rotational = False  #: whether it lies on a disk that turns, known once it is open
+        self.in_memory = False  #: whether it lies on a tmpfs, known once it is open
         self.calls = FileCalls()
         self._pid = os.getpid()
         self._path = path
@@ -56,6 +58,7 @@ class SwapFile:
         """
         self.folder = _default_folder() if self._path is None else self._path
         try:
+            self.in_memory = in_memory(self.folder)
             fd = _create(self.folder)
         except OSError as exc:
             why = f"cannot make a swap file in path = {self.folder!r}: {exc.strerror}"
@@ -145,7 +148,7 @@ def _default_folder() -> str:
             passed_over.append("TMPDIR is not set")
         elif not Path(folder).is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             passed_over.append(f"{folder} is no folder that this process may write to")
-        elif _in_memory(folder):
+        elif in_memory(folder):
             passed_over.append(f"{folder} is memory itself (a tmpfs)")
         else:
             return folder
@@ -165,8 +168,11 @@ def _rotational(fd: int) -> bool:
     return False
 
 
-def _in_memory(folder: str) -> bool:
-    """Return whether a folder is on a tmpfs or ramfs; False where that cannot be found out."""
+def in_memory(folder: str) -> bool:
+    """Return whether what is written to a folder is kept in RAM, as on a tmpfs.
+
+    False where that cannot be found out.
+    """
     try:
         mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -176,5 +182,5 @@ def _in_memory(folder: str) -> bool:
     for mount in mounts:
         place, _, kind = mount.partition(" - ")
         if place.split()[2] == number:
-            return kind.split()[0] in {"tmpfs", "ramfs"}
+            return kind.split()[0] in _OF_RAM
     return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from reclaimactors import registry
-from reclaimactors.backends.swapfile import disk_of
+from reclaimactors.backends.swapfile import disk_of, in_memory
 from reclaimactors.mm.demotion import NEAR_SHARE
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD
 from reclaimactors.units import KIB, format_size, nr_pages
@@ -13,7 +13,10 @@ from reclaimactors.units import KIB, format_size, nr_pages
 if TYPE_CHECKING:
     from reclaimactors.topology.spec import SwapSpec, Topology
 
-__all__ = ["by_priority", "capacity", "disk_free", "is_outside", "keys", "keys_that_fit", "zram_of"]
+__all__ = [
+    "by_priority", "capacity", "disk_free", "is_outside", "keys", "keys_that_fit", "takes_ram",
+    "zram_of",
+]  # fmt: skip
 
 IN_THIS_PROCESS = ("memory", "zram")  # stores whose bytes count within the budget
 SIZES = (100, KIB, 4 * KIB, 64 * KIB)  # of values whose keys are counted
@@ -44,16 +47,36 @@ def disk_free(topology: Topology) -> dict[int, int]:
     found: dict[int, int] = {}
     order = sorted(enumerate(topology.swap), key=lambda nr_spec: -nr_spec[1].priority)
     for index, spec in order:
-        if spec.backend.name != "file" or spec.backend.instance is not None:
+        if not _is_file(spec):
             continue
-        path: object = spec.backend.options.get("path")
         try:
-            disk, free = disk_of(str(path) if path is not None else None)
+            disk, free = disk_of(_folder(spec))
         except (OSError, ValueError):
             continue
         found[index] = left.setdefault(disk, free)
         left[disk] = max(0, left[disk] - topology.swap_bytes(spec))
     return found
+
+
+def takes_ram(spec: SwapSpec) -> bool:
+    """Return whether a swap file is put on a tmpfs: what it holds is in RAM, and in no budget.
+
+    False where that cannot be found out. No folder of one's own choice is one on a disk.
+    """
+    folder = _folder(spec) if _is_file(spec) else None
+    try:
+        return folder is not None and in_memory(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _is_file(spec: SwapSpec) -> bool:
+    return spec.backend.name == "file" and spec.backend.instance is None
+
+
+def _folder(spec: SwapSpec) -> str | None:
+    path: object = spec.backend.options.get("path")
+    return None if path is None else str(path)
 
 
 def capacity(topology: Topology, ratio: int) -> str:

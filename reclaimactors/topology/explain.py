@@ -14,6 +14,7 @@ from reclaimactors.topology.capacity import (
     disk_free,
     is_outside,
     keys,
+    takes_ram,
     zram_of,
 )
 from reclaimactors.topology.cpus import usable_cpus
@@ -122,6 +123,8 @@ def _tiers(topology: Topology) -> list[str]:
         disk = ""
         if free.get(i, nr_bytes) < nr_bytes:
             disk = f"; the disk has only {format_size(free[i])} free for it"
+        if takes_ram(spec):
+            disk += "; its folder is a tmpfs: what it holds takes RAM, and is in no budget"
         size = format_size(nr_bytes)
         lines.append(
             f"swap {spec.backend.name}{i}: {size}{within}, priority {spec.priority}{how}{disk}"

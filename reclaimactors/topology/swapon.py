@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 from reclaimactors import registry
 from reclaimactors.actors.swapd import Swapd
 from reclaimactors.actors.swapoff import bring_back
+from reclaimactors.backends.file import FileBackend
 from reclaimactors.deadline import within
 from reclaimactors.errors import BackendError
 from reclaimactors.mm.swap import SwapDevice
@@ -61,6 +62,12 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
     node.swap.add(device)
     for actor, run in swapd.actors.items():
         machine.add_actor(actor, run)
+    if isinstance(backend, FileBackend) and backend.folder_in_memory:
+        machine.log.warning(
+            "swapon.in_memory", device=name,
+            effect="its folder is a tmpfs: what it holds takes RAM, and is in no budget",
+            instead="give `path` a folder on a disk",
+        )  # fmt: skip
     return name
 
 

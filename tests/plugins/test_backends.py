@@ -156,7 +156,7 @@ async def test_unwritable_path_is_one_clear_error():
 
 def test_default_folder_is_the_first_on_a_disk(monkeypatch, tmp_path):
     in_memory = set()
-    monkeypatch.setattr(swapfile, "_in_memory", in_memory.__contains__)
+    monkeypatch.setattr(swapfile, "in_memory", in_memory.__contains__)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert swapfile._default_folder() == "/var/tmp"
     in_memory.add("/var/tmp")
@@ -174,8 +174,9 @@ def test_default_folder_is_the_first_on_a_disk(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/mountinfo is Linux's")
 def test_tmpfs_is_recognised(tmp_path):
-    assert swapfile._in_memory("/dev/shm")
-    assert not swapfile._in_memory("/proc")
+    assert swapfile.in_memory("/dev/shm")
+    assert swapfile.in_memory("/dev")  # a devtmpfs, or a tmpfs in a container
+    assert not swapfile.in_memory("/proc")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's")
@@ -183,6 +184,7 @@ async def test_tmpfs_is_used_when_named():
     backend = FileBackend("/dev/shm")
     await backend.open(PAGE)
     await backend.store_many(pages(range(3)))
+    assert backend.folder_in_memory
     assert await backend.load_many([2, 0]) == [page(2), page(0)]
     await backend.aclose()
 

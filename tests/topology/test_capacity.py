@@ -1,6 +1,7 @@
 """How many keys fit, held against real memories; what disks have free, made up here."""
 
 import random
+import sys
 
 import pytest
 
@@ -113,3 +114,33 @@ def test_a_store_in_the_budget_beside_a_file_says_its_share():
     says = "\n".join(explain(resolve({"budget": "64MiB", "swap": swap})))
     assert "within the budget: 50% of it at most while others have room" in says
     assert "50%" not in "\n".join(explain(resolve({"budget": "64MiB", "swap": swap[:1]})))
+
+
+SHM = pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's")
+IN_RAM = "its folder is a tmpfs: what it holds takes RAM, and is in no budget"
+
+
+def said_of(swap):
+    return "\n".join(explain(resolve({"budget": "4MiB", "swap": swap})))
+
+
+@SHM
+def test_a_swap_file_on_a_tmpfs_is_named():
+    assert said_of([table("/dev/shm", "1MiB")]).count(IN_RAM) == 1
+
+
+@SHM
+@pytest.mark.parametrize("backend", ["zram", "memory", "file"])
+def test_stores_in_the_budget_and_on_disks_are_not_said_to_take_more(backend):
+    assert IN_RAM not in said_of([{"backend": backend}])
+    assert IN_RAM not in said_of([table("/proc", "1MiB")])
+    assert IN_RAM not in said_of([table("/absent", "1MiB")])
+
+
+@SHM
+async def test_an_opening_says_once_that_a_swap_file_is_on_a_tmpfs(caplog):
+    swap = [table("/dev/shm", "1MiB"), {"backend": "file"}, {"backend": "zram"}]
+    async with ra.open_memory(budget="4MiB", swap=swap):
+        pass
+    [line] = [record for record in caplog.records if "swapon.in_memory" in record.message]
+    assert "device='file0'" in line.message
