@@ -1,8 +1,6 @@
-"""Compress in worker threads, a whole batch per hop.
+"""Compress in worker threads, a whole batch per hop; where a thread starves, the loop helps.
 
-The thread packs its blobs into one buffer and the event loop cuts them out of it: what stays is
-allocated in the loop's thread, and the worker's buffer goes as one piece. (Blobs that stay in the
-arenas of pool threads cost more memory than compression saves.)
+A batch that takes much longer than its work is raced for (`race`).
 
 Where this process may not start a thread now, the event loop compresses, and a thread is tried
 again later.
@@ -10,24 +8,29 @@ again later.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio import CapacityLimiter, to_thread
 
 from reclaimactors.log import log
-from reclaimactors.mm.page_io import Squeezed, squeeze
 from reclaimactors.offload.backoff import Backoff
+from reclaimactors.offload.breath import SLICE_S
 from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.pace import Pace
+from reclaimactors.offload.race import Race
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
     from reclaimactors.abc import Compressor
     from reclaimactors.log import Log
+    from reclaimactors.mm.page_io import Squeezed
 
 __all__ = ["ThreadOffload"]
+
+MOST, LEAST = 4.0, 1 / 16  #: times the work of a batch: how long the event loop waits to help
 
 
 class ThreadOffload:
@@ -58,6 +61,8 @@ class ThreadOffload:
         self._instead = InlineOffload(compressor, never=never)
         self._backoff = Backoff()
         self._pace = Pace()
+        self._cost = 0.0  # seconds of a thread's CPU a byte, lately; 0 = not known yet
+        self._patience = MOST  # times the work of a batch that the event loop waits with its help
         self._again_at = 0.0  # when a thread is tried again
         self._out = 0  # batches that threads have, or wait for one
         self._heard = 0.0  # when the last one was done, or the first one was given
@@ -84,35 +89,39 @@ class ThreadOffload:
         """
         if self.inline and anyio.current_time() < self._again_at:
             return await self._instead.squeeze(pages, of_sources=of_sources)
+        race = Race(self._compressor, pages, self._never, of_sources=of_sources)
         try:
-            out, packed, lengths = await self._in_thread(pages, of_sources)
+            await self._in_thread(race)
         except RuntimeError as exc:  # this process may not start another thread
             self._refused(str(exc))
             return await self._instead.squeeze(pages, of_sources=of_sources)
+        finally:
+            race.left = True
         self._worked()
-        view = memoryview(packed)
-        start = 0
-        for i, length in enumerate(lengths):
-            if length >= 0:
-                out.blobs[i] = view[start : start + length].tobytes()
-                start += length
-        return out
+        return race.rows()
 
-    async def _in_thread(
-        self, pages: list[bytes], of_sources: bool
-    ) -> tuple[Squeezed, bytes, list[int]]:
+    async def _in_thread(self, race: Race) -> None:
         if not self._out:
             self._heard = anyio.current_time()
         self._out += 1
         try:
-            done = await to_thread.run_sync(
-                self._work, pages, of_sources, abandon_on_cancel=True, limiter=self._limiter
-            )
+            with anyio.move_on_after(self._wait_s(race.pages)) as scope:
+                await to_thread.run_sync(
+                    race.run, self._learn, abandon_on_cancel=True, limiter=self._limiter
+                )
+            if scope.cancelled_caught:
+                await race.help()
+            self._patience = min(MOST, max(LEAST, self._patience * (2 if race.kept_up else 0.5)))
             self._pace.answered(anyio.current_time() - self._heard)
-            return done
         finally:
             self._out -= 1
             self._heard = anyio.current_time()
+
+    def _wait_s(self, pages: list[bytes]) -> float:
+        """Return for how long a thread has a batch to itself: for ever, if it is not quick work."""
+        if not 0 < self._cost * max(map(len, pages), default=0) < SLICE_S:
+            return math.inf
+        return self._patience * (self._cost * sum(map(len, pages)) + SLICE_S)
 
     def _refused(self, why: str) -> None:
         wait = self._backoff.failed()
@@ -127,11 +136,9 @@ class ThreadOffload:
             self._backoff.worked()
             self._log.warning("offload.recovered", workers=self.workers)
 
-    def _work(self, pages: list[bytes], of_sources: bool) -> tuple[Squeezed, bytes, list[int]]:
-        out = squeeze(
-            self._compressor, pages, checksum=of_sources, of_sources=of_sources, never=self._never
-        )
-        lengths = [-1 if blob is None else len(blob) for blob in out.blobs]
-        packed = b"".join([blob for blob in out.blobs if blob is not None])
-        out.blobs = [None] * len(pages)
-        return out, packed, lengths
+    def _learn(self, cost: float) -> None:
+        """Learn from a piece, at once where it was cheap: all that runs beside it makes it dear."""
+        if not self._cost or cost < self._cost:
+            self._cost += (cost - self._cost) * (0.5 if self._cost else 1.0)
+        else:
+            self._cost += (min(cost, 2 * self._cost) - self._cost) * 0.05
