@@ -15,6 +15,7 @@ import anyio
 from anyio import CapacityLimiter, to_thread
 
 from reclaimactors.log import log
+from reclaimactors.mm.page_io import Squeezed
 from reclaimactors.offload.backoff import Backoff
 from reclaimactors.offload.breath import SLICE_S
 from reclaimactors.offload.inline import InlineOffload
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from reclaimactors.abc import Compressor
     from reclaimactors.log import Log
-    from reclaimactors.mm.page_io import Squeezed
 
 __all__ = ["ThreadOffload"]
 
@@ -89,16 +89,21 @@ class ThreadOffload:
         """
         if self.inline and anyio.current_time() < self._again_at:
             return await self._instead.squeeze(pages, of_sources=of_sources)
-        race = Race(self._compressor, pages, self._never, of_sources=of_sources)
-        try:
-            await self._in_thread(race)
-        except RuntimeError as exc:  # this process may not start another thread
-            self._refused(str(exc))
-            return await self._instead.squeeze(pages, of_sources=of_sources)
-        finally:
-            race.left = True
-        self._worked()
-        return race.rows()
+        alone = 0 if self._cost else 1  # the first page says what the others take
+        out = Squeezed(bytearray(), [], [], of_sources)
+        for part in filter(None, (pages[:alone], pages[alone:])):
+            race = Race(self._compressor, part, self._never, of_sources=of_sources)
+            try:
+                await self._in_thread(race)
+            except RuntimeError as exc:  # this process may not start another thread
+                self._refused(str(exc))
+                out.extend(await self._instead.squeeze(part, of_sources=of_sources))
+            else:
+                self._worked()
+                out.extend(race.rows())
+            finally:
+                race.left = True
+        return out
 
     async def _in_thread(self, race: Race) -> None:
         if not self._out:

@@ -95,6 +95,19 @@ async def test_a_thread_that_starves_no_longer_gets_its_batches_again():
                 return
 
 
+async def test_the_first_batch_of_a_thread_that_starves_ends_too():
+    starving = Starving(gets=1)
+    starving.starves = True
+    offload = ThreadOffload(starving, workers=1)
+    try:
+        with anyio.fail_after(20):
+            out = await offload.squeeze(PAGES)
+    finally:
+        starving.go.set()
+    assert rows_of(out) == rows_of(squeeze(LZ4, PAGES))
+    assert starving.by_loop == len(PAGES) - 1
+
+
 async def test_the_event_loop_never_helps_with_what_takes_it_too_long():
     slow = Slow()
     offload = ThreadOffload(slow, workers=1)
