@@ -1,9 +1,9 @@
 """Proactive reclaim: the caller queues what his share of the FIFO takes, and waits for verdicts.
 
 Each call is a producer of its own, with its own account and, in ordered padata, its own order.
-Where it is less than a cluster, kcompressd is off, or the FIFO is full with nothing of this call in
-it, the caller compresses a slice for himself, as direct reclaim does: so a small call is no slower
-than without workers, and a call ends whatever becomes of them.
+Where the call or its share of the FIFO is less than a cluster, kcompressd is off, or the FIFO is
+full with nothing of this call in it, the caller compresses a slice for himself, as direct reclaim
+does: so a small call is no slower than without workers, and a call ends whatever becomes of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from anyio.lowlevel import checkpoint
 from reclaimactors.actors.machine import PATIENCE_S
 from reclaimactors.actors.sched import enqueue, first_pages, gate_of
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
-from reclaimactors.mm.page_io import Gate
+from reclaimactors.mm.page_io import QUEUE_SHARE, Gate
+from reclaimactors.mm.vmscan import LEAST
 from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Proactive:
         fifo, memcg = machine.fifo, machine.node.memcg
         cluster = SWAP_CLUSTER_MAX * machine.node.page_size
         room = min(self._missing(), machine.pipeline.max_bytes - memcg.compressing)
-        if gate_of(machine, mine.who, 1) is not Gate.QUEUED:
+        if self._narrow() or gate_of(machine, mine.who, 1) is not Gate.QUEUED:
             return False
         if mine.in_flight:
             # A window that opens by a page must not be filled by a page: each would pay for a
@@ -105,6 +106,19 @@ class Proactive:
         if rest is not None:
             machine.swapout.hand_back(rest)
         return True
+
+    def _narrow(self) -> bool:
+        """Whether so few pages may be on their way that each few would pay for a whole round.
+
+        Beside a busy program a round takes several turns of the event loop. What takes longer than
+        a slice is worth it all the same.
+        """
+        machine = self._m
+        pipeline, page = machine.pipeline, machine.node.page_size
+        share = int(machine.fifo.limit * QUEUE_SHARE[self._mine.who])
+        way = min(share, pipeline.batch_pages * pipeline.in_flight)
+        least = min(SWAP_CLUSTER_MAX, pipeline.max_bytes // page // LEAST)
+        return way < least and not machine.too_slow_inline(page)
 
     async def _judge(self) -> None:
         """Look at what the batches that have ended meanwhile came to."""

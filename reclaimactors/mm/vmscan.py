@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from reclaimactors.mm.ledger import Ledger
     from reclaimactors.mm.node import Node
 
-__all__ = ["DEF_PRIORITY", "Kswapd", "Step"]
+__all__ = ["DEF_PRIORITY", "LEAST", "Kswapd", "Step"]
 
 DEF_PRIORITY = 12
 LEAST = 4  #: parts of `max_in_flight`, if that is less than a cluster: what is worth isolating

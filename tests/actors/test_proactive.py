@@ -6,6 +6,7 @@ import pytest
 
 import reclaimactors as ra
 from reclaimactors.actors.kcompressd import KcompressdActor
+from reclaimactors.actors.machine import Machine
 from reclaimactors.actors.proactive import Proactive
 from reclaimactors.actors.sched import enqueue, gate_of
 from reclaimactors.compressors.lz4 import Lz4
@@ -71,6 +72,30 @@ async def test_what_is_not_worth_a_hop_is_compressed_in_the_caller(kit):
         vm = memory.vmstat
         assert (vm["kcompressd_queued"], vm["kcompressd_bypassed"]) == (0, vm["pgscan_proactive"])
         assert not memory._machine.awake
+
+
+@pytest.mark.parametrize("narrow", [{"fifo": 1}, {"fifo": 16}, {"batch": 1, "in_flight": 2}])
+async def test_where_few_pages_may_be_on_their_way_the_caller_compresses(kit, narrow):
+    """Each few would pay for a whole round: beside a busy program, one a millisecond."""
+    async with ra.open_memory(**kit.spec(**narrow) | {"budget": "16MiB"}) as memory:
+        put_many(kit, memory, 400)
+        freed = await memory.reclaim(200 * kit.page)
+        vm = memory.vmstat
+        assert freed >= 200 * kit.page
+        assert vm["kcompressd_queued"] == 0
+        assert vm["kcompressd_bypassed"] == vm["pgsteal_proactive"] > 200
+
+
+@pytest.mark.parametrize("narrow", [{"fifo": 16}, {"batch": 1, "in_flight": 2}])
+async def test_what_takes_the_loop_too_long_goes_to_the_worker_few_pages_at_a_time(
+    kit, monkeypatch, narrow
+):
+    monkeypatch.setattr(Machine, "too_slow_inline", lambda *_: True)
+    async with ra.open_memory(**kit.spec(**narrow) | {"budget": "16MiB"}) as memory:
+        put_many(kit, memory, 400)
+        assert await memory.reclaim(100 * kit.page) >= 100 * kit.page
+        assert memory.vmstat["kcompressd_queued"] >= 100 - SWAP_CLUSTER_MAX
+        assert memory.vmstat["kcompressd_bypassed"] < SWAP_CLUSTER_MAX  # the end of the call
 
 
 async def test_two_calls_at_once_each_return_their_own(kit):
