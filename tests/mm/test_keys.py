@@ -1,13 +1,16 @@
 """What keys cost: all that a key is made of, above what the constant of each covers."""
 
+import enum
 import sys
 from collections import namedtuple
 from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import PurePosixPath
 
 import attrs
 import pytest
 
-from reclaimactors.mm.keys import KEY_BYTES, MAX_EXTRA, key_extra
+from reclaimactors.mm.keys import KEY_BYTES, MAX_EXTRA, MOST, key_extra
 
 LONG = "x" * 1000
 Point = namedtuple("Point", "x y")  # noqa: PYI024 - a plain one, as keys often are
@@ -36,6 +39,37 @@ class Attrs:
 
 class Plain:
     pass
+
+
+class Named:
+    """Like most classes of keys: attributes, and by these it is told from others."""
+
+    def __init__(self, name):
+        self.name = name
+
+
+class NamedInSlots:
+    __slots__ = ("__weakref__", "name")
+
+    def __init__(self, name):
+        self.name = name
+
+
+class WithDict(Named):
+    def __init__(self, name):
+        super().__init__(name)
+        vars(self)["other"] = {"in a dict": 1}
+
+
+class TextOf(str):  # noqa: SLOT000 - that is what is tested
+    """Of a class that gives its instances attributes."""
+
+    def __init__(self, text):
+        self.length = len(text)
+
+
+class Kind(enum.Enum):
+    A = LONG
 
 
 class Broken:
@@ -76,6 +110,13 @@ MADE_OF = [
     Slotted(LONG),
     Attrs(LONG),
     (Data(("in it", LONG)),),
+    Named(LONG),
+    NamedInSlots(LONG),
+    WithDict(LONG),
+    (Named((1, Named(LONG))),),
+    PurePosixPath("/a", "b" * 700),  # its text, or its parts, or both
+    Fraction(1, 1 << 8000),
+    TextOf(LONG),
 ]
 
 
@@ -99,6 +140,38 @@ def test_a_key_of_many_parts_costs_all_of_them():
 
 def test_the_same_object_twice_is_counted_twice():
     assert key_extra((LONG, LONG)) - key_extra((LONG,)) >= len(LONG)
+
+
+def test_what_many_share_is_not_counted():
+    key = Named((Kind.A, Named, enum, key_extra, Named("n").__init__))
+    assert key_extra(key) < 200
+    assert key_extra(Kind.A) == 0
+
+
+def test_a_circle_of_objects_is_counted_once():
+    first, second = Named(LONG), Named(LONG)
+    first.other, second.other = second, first
+    assert len(LONG) < key_extra(first) / 2 < 1.2 * len(LONG)
+
+
+def test_a_key_that_refers_to_half_of_the_program_is_counted_up_to_a_bound():
+    objects = [Named(i) for i in range(100_000)]
+    for collection in (objects, set(objects), dict.fromkeys(objects)):
+        assert key_extra(Named(collection)) < 100
+    many = Named(())
+    for i in range(1000):
+        many = Named((many, Named((i, i)), Named([i, Named(i)])))
+    assert 0 < key_extra(many) < MOST * 150
+
+
+def test_what_hashing_a_key_makes_it_keep_is_counted_before_it_is_hashed_and_after():
+    class Lazy(Named):
+        def __hash__(self):
+            self.folded = self.name.casefold()
+            return hash(self.folded)
+
+    key = Lazy(LONG)
+    assert key_extra(key) == key_extra(key) > 2 * len(LONG)
 
 
 def test_tuples_within_tuples_end_somewhere():
