@@ -572,7 +572,10 @@ def test_the_shrinkers_work_is_bounded_by_what_was_stored_however_long_the_pool_
     core = Core(budget=1 << 21, devices=[None])
     node, pool, vm = core.node, core.node.zswap, core.node.vmstat
     flips, full, stored_bytes = 0, False, 0
+    check, core.check = core.check, lambda: None  # a look at all after each step takes 6 ms
     for i in range(1500):
+        if i % 30 == 0:
+            check()
         core.put(("stream", i), noise(i, 2000) + bytes(2096))
         before = pool.total
         core.write(core.compress(core.isolate()))
@@ -585,6 +588,7 @@ def test_the_shrinkers_work_is_bounded_by_what_was_stored_however_long_the_pool_
         core.forget()
         assert pool.total < pool.limit + PAGE
         core.delete(("stream", i - 600)) if i >= 600 else None
+    check()
     stored, out = vm["reclaim_stored"], vm["written_back_pages"]
     assert vm["pool_limit_hit"] > 0
     assert out > 0
