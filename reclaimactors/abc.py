@@ -139,7 +139,11 @@ class Backend:
         return None
 
     async def invalidate_many(self, slots: Sequence[int]) -> None:
-        """Forget the slots. One that was never stored is not an error."""
+        """Forget the slots. One that was never stored is not an error.
+
+        Returning says that no call that was cancelled before can change them any more: they are
+        handed out again. So where a thread goes on after its call was cancelled, wait for it here.
+        """
 
     async def store(self, slot: int, data: bytes) -> None:
         """Store one slot."""

@@ -77,10 +77,15 @@ class Deadlines:
     """The deadlines of calls that have so many seconds each, under one timer.
 
     A call has no timer and no task of its own, only a scope that `run` cancels.
+
+    Args:
+        seconds: of each call.
+        on_slice: called at the end of each slice in which a call was under way.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, on_slice: Callable[[], object] = lambda: None) -> None:
         self._seconds = seconds
+        self._on_slice = on_slice
         self._time = _LoopTime(_slice_of(seconds))
         self._ends: dict[anyio.CancelScope, float] = {}  # inf: it has passed
         self._begun: anyio.Event | None = None  # `run` waits for a call
@@ -119,6 +124,7 @@ class Deadlines:
                     if self._time.passed(ends):
                         self._ends[scope] = inf
                         scope.cancel()
+            self._on_slice()
 
 
 async def within(seconds: float, call: Callable[[], Awaitable[T]]) -> T:

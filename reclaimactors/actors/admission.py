@@ -54,8 +54,8 @@ class Admission:
         """Reserve what `need_of` says once it is the caller's turn; return how much that was.
 
         Raises:
-            OutOfMemory: if everything was looked at since the last byte was freed (`mm.scan`), and
-                nothing is in flight.
+            OutOfMemory: if everything was looked at since the last byte was freed (`mm.scan`),
+                nothing is in flight, and no store is expected to come back (`mm.swap_service`).
             ClosedResourceError: if the memory closes.
         """
         if not self.queued:  # nobody is before us: the lock alone would cost more than all of this
@@ -117,20 +117,35 @@ class Admission:
             await checkpoint()
             return patient
         if node.scan.exhausted:
-            if machine.idle:
+            if node.awaits(of_late=True) or node.awaits_slots:
+                await machine.progress_within(LATE_S, or_room=True)  # then: is a store late by now?
+            elif not await self._store_returns():
                 raise self.out_of_memory(need)
-            await machine.progress(or_room=True)
             return True
-        if patient and not machine.idle:
+        pending = node.awaits(of_late=False) or node.awaits_slots
+        if pending and (patient or node.scan.seen_all):
             return await machine.progress_within(PATIENCE_S, or_room=True)
         await checkpoint()
         return patient
+
+    async def _store_returns(self) -> bool:
+        """Wait until a store that has failed may be tried again; return False if none is expected.
+
+        Nothing else is left to reclaim, so that is no time to give up yet.
+        """
+        wait = self._m.retry_in_s
+        if wait is None:
+            return False
+        with anyio.move_on_after(wait):
+            await self._m.verdicts.wait()
+        return True
 
     def reserve_now(self, need_of: Callable[[], int]) -> int:
         """Reserve without waiting: below *min*, compress here and now, into RAM tiers only.
 
         Raises:
-            WouldBlock: if somebody waits already, work is in flight, or a store could take it.
+            WouldBlock: if somebody waits already, work is in flight, or a store could take it, or
+                is expected to take it soon.
             OutOfMemory: if nothing can be reclaimed at all.
         """
         if self.queued:
@@ -141,9 +156,11 @@ class Admission:
             if not stalled:
                 stalled = True
                 node.vmstat["allocstall_normal"] += 1
+                machine.revive()
                 machine.wake_kswapd()
             freed = machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT, ram_only=True)
-            may_wait = not machine.idle or node.swap.has_room
+            pending = node.awaits(of_late=True) or node.awaits_slots
+            may_wait = pending or node.swap.has_room or node.swap.may_return
             if not freed and (node.scan.seen_all or (may_wait and not machine.ram_takes)):
                 if may_wait:
                     raise anyio.WouldBlock
@@ -154,8 +171,9 @@ class Admission:
         """Wait, after a reservation for `size` bytes, while too much is owed (`mm.brake`).
 
         The first who came goes first, and only he is woken. Nobody waits where nobody is at work
-        (kswapd sleeps and nothing is in flight), or where a store holds kswapd up; and while the
-        workers are late, who waits reclaims a slice for himself.
+        (kswapd sleeps, or has looked at everything, and nothing is in flight but at a late store),
+        or where a store holds kswapd up; and while the workers are late, who waits reclaims a
+        slice for himself.
         """
         machine, brake = self._m, self._brake
         brake.owe(size)
@@ -175,7 +193,8 @@ class Admission:
     async def _wait_for_payment(self) -> None:
         machine, brake = self._m, self._brake
         while brake.holds and not machine.kswapd.throttled:
-            if not machine.awake and machine.idle:
+            done = not machine.awake or machine.node.scan.seen_all
+            if done and not machine.node.awaits(of_late=False):
                 brake.forgive()
                 return
             paid = not machine.late

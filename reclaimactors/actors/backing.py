@@ -1,7 +1,7 @@
 """A backing store as its swapd calls it: under a deadline, its errors translated and counted.
 
-A store that is full is tried again after a while; one that keeps failing is taken out of service:
-it gets no new writes, its loads are still tried.
+When it is given writes is the core's to say (`mm.swap_service`); here its answers are told to that,
+and what changes is logged. Its loads are always tried.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.lowlevel import checkpoint
 
+from reclaimactors.actors.base import Signal
 from reclaimactors.deadline import Deadlines
 from reclaimactors.errors import BackendError, BackendFull
+from reclaimactors.mm.swap_service import OUT_AFTER, Service
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -23,11 +25,8 @@ if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
     from reclaimactors.mm.swap import SwapDevice
 
-__all__ = ["FAILURES_TO_RETIRE", "LATE_S", "Backing", "TooSlow"]
+__all__ = ["LATE_S", "Backing", "TooSlow"]
 
-FAILURES_TO_RETIRE = 8  #: failed stores in a row after which a device gets no more
-RETRY_S = 0.5  #: after which a full store is tried again; doubles up to RETRY_MAX_S
-RETRY_MAX_S = 30.0
 LATE_S = 1.0  #: of loop time, after which a write that has no answer makes its store late
 
 
@@ -45,11 +44,10 @@ class Backing:
         self.backend = backend
         self.last_error = ""  #: why it did not take the last write, if it did not
         self._timeout = timeout
-        self.deadlines = Deadlines(timeout)  #: of its calls; its swapd keeps their time
+        self.put_aside = Signal()  #: slots were set aside
+        self.deadlines = Deadlines(timeout, self.look)  #: of its calls; its swapd keeps their time
         self._writing: dict[anyio.CancelScope, float] = {}  # since when, in loop time
-        self._too_slow = False  # the last write that ended had passed its deadline
-        self._retry_s = RETRY_S
-        self._retry_at = 0.0
+        self.service = Service(device, patience=timeout)
         self._warned = False
 
     async def call(self, what: str, call: Awaitable[Any]) -> Any:
@@ -79,8 +77,8 @@ class Backing:
                 return answer
         finally:
             self.deadlines.end(scope)
-            if self._writing.pop(scope, None) is not None:
-                self._too_slow = scope.cancelled_caught
+            self._writing.pop(scope, None)
+            self.look()
         assert scope.cancelled_caught  # nothing else gets here
         raise TooSlow(f"swap {self.device.name!r} took longer than {self._timeout:g} s to {what}")
 
@@ -94,9 +92,9 @@ class Backing:
         """Whether its answers are late: nobody should count on what it is writing.
 
         That is while a write has had no answer for LATE_S of loop time, or any call goes on past
-        its deadline; and after a write that was given up, until the next one ends in time.
+        its deadline.
         """
-        if self._too_slow or self.deadlines.overdue:
+        if self.deadlines.overdue:
             return True
         oldest = min(self._writing.values(), default=None)
         return oldest is not None and self.deadlines.now() - oldest > LATE_S
@@ -108,41 +106,57 @@ class Backing:
         number = exc.errno if isinstance(exc, OSError) else None
         return BackendError(number or errno.EIO, message)
 
+    @property
+    def writing(self) -> int:
+        """How many writes are being carried out."""
+        return len(self._writing)
+
     def is_well(self) -> None:
         """It has taken what it was given."""
-        self.device.failures = 0
         self.last_error = ""
-        self._retry_s = RETRY_S
+        had_failed = self.device.failures > 0
+        if self.service.works():
+            self.log.warning("swapd.back_in_service", device=self.device.name)
+        if had_failed:  # more than one write at a time may go to it again
+            self._node.on_wake()
 
     def failed(self, exc: BackendError) -> bool:
-        """It has not: full is tried again later, anything else counts against the device.
+        """It has not taken what it was given.
 
         Returns:
             Whether it is full.
         """
-        device = self.device
+        device, service, now = self.device, self.service, self._now()
         full = isinstance(exc, BackendFull)
         self.last_error = f"swap {device.name!r} is full: {exc}" if full else str(exc)
-        if full and not device.full:
-            device.full = True
-            self._node.swapcache.shed(device, device.used)
-            self._retry_at = self._now() + self._retry_s
-            self.log.warning("swapd.store_full", device=device.name, retry_in_s=self._retry_s)
-            self._retry_s = min(RETRY_MAX_S, 2 * self._retry_s)
-        elif not full:
-            device.failures += 1
+        took = self._timeout if isinstance(exc, TooSlow) else 0.0
+        if full:
+            if service.is_full(now):
+                self._node.swapcache.shed(device, device.used)
+                self._say("store_full", now)
+        elif service.failed(now, took):
             if device.failures == 1:
-                self.log.warning("swapd.store_failed", device=device.name, error=str(exc))
-            if device.failures >= FAILURES_TO_RETIRE and device.in_service:
-                device.in_service = False
+                self._say("store_failed", now, error=str(exc))
+            elif device.failures == OUT_AFTER:
                 self._node.vmstat["swap_out_of_service"] += 1
-                self.log.error("swapd.out_of_service", device=device.name, failures=device.failures)
+                self._say("out_of_service", now, error=str(exc))
         return full
 
+    def _say(self, event: str, now: float, **details: object) -> None:
+        say = self.log.error if event == "out_of_service" else self.log.warning
+        wait = round(self.service.again_at - now, 3)
+        say(f"swapd.{event}", device=self.device.name, retry_in_s=wait, **details)
+
     def revive(self, now: float) -> None:
-        """Try a store again that was full a while ago."""
-        if self.device.full and now >= self._retry_at:
-            self.device.full = False
+        """Look at the clock: a store may be tried again, or its answer is late."""
+        self.service.revive(now)
+        self.look()
+
+    def look(self) -> None:
+        """Note whether it is late: then it takes nothing more of what is to be written back."""
+        was, self.device.late = self.device.late, self.late
+        if self.device.late and not was:
+            self._node.cannot_write_back(self.device.index)
 
 
 class TooSlow(BackendError):  # noqa: N818 - says what happened

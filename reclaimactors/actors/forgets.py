@@ -6,17 +6,22 @@ calls on one slot never overlap.
 Nobody waits for it but who needs slots, so loads go first: a call of the store begins once no load
 is on its way and none came within TURNS of the event loop. It is not put off for ever: a store has
 at most MAX_SHARE of the budget to forget, and no more slots than it has free ones.
+
+Slots that a call which was given up may still write are set aside. Their store is asked to forget
+them from time to time: once it says that it has, they are handed out again.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.backing import TooSlow
 from reclaimactors.actors.base import Signal
 from reclaimactors.errors import BackendError
+from reclaimactors.mm.swap_service import MOST_S
 from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Forgets"]
 
+ASIDE_S = 1.0  #: after which slots set aside are asked for; doubles up to MOST_S
 FORGET_SLOTS = 128  #: of one call, about: a fraction of a slice where the loop does it
 TURNS = 4  #: of the loop, in which the reader of one value asks for the next
 MAX_SHARE = 16  #: parts of the budget: a store in this process holds the bytes until it forgets
@@ -94,5 +100,25 @@ class Forgets:
             if forgotten:
                 node.forgotten(device.index, runs)
             else:
-                node.never_forgotten(device.index, runs)
+                node.not_forgotten(device.index, runs)
+                self._backing.put_aside.notify()
             self._m.verdicts.notify()
+
+    async def aside_lane(self) -> None:
+        """Get back what is set aside, for ever."""
+        device, backing = self._device, self._backing
+        wait = ASIDE_S
+        while True:
+            while not device.aside:
+                wait = ASIDE_S
+                await self._backing.put_aside.wait()
+            await anyio.sleep(wait)
+            slots = device.first_aside(FORGET_SLOTS)
+            try:
+                await backing.call("forget", backing.backend.invalidate_many(slots))
+            except BackendError:  # its writes tell that, and the forgetting of other slots
+                wait = min(MOST_S, 2 * wait)
+                device.aside_last(len(slots))  # it may be a matter of these alone
+            else:
+                device.take_back(len(slots))
+                self._m.verdicts.notify()

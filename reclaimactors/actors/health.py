@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 
 from reclaimactors.actors.supervision import why_of
+from reclaimactors.mm.swap_service import OUT_AFTER
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
@@ -57,7 +58,7 @@ def _degraded(machine: Machine, now: float) -> list[str]:
     told = [machine.offload.degraded] if machine.offload.degraded else []
     for swapd in list(machine.swapds.values()):  # a copy: another thread may ask
         device, why = swapd.device, swapd.backing.last_error
-        if not device.in_service:
+        if device.failures >= OUT_AFTER:
             told.append(f"swap {device.name!r} is out of service; its last error: {why}")
         elif device.late:
             told.append(f"swap {device.name!r} has not answered for a while and gets no new writes")

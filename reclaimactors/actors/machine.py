@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from reclaimactors.log import Log
     from reclaimactors.mm.batch import FolioBatch, StoreBatch
     from reclaimactors.mm.node import Node
+    from reclaimactors.mm.swap import SwapDevice
     from reclaimactors.mm.swapin import Held
     from reclaimactors.offload import Offload
 
@@ -277,6 +278,8 @@ class Machine:
         """Wake kswapd where that is more than a no-op; wake-ups coalesce."""
         for swapd in self.swapds.values():
             swapd.loads.drop_readahead()
+            if not swapd.device.takes_writes:
+                swapd.backing.revive(self.loop.now())
         if self.kswapd.wants_to_run() and not self.closing:
             self.start()
             self.awake = True
@@ -410,14 +413,17 @@ class Machine:
             self._mail(write, swapd)
 
     def _mail(self, write: StoreBatch, swapd: Swapd) -> None:
-        if not self._room_at_store(write) or not swapd.stores.offer(write):
+        if not self._room_at_store(write, swapd.device) or not swapd.stores.offer(write):
             swapd.device.congested = self.kswapd.throttled = True
             self.node.vmstat["nr_throttled_written"] += len(write.pfns)
             self.pageout.refuse(write)
 
-    def _room_at_store(self, write: StoreBatch) -> bool:
-        """Whether stores may be given so much: as much as may be compressed, or one write alone."""
-        at_store = self.node.memcg.at_store  # what this write brings is in it already
+    def _room_at_store(self, write: StoreBatch, device: SwapDevice) -> bool:
+        """Whether a store may be given so much: as much as may be compressed, or one write alone.
+
+        Each store has this bound of its own: one that hangs keeps no other from being written to.
+        """
+        at_store = device.at_store  # what this write brings is in it already
         return not write.reclaims or at_store <= max(write.nr_bytes, self.pipeline.max_bytes)
 
     # -- compressing in the loop ------------------------------------------------------------------
@@ -560,7 +566,8 @@ class Machine:
             self.check_open()
             if ledger.freed_total != freed or (or_room and node.memcg.free > free):
                 return True
-            if not node.nr_writes and (not node.nr_in_flight or ledger.returned_total >= ends):
+            compressed = not node.memcg.compressing or ledger.returned_total >= ends
+            if compressed and not node.awaits_writes(of_late=True):
                 return False
 
     # -- stores -----------------------------------------------------------------------------------
@@ -574,6 +581,17 @@ class Machine:
             self.node.scan.retry_failed()
         for swapd in self.swapds.values():
             swapd.backing.revive(now)
+
+    @property
+    def retry_in_s(self) -> float | None:
+        """Seconds until a store may take writes that does not now; None where none is expected."""
+        now = self.loop.now()
+        waits = [
+            LATE_S if swapd.device.down else swapd.backing.service.again_at - now
+            for swapd in self.swapds.values()
+            if swapd.device.may_return
+        ]
+        return max(0.0, min(waits)) if waits else None
 
     @property
     def idle(self) -> bool:

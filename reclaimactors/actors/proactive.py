@@ -46,6 +46,7 @@ class Proactive:
             ClosedResourceError: if the memory closes.
         """
         machine, mine = self._m, self._mine
+        machine.revive()
         breath = Breath()
         while mine.freed < self._nbytes and not self._over:
             if mine.ended != self._seen_ended:
@@ -135,7 +136,9 @@ class Proactive:
             if scan.exhausted:
                 self._over = not await self._others_free()
             elif scan.seen_all and machine.node.writeback_wanted:
-                await self._others_free()  # all that is left to do is a store's, however slow it is
+                # All that is left to do is a store's; one that is late is not waited for.
+                freed = await self._others_free()
+                self._over = not freed and machine.node.writeback_wanted > 0
             elif self._patient:
                 with anyio.move_on_after(PATIENCE_S) as scope:
                     await self._others_free()
@@ -149,7 +152,7 @@ class Proactive:
         machine = self._m
         before = machine.ledger.freed_total
         while machine.ledger.freed_total == before:
-            if machine.idle:
+            if not (machine.node.awaits(of_late=False) or machine.node.awaits_slots):
                 return False
             await machine.verdicts.wait()
             machine.check_open()

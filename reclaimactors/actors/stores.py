@@ -20,7 +20,6 @@ from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.mm.ending import end_all
 from reclaimactors.mm.folio import DEAD, DEVICE
 from reclaimactors.mm.rmap import Rmap
-from reclaimactors.mm.scan import MAX_RECLAIM_RETRIES
 from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
@@ -105,6 +104,7 @@ class Stores:
 
     def clear(self) -> None:
         """Hand back whatever waits: no lane is left to write it."""
+        self.backing.device.congested = self._m.kswapd.throttled = False
         writes = [write for write in self._mailbox.drain() if write is not None]
         end_all(writes, self._m.pageout.refuse)
 
@@ -147,8 +147,11 @@ class Stores:
             # Half of the mailbox at least: kswapd isolates in vain where there is room for one.
             half = self._m.pipeline.max_bytes // 2
             few = len(self._mailbox.waiting) <= MAX_STORES // 2
-            if few and (not self._mailbox.waiting or self._m.node.memcg.at_store <= half):
-                self.backing.device.congested = self._m.kswapd.throttled = False
+            device = self.backing.device
+            if few and (not self._mailbox.waiting or device.at_store <= half):
+                device.congested = self._m.kswapd.throttled = False
+            if device.aside:
+                self.backing.put_aside.notify()
             self._m.verdicts.notify()
 
     async def _store(self, left: list[StoreBatch]) -> bool:
@@ -161,7 +164,7 @@ class Stores:
                 items += pageout.items(write)
                 await breath.take()
             if items:
-                end = partial(pageout.refuse, retire=True)  # it may be written whatever happens
+                end = partial(pageout.refuse, aside=True)  # it may be written whatever happens
                 await self.backing.call("store", self.backing.backend.store_many(items))
             end = self._acknowledged
             while left:
@@ -172,7 +175,12 @@ class Stores:
             if len(left) == 1 or isinstance(exc, TooSlow):
                 failed = left.copy()
                 left.clear()
-                end_all(failed, partial(self._refused, exc=exc))
+                # What waits is not to wait as long for the same store again.
+                waiting = self._waiting() if isinstance(exc, TooSlow) else []
+                try:
+                    end_all(waiting, self._goes_elsewhere)
+                finally:
+                    end_all(failed, partial(self._refused, exc=exc))
             while left:
                 await self.store([left.pop(0)])
             return False
@@ -180,11 +188,24 @@ class Stores:
             end_all(left, end)
         return True
 
+    def _waiting(self) -> list[StoreBatch]:
+        """Take what waits out of the mailbox."""
+        writes: list[StoreBatch] = []
+        with suppress(anyio.WouldBlock):
+            while True:
+                message = self._mailbox.receive_nowait()
+                if message is not None:
+                    writes.append(message)
+        return writes
+
     def _acknowledged(self, write: StoreBatch) -> None:
         self._m.offer(self._stored(write))
 
     def _refused(self, write: StoreBatch, exc: BackendError) -> None:
         self._m.offer(self._failed(write, exc))
+
+    def _goes_elsewhere(self, write: StoreBatch) -> None:
+        self._m.offer(self._m.pageout.store_failed(write))
 
     def _stored(self, write: StoreBatch, *, whole: bool = True) -> list[StoreBatch]:
         """End a write that the store has taken, or as `whole` says the part of one.
@@ -238,30 +259,30 @@ class Stores:
         """A write has failed; return writes to other devices."""
         verdict = Verdict.ACTIVATE if self.backing.failed(exc) else Verdict.ERROR
         late = isinstance(exc, TooSlow)
-        return self._m.pageout.store_failed(write, verdict, retire=late)
+        return self._m.pageout.store_failed(write, verdict, aside=late)
 
     async def _shrink(self) -> None:
         """The shrink worker: the pool's coldest blobs to this store, down to the threshold.
 
-        After MAX_RECLAIM_RETRIES failed writes in a row it gives up until it is woken again.
+        After a write that failed it gives up until it is woken again: the store is to rest.
         """
-        node = self._m.node
+        node, device = self._m.node, self.backing.device
         vm = node.vmstat
-        failures = 0
         at_once = 1  # until the store is seen to take what it is given
-        while self.backing.device.takes_writes and failures < MAX_RECLAIM_RETRIES:
+        while device.takes_writes:
             spared = vm["zswap_second_chance"]
             writes = await self._coldest(at_once)
             if writes:
-                taken = await self.store(writes)
-                failures, at_once = (0, SHRINK_BATCHES) if taken else (failures + 1, 1)
+                if not await self.store(writes):
+                    vm["zswap_shrink_gave_up"] += 1
+                    break
+                at_once = SHRINK_BATCHES
             elif vm["zswap_second_chance"] == spared:
                 break
             else:
                 await checkpoint()
-        vm["zswap_shrink_gave_up"] += failures == MAX_RECLAIM_RETRIES
         if node.writeback_wanted:
-            node.cannot_write_back(self.backing.device.index)
+            node.cannot_write_back(device.index)
             self._m.verdicts.notify()
 
     async def _coldest(self, nr: int) -> list[StoreBatch]:

@@ -38,6 +38,7 @@ class Swapd:
         self.device = device
         self.backend = backend
         self.page_size = machine.node.page_size
+        self._verdicts = machine.verdicts
         self.synchronous = bool(getattr(backend, "synchronous", False))
         self.backing = Backing(machine, device, backend, timeout)
         self.loads = Loads(machine, self.backing)
@@ -45,7 +46,7 @@ class Swapd:
         self.forgets = Forgets(machine, self.backing, self.loads)
         keep_time, lane = self.backing.deadlines.run, self.loads.lane
         self._loading = Lanes([keep_time, *[lane] * LOAD_LANES], self.loads.clear)
-        lanes = [*[self.stores.lane] * STORE_LANES, self.forgets.lane]
+        lanes = [*[self.stores.lane] * STORE_LANES, self.forgets.lane, self.forgets.aside_lane]
         self._storing = Lanes(lanes, lambda _why: self.stores.clear())
 
     @property
@@ -55,8 +56,14 @@ class Swapd:
         return {f"{name}/loads": self._loading.run, f"{name}/stores": self._store}
 
     async def _store(self) -> None:
+        self.device.down = False
+        self._verdicts.notify()  # who waited for it goes on
         self.stores.wake_shrinker()  # the store is new, or after a crash: there may be work
-        await self._storing.run()
+        try:
+            await self._storing.run()
+        except Exception:
+            self.device.down = True  # until its supervisor starts it again
+            raise
 
     def read_ahead(self) -> None:
         """Have neighbours read with what is asked for: seeking is dear here."""

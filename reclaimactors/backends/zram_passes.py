@@ -135,6 +135,17 @@ class BackingStore:
         for block in blocks:
             self.blocks.free(block, 1)
 
+    async def forget_aside(self) -> None:
+        """Have blocks forgotten that a write which was given up may still reach, if there are any.
+
+        On failure they stay aside: the next pass tries it again, and its writes say what is wrong.
+        """
+        blocks = self.blocks.first_aside(self.blocks.aside)
+        if blocks:
+            with suppress(OSError, TimeoutError):
+                await within(WRITE_S, lambda: self.backend.invalidate_many(blocks))
+                self.blocks.take_back(len(blocks))
+
 
 class _TooSlow(BackendError):  # noqa: N818 - says what happened
     """The deadline passed; what was asked may still happen."""
@@ -212,6 +223,7 @@ async def writeback(zram: ZramBackend, kind: Kind, max_slots: int | None) -> int
     if kind not in _WANTED:
         raise ValueError(f"kind is {kind!r}; allowed: {', '.join(_WANTED)}")
     backing, table = zram.backing, zram.table
+    await backing.forget_aside()
     wanted, skip = _WANTED[kind], SAME | WB
     candidates = await _candidates(zram, wanted, skip, 0)
     written, left = 0, len(candidates) if max_slots is None else max_slots
@@ -315,7 +327,7 @@ def _settle(zram: ZramBackend, rows: Sequence[tuple[int, int]], failed: Exceptio
         if failed is not None:
             _charge(zram, zram.page_size)
             if isinstance(failed, _TooSlow):
-                blocks.retire(block, 1)
+                blocks.set_aside(block, 1)
             else:
                 blocks.free(block, 1)
         elif owned:

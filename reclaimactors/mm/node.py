@@ -95,8 +95,6 @@ class Node:
     """folios whose key is gone, and that somebody still holds"""
     nr_writes: int = 0
     """store batches that have not had their verdict"""
-    nr_forgetting: int = 0
-    """calls on their way that have a store forget slots"""
     unwilling: set[int] = attrs.Factory(set[int])
     """devices that can take no more of the blobs whose writeback is wanted"""
     swapped: int = 0
@@ -527,22 +525,23 @@ class Node:
                 first, before = taken.pop()
                 slots += before
             taken.append((first, slots))
-        self.nr_forgetting += bool(taken)
+        self.swap[device].forgetting += bool(taken)
         self.swap[device].stale -= total
         return taken
 
     def forgotten(self, device: int, runs: list[tuple[int, int]]) -> None:
         """The store has forgotten these runs: they may be used again."""
-        self.nr_forgetting -= bool(runs)
-        free = self.swap[device].free
+        store = self.swap[device]
+        store.forgetting -= bool(runs)
         for slot, nr in runs:
-            free(slot, nr)
+            store.free(slot, nr)
 
-    def never_forgotten(self, device: int, runs: list[tuple[int, int]]) -> None:
-        """Nobody knows when the store will forget these runs: never use them again."""
-        self.nr_forgetting -= bool(runs)
+    def not_forgotten(self, device: int, runs: list[tuple[int, int]]) -> None:
+        """Nobody knows when the store will forget these runs: they are set aside."""
+        store = self.swap[device]
+        store.forgetting -= bool(runs)
         for slot, nr in runs:
-            self.swap[device].retire(slot, nr)
+            store.set_aside(slot, nr)
 
     def pin(self, pfn: int) -> None:
         """Keep a resident folio where it is, and its bytes even after its key is gone."""
@@ -582,9 +581,31 @@ class Node:
         return not (
             self.nr_in_flight
             or self.nr_writes
-            or self.nr_forgetting
             or self.writeback_wanted
-            or any(self.stale.values())
+            or any(device.stale or device.forgetting for device in self.swap)
+        )
+
+    def awaits(self, *, of_late: bool) -> bool:
+        """Return whether something on its way may yet free memory, so that it is waited for.
+
+        What a store has that is late counts only if `of_late`, and not where it is lost.
+        """
+        pending = self.memcg.compressing or self.writeback_wanted
+        return bool(pending) or self.awaits_writes(of_late=of_late)
+
+    @property
+    def awaits_slots(self) -> bool:
+        """Whether a store that answers is to forget slots, which can be handed out then."""
+        return any(
+            (device.stale or device.forgetting) and not (device.late or device.down)
+            for device in self.swap
+        )
+
+    def awaits_writes(self, *, of_late: bool) -> bool:
+        """Return the same of what stores are writing, or are to write."""
+        return any(
+            device.writes and not (device.late and (device.lost or not of_late))
+            for device in self.swap
         )
 
     @property
@@ -641,14 +662,23 @@ class Node:
         self.unwilling.discard(device)
         self._nobody_writes_back()
 
-    def write_ended(self) -> None:
+    def write_begun(self, device: int) -> None:
+        """A write to a store is on its way."""
+        self.nr_writes += 1
+        self.swap[device].writes += 1
+
+    def write_ended(self, device: int) -> None:
         """A write to a store has its verdict."""
         self.nr_writes -= 1
+        self.swap[device].writes -= 1
         self._nobody_writes_back()
 
     def _nobody_writes_back(self) -> None:
-        """Nothing is pending once no device can take what is wanted, and no write is on its way."""
-        if self.writeback_wanted and not self.nr_writes:
+        """Nothing is pending once no device can take what is wanted, and no write is on its way.
+
+        What a late store has on its way does not count.
+        """
+        if self.writeback_wanted and not self.awaits_writes(of_late=False):
             others = [other for other in self.swap if other.index not in self.unwilling]
             if not any(other.takes_writes for other in others):
                 self.zswap.wanted = self.demotion.wanted = 0
@@ -742,11 +772,13 @@ class Node:
                 owned[mm.device[pfn]] += self.slots_of(pfn)
             else:
                 assert pfn not in self.scattered, f"pfn {pfn}: slots without a copy in them"
+        assert self.nr_writes == sum(device.writes for device in self.swap), "writes drifted"
         for device in self.swap:
             slots = set(owned[device.index])
             assert len(slots) == len(owned[device.index]), f"{device.name}: a slot of two owners"
             assert slots <= device.used_slots(), f"{device.name}: a copy in a slot that is not used"
+            assert device.writes or not device.at_store, f"{device.name}: bytes at store drifted"
             in_hand = device.used - len(slots)
-            assert not in_hand or self.nr_writes or self.nr_forgetting, (
+            assert not in_hand or device.writes or device.forgetting, (
                 f"{device.name}: {in_hand} slots of nobody"
             )

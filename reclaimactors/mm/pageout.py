@@ -176,7 +176,7 @@ class Pageout:
     ) -> StoreBatch:
         """Return an empty write for folios of a batch, or for blobs of the pool (None)."""
         node = self._node
-        node.nr_writes += 1
+        node.write_begun(device.index)
         if batch is None:
             return StoreBatch(node.new_id(), device.index, Reclaimer.KSWAPD, blobs=True)
         return StoreBatch(
@@ -201,6 +201,7 @@ class Pageout:
             owner[pfn] = write.id
             refs[pfn] += 1
         if write.reclaims:
+            self._node.swap[write.device].at_store += sum(lengths)
             at_store = mm.at_store
             new = [pfn for pfn in pfns if not at_store[pfn]]  # another store may have failed on it
             for pfn in new:
@@ -260,7 +261,7 @@ class Pageout:
             nr += 1
         rest = attrs.evolve(write, id=node.new_id(), pfns=write.pfns[nr:], slots=write.slots[nr:],
                             lengths=write.lengths[nr:])  # fmt: skip
-        node.nr_writes += 1
+        node.write_begun(write.device)
         del write.pfns[nr:], write.slots[nr:], write.lengths[nr:]
         for pfn in rest.pfns:
             node.mm.owner[pfn] = rest.id
@@ -365,15 +366,15 @@ class Pageout:
         node.memcg.adjust(compressed=-freed)
 
     def store_failed(
-        self, write: StoreBatch, otherwise: Verdict = Verdict.ERROR, *, retire: bool = False
+        self, write: StoreBatch, otherwise: Verdict = Verdict.ERROR, *, aside: bool = False
     ) -> list[StoreBatch]:
         """The store raised: the folios stay, dirty and counted; the next device is tried.
 
         Args:
             write: the write that failed.
             otherwise: the verdict where there is no next device: ERROR, or ACTIVATE if it is full.
-            retire: True where the write may still happen later (it timed out): its slots are
-                never handed out again.
+            aside: True where the write may still happen later (it timed out): its slots are set
+                aside until the store has forgotten them.
 
         Returns:
             Writes to another device, for the folios that found one.
@@ -384,7 +385,7 @@ class Pageout:
         node.vmstat["swapout_error"] += 1
         left: list[int] = []
         for pfn, slots in zip(write.pfns, write.slots, strict=True):
-            self._give_back_slots(write.device, slots, retire=retire)
+            self._give_back_slots(write.device, slots, aside=aside)
             if mm.owner[pfn] == write.id:
                 if not write.reclaims:
                     mm.owner[pfn] = 0
@@ -397,14 +398,14 @@ class Pageout:
             left, write, otherwise, failed=failed, kept=write.kept, poor=write.poor
         )
 
-    def refuse(self, write: StoreBatch, *, retire: bool = False) -> None:
-        """End a write without its store's answer: mailbox full, closing, or a crash (`retire`)."""
+    def refuse(self, write: StoreBatch, *, aside: bool = False) -> None:
+        """End a write without its store's answer: mailbox full, closing, or a crash (`aside`)."""
         node = self._node
         mm = node.mm
         self._ended(write)
         left: list[int] = []
         for pfn, slots in zip(write.pfns, write.slots, strict=True):
-            self._give_back_slots(write.device, slots, retire=retire)
+            self._give_back_slots(write.device, slots, aside=aside)
             if mm.owner[pfn] == write.id:
                 if not write.reclaims:
                     mm.owner[pfn] = 0
@@ -413,10 +414,10 @@ class Pageout:
             node.release(pfn)
         self._ledger.give_back(left, Verdict.KEEP, cull=write.poor)
 
-    def _give_back_slots(self, device: int, slots: Sequence[int], *, retire: bool) -> None:
-        if retire:
+    def _give_back_slots(self, device: int, slots: Sequence[int], *, aside: bool) -> None:
+        if aside:
             for first, nr in runs(slots):
-                self._node.swap[device].retire(first, nr)
+                self._node.swap[device].set_aside(first, nr)
         else:
             self._node.forget_slots(device, slots)
 
@@ -524,7 +525,9 @@ class Pageout:
             self._node.zswap.leaving -= write.leaving
         else:
             self._node.demotion.leaving -= write.leaving
-        self._node.write_ended()
+        if write.reclaims:
+            self._node.swap[write.device].at_store -= write.nr_bytes
+        self._node.write_ended(write.device)
 
 
 def _with_room(writes: Sequence[StoreBatch], device: SwapDevice, length: int) -> StoreBatch | None:

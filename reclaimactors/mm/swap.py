@@ -3,12 +3,12 @@
 Covers the kernel's mm/swapfile.c: the swap map, priorities, and a device taken out of service. What
 a slot holds is known to `page_io` and `zswap`; reading and writing it is the actors' work.
 
-Theory. A slot is free, used or bad, one byte each in a map that grows with the highest slot ever
-handed out. A folio takes a run of consecutive slots. The search is next-fit: it goes on from where
-the last run ended, so that what is written together lies together, and turns back to the start only
-where the map ends and cannot grow, or at least half of it is free (a sparse file then stays near
-twice the size of what it holds). A slot is reusable from the moment of `free`: the caller
-invalidates it in the backing store first.
+Theory. A slot is free, used or set aside, one byte each in a map that grows with the highest slot
+ever handed out. A folio takes a run of consecutive slots. The search is next-fit: it goes on from
+where the last run ended, so that what is written together lies together, and turns back to the
+start only where the map ends and cannot grow, or at least half of it is free (a sparse file then
+stays near twice the size of what it holds). A slot is reusable from the moment of `free`: the
+caller invalidates it in the backing store first.
 
 Cost. A search is one `bytearray.find` from the cursor (1 byte a slot, at the speed of memchr). Each
 slot is passed once a turn, so while a device has room an allocation costs O(1) amortised. Once a
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections import deque
 from typing import TYPE_CHECKING
 
 import attrs
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_SWAPFILES", "SwapDevice", "SwapDevices", "runs"]
 
-_FREE, _USED, _BAD = 0, 1, 2
+_FREE, _USED, _ASIDE = 0, 1, 2
 MAX_SWAPFILES = 256  #: devices at a time: the index is one byte of a folio's row
 
 _MIN_MAP = 1024  # slots: the map's first size, 4 MiB of 4 KiB pages
@@ -51,15 +52,22 @@ class SwapDevice:
         priority: Devices of higher priority are filled first.
         capacity: Slots it has; None where nothing bounds it.
         used: Slots that are handed out now.
-        bad: Slots that are never handed out again.
+        aside: Slots not in use that a call which was given up may still write.
         stale: Slots in use that hold nothing any more, and that its store is yet to forget.
         takes_squeezed: It compresses with the machine's compressor, so that workers do it for it.
-        in_service: False = no new stores; loads of what it holds are still tried.
+        writes: Writes that are on their way to it.
+        at_store: Bytes of resident folios in these writes.
+        forgetting: Calls on their way that have it forget slots.
+        in_service: False = a store failed, no new ones for a while; loads are tried all the same.
+        lost: It has failed for so long that nobody waits until it is tried again, nor for its
+            answer if that is late (see `mm.swap_service`).
+        down: Its swapd has crashed and is to come back: no new stores meanwhile.
         leaving: It is being swapped off: no new stores, what it holds is brought back.
         full: Its store said so, whatever the slots say; it is tried again later.
         late: Its store has not answered for a while: nothing new is given to it meanwhile.
         congested: As many writes wait for it as may; it takes the next once half of them are done.
-        failures: Stores that failed in a row; the core counts them, and acts on them.
+        failures: Stores that failed in a row, each after a rest; until one succeeds, only one is
+            tried at a time.
         in_budget: What it holds is charged to the budget; known from its first write on.
         passed_over: Batches that go elsewhere before it is tried again (see `mm.demotion`).
     """
@@ -70,9 +78,14 @@ class SwapDevice:
     capacity: int | None
     takes_squeezed: bool = attrs.field(default=False, init=False)
     used: int = attrs.field(default=0, init=False)
-    bad: int = attrs.field(default=0, init=False)
+    aside: int = attrs.field(default=0, init=False)
     stale: int = attrs.field(default=0, init=False)
+    writes: int = attrs.field(default=0, init=False)
+    at_store: int = attrs.field(default=0, init=False)
+    forgetting: int = attrs.field(default=0, init=False)
     in_service: bool = attrs.field(default=True, init=False)
+    lost: bool = attrs.field(default=False, init=False)
+    down: bool = attrs.field(default=False, init=False)
     leaving: bool = attrs.field(default=False, init=False)
     full: bool = attrs.field(default=False, init=False)
     late: bool = attrs.field(default=False, init=False)
@@ -80,6 +93,9 @@ class SwapDevice:
     failures: int = attrs.field(default=0, init=False)
     in_budget: bool = attrs.field(default=False, init=False)
     passed_over: int = attrs.field(default=0, init=False)
+    _aside: deque[tuple[int, int]] = attrs.field(
+        factory=deque[tuple[int, int]], init=False, repr=False
+    )
     _map: bytearray = attrs.field(factory=bytearray, init=False, repr=False)
     _cursor: int = attrs.field(default=0, init=False, repr=False)
     _longest: int = attrs.field(default=sys.maxsize, init=False, repr=False)
@@ -90,17 +106,24 @@ class SwapDevice:
     @property
     def free_slots(self) -> int:
         """Slots that could be handed out; `sys.maxsize` where nothing bounds it."""
-        return sys.maxsize if self.capacity is None else self.capacity - self.used - self.bad
+        return sys.maxsize if self.capacity is None else self.capacity - self.used - self.aside
 
     @property
     def more_than_half_used(self) -> bool:
         """Whether it has no slots to spare for copies of what is resident (vm_swap_full)."""
-        return self.capacity is not None and 2 * (self.used + self.bad) > self.capacity
+        return self.capacity is not None and 2 * (self.used + self.aside) > self.capacity
 
     @property
     def takes_writes(self) -> bool:
         """Whether new folios may be given slots here at all."""
-        return self.in_service and not (self.full or self.late or self.leaving)
+        if not self.in_service or self.full or self.late or self.leaving or self.down:
+            return False
+        return not (self.failures and self.writes)
+
+    @property
+    def may_return(self) -> bool:
+        """Whether it takes no writes now, and is expected to take them again soon."""
+        return not self.lost and not self.leaving and (self.down or not self.in_service)
 
     def alloc(self, nr: int) -> int | None:
         """Take `nr` (at least 1) consecutive slots: the first, or None where no run is so long."""
@@ -156,14 +179,41 @@ class SwapDevice:
         if self._longest < sys.maxsize:
             self._joined(slot, nr)
 
-    def retire(self, slot: int, nr: int) -> None:
-        """Never hand these used slots out again: a write given up on may still reach them.
+    def set_aside(self, slot: int, nr: int) -> None:
+        """Do not hand these used slots out for now: a write given up on may still reach them.
 
         Raises:
             ProtocolViolation: if one of them is not used; nothing has changed then.
         """
-        self._leave(slot, nr, _BAD)
-        self.bad += nr
+        self._leave(slot, nr, _ASIDE)
+        self.aside += nr
+        self._aside.append((slot, nr))
+
+    def first_aside(self, nr: int) -> list[int]:
+        """Return about `nr` of the slots set aside; `take_back` or `aside_last` follows."""
+        slots: list[int] = []
+        for first, length in self._aside:
+            if len(slots) >= nr:
+                break
+            slots += range(first, first + length)
+        return slots
+
+    def aside_last(self, nr: int) -> None:
+        """The first `nr` slots of those set aside stay so, behind the others."""
+        while nr > 0:
+            run = self._aside.popleft()
+            self._aside.append(run)
+            nr -= run[1]
+
+    def take_back(self, nr: int) -> None:
+        """The store has forgotten the first `nr` slots of those set aside: they are free."""
+        while nr > 0:
+            slot, length = self._aside.popleft()
+            nr -= length
+            self.aside -= length
+            self.used += length
+            self._map[slot : slot + length] = bytes((_USED,)) * length
+            self.free(slot, length)
 
     def used_slots(self) -> set[int]:
         """Return all slots in use. O(slots): for checks."""
@@ -173,7 +223,8 @@ class SwapDevice:
         """Assert that the counters and the bound agree with the map."""
         size = len(self._map)
         assert self._map.count(_USED) == self.used, f"{self.name}: used is {self.used}"
-        assert self._map.count(_BAD) == self.bad, f"{self.name}: bad is {self.bad}"
+        assert self._map.count(_ASIDE) == self.aside, f"{self.name}: aside is {self.aside}"
+        assert self.aside == sum(nr for _, nr in self._aside), f"{self.name}: runs aside drifted"
         assert self.capacity is None or size <= self.capacity, f"{self.name}: map of {size} slots"
         assert 0 <= self._cursor <= size, f"{self.name}: cursor at {self._cursor} of {size}"
         if self._longest < sys.maxsize:
@@ -183,7 +234,7 @@ class SwapDevice:
     def _find(self, nr: int) -> int:
         run = bytes(nr)
         found = self._map.find(run, self._cursor)
-        if found < 0 and 2 * (self.used + self.bad) > len(self._map) and self._grow(nr):
+        if found < 0 and 2 * (self.used + self.aside) > len(self._map) and self._grow(nr):
             found = self._map.find(run, self._cursor)
         if found < 0:
             found = self._map.find(run, 0, self._cursor + nr - 1)
@@ -209,9 +260,9 @@ class SwapDevice:
     def _joined(self, slot: int, nr: int) -> None:
         """Note a run that has become free where the longest one is known."""
         lowest = max(0, slot - _NEAR)
-        start = 1 + max(self._map.rfind(state, lowest, slot) for state in (_USED, _BAD))
+        start = 1 + max(self._map.rfind(state, lowest, slot) for state in (_USED, _ASIDE))
         start = max(start, lowest)
-        ends = [self._map.find(state, slot + nr, slot + nr + _NEAR) for state in (_USED, _BAD)]
+        ends = [self._map.find(state, slot + nr, slot + nr + _NEAR) for state in (_USED, _ASIDE)]
         end = min((at for at in ends if at >= 0), default=min(len(self._map), slot + nr + _NEAR))
         if start == lowest > 0 or end == slot + nr + _NEAR:
             self._longest, self._noted = sys.maxsize, -1  # it may reach further than we looked
@@ -360,9 +411,14 @@ class SwapDevices:
         return sum(device.used for device in self._order)
 
     @property
-    def bad(self) -> int:
-        """Slots retired on all devices."""
-        return sum(device.bad for device in self._order)
+    def aside(self) -> int:
+        """Slots set aside on all devices."""
+        return sum(device.aside for device in self._order)
+
+    @property
+    def may_return(self) -> bool:
+        """Whether a device that takes no writes now is expected to take them again soon."""
+        return any(device.may_return for device in self._order)
 
     @property
     def capacity(self) -> int | None:

@@ -74,8 +74,7 @@ class Kswapd:
     @property
     def pending(self) -> bool:
         """Whether something on its way may yet free memory."""
-        node = self._node
-        return bool(node.nr_in_flight or node.nr_writes or node.writeback_wanted)
+        return self._node.awaits(of_late=True)
 
     @property
     def hopeless(self) -> bool:
@@ -107,7 +106,7 @@ class Kswapd:
             return self._sleep()
         if not self.running:
             self._start_run(node)
-        if not node.nr_writes:
+        if not node.awaits_writes(of_late=False):
             self.throttled = False
         if self.throttled and not node.zswap.accepts():
             return Step.THROTTLE

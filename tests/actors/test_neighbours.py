@@ -152,7 +152,7 @@ async def test_writes_of_one_call_of_a_store(kit, machine_of):
     assert {state[pfn] for batch in batches[::2] for pfn in batch.pfns} == {RESIDENT}
     assert machine.node.nr_writes == machine.node.nr_in_flight == 0
     assert machine.node.check()
-    assert device_of(machine).bad == 0
+    assert device_of(machine).aside == 0
 
 
 async def test_writes_that_wait_as_their_swapd_stops(kit, machine_of):

@@ -8,12 +8,12 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
-from reclaimactors.actors.backing import FAILURES_TO_RETIRE, LATE_S
+from reclaimactors.actors.backing import LATE_S
+from reclaimactors.actors.forgets import FORGET_SLOTS
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
-from reclaimactors.mm.folio import DEVICE, RESIDENT, UNEVICTABLE
+from reclaimactors.mm.folio import DEVICE, UNEVICTABLE
 from reclaimactors.mm.page_io import squeeze
-from reclaimactors.mm.scan import MAX_RECLAIM_RETRIES
 from reclaimactors.offload.breath import Breath
 from reclaimactors.testing import Gate
 
@@ -283,9 +283,7 @@ async def test_a_stop_while_a_store_opens_or_closes_is_none_of_its_time(kit, ope
 
 
 @virtual
-async def test_a_store_is_late_while_a_write_has_no_answer_and_until_one_ends_in_time(
-    kit, open_over
-):
+async def test_a_store_is_late_while_a_write_has_no_answer(kit, open_over):
     store = kit.store()
     async with open_over(store) as memory:
         backing = memory._machine.swapds[0].backing
@@ -299,12 +297,17 @@ async def test_a_store_is_late_while_a_write_has_no_answer_and_until_one_ends_in
         assert not backing.late
         await anyio.sleep(LATE_S)
         assert backing.late
+        memory._machine.revive()
+        assert device(memory).late
         await anyio.sleep(5.0)
         assert memory._node.nr_writes == 0
-        assert backing.late  # it was given up
+        assert not device(memory).late
+        assert not device(memory).takes_writes  # it was given up
         store.store_gate = None
+        await anyio.sleep(1.0)
         await memory.reclaim(EVERYTHING)
-        assert not backing.late
+        assert device(memory).takes_writes
+        assert device(memory).failures == 0
 
 
 @virtual
@@ -325,42 +328,159 @@ async def test_a_load_that_takes_long_makes_no_store_late(kit, open_over):
 
 
 @virtual
-async def test_a_store_that_hangs_is_a_failure_and_its_slots_are_never_used_again(kit, open_over):
-    store = kit.store(store_gate=Gate())
+async def test_a_store_that_hangs_is_a_failure_and_its_slots_are_set_aside_until_it_answers(
+    kit, open_over
+):
+    class Hangs(MemoryBackend):
+        hung = True
+
+        async def store_many(self, items):
+            if self.hung:
+                await anyio.sleep_forever()
+            await super().store_many(items)
+
+        async def invalidate_many(self, slots):
+            if self.hung:
+                await anyio.sleep_forever()
+            await super().invalidate_many(slots)
+
+    store = Hangs()
     async with open_over(store) as memory:
-        values = await swap_out(kit, memory, 3)
-        assert states(memory) == {RESIDENT}
+        values = {i: kit.noise(i) for i in range(3)}
+        for key, value in values.items():
+            await memory.put(key, value)
+            memory.advise(key, ra.Advice.PAGEOUT)
+        await memory.drain()
+        assert states(memory) == {UNEVICTABLE}
         assert memory.vmstat["swapout_error"] == 1
-        assert (device(memory).used, device(memory).bad) == (0, 3)
+        assert (device(memory).used, device(memory).aside) == (0, 3)
         assert {key: await memory.get(key) for key in values} == values
         assert memory._node.check()
+        await anyio.sleep(100.0)
+        assert device(memory).aside == 3
+        store.hung = False
+        await anyio.sleep(100.0)
+        assert device(memory).aside == 0
+        await memory.reclaim(EVERYTHING)
+        assert states(memory) == {DEVICE}
 
 
-async def test_a_store_that_keeps_failing_gets_no_more_and_is_still_read(kit, open_over):
+@virtual
+async def test_a_store_that_keeps_failing_is_tried_less_and_less_and_is_still_read(
+    kit, open_over, caplog
+):
     store = kit.store()
     async with open_over(store) as memory:
         await swap_out(kit, memory, 2)
-        store.store_errors = dict.fromkeys(range(2, 100), EIO)
+        store.store_errors = dict.fromkeys(range(2, 10_000), EIO)
         await memory.put("more", kit.noise(99))
-        for _ in range(FAILURES_TO_RETIRE + 2):
-            memory._node.scan.retry_failed()
+        tried = []
+        for _ in range(120):
             await memory.reclaim(EVERYTHING)
-        assert store.nr_stores == 1 + FAILURES_TO_RETIRE
-        assert not device(memory).in_service
+            tried.append(store.nr_stores)
+            await anyio.sleep(1.0)
+        assert tried[59] - tried[0] <= 11
+        assert 1 <= tried[119] - tried[59] <= 3
+        assert device(memory).lost
         assert memory.vmstat["swap_out_of_service"] == 1
         assert await memory.get(0) == kit.noise(0)
         assert await memory.get("more") == kit.noise(99)
+        store.store_errors = {}
+        await anyio.sleep(60.0)
+        await memory.reclaim(EVERYTHING)
+        assert memory._node.mm.state[memory._node.small["more"]] == DEVICE
+        assert memory.health().state == "open"
+    lines = [line.split()[0] for line in caplog.messages if "swapd." in line]
+    assert lines == ["swapd.store_failed", "swapd.out_of_service", "swapd.back_in_service"]
 
 
-async def test_one_success_forgives_the_failures_before(kit, open_over):
-    store = kit.store(store_errors=dict.fromkeys(range(1, FAILURES_TO_RETIRE), EIO))
-    async with open_over(store) as memory:
-        await swap_out(kit, memory)
-        for _ in range(FAILURES_TO_RETIRE):
-            memory._node.scan.retry_failed()
+@virtual
+async def test_slots_that_cannot_be_had_back_keep_no_others_set_aside(kit, open_over):
+    class Hangs(MemoryBackend):
+        hung = True
+
+        async def store_many(self, items):
+            if self.hung:
+                await anyio.sleep_forever()
+            await super().store_many(items)
+
+        async def invalidate_many(self, slots):
+            if self.hung or 0 in slots:
+                await anyio.sleep_forever()
+            await super().invalidate_many(slots)
+
+    store = Hangs()
+    async with open_over(store, fifo=256) as memory:
+        for i in range(400):
+            await memory.put(i, kit.noise(i))
+        while device(memory).aside < 2 * FORGET_SLOTS:
             await memory.reclaim(EVERYTHING)
+            await anyio.sleep(60.0)
+        store.hung = False
+        await anyio.sleep(200.0)
+        assert 0 < device(memory).aside <= FORGET_SLOTS + 32
+        assert memory._node.check()
+
+
+@virtual
+async def test_a_full_store_that_had_room_again_rests_as_at_first(kit, open_over):
+    store = kit.store()
+    async with open_over(store) as memory:
+        service = memory._machine.swapds[0].backing.service
+        rests = []
+        for i in range(4):
+            store.full_after = 0
+            await memory.put(i, kit.noise(i))
+            await memory.reclaim(EVERYTHING)
+            assert device(memory).full
+            rests.append(service.again_at - anyio.current_time())
+            store.full_after = None
+            await anyio.sleep(60)
+            await memory.reclaim(EVERYTHING)
+            assert states(memory) == {DEVICE}
+        assert rests == pytest.approx([rests[0]] * 4)
+
+
+@virtual
+async def test_errors_of_one_burst_are_one_failure(kit, open_over):
+    store = kit.store(error=EIO)
+    async with open_over(store, fifo=64) as memory:
+        machine = memory._machine
+        writes = []
+        for i in range(12):
+            await memory.put(i, kit.noise(i))
+            batch = machine.swapout.isolate(1, EVERYTHING, Reclaimer.DIRECT)
+            pages, _ = machine.swapout.begin(batch, hold=False)
+            writes += machine.swapout.complete(batch, squeeze(machine.node.compressor, pages))
+        machine.offer(writes)
+        await memory.drain()
+        assert store.nr_stores >= 12
+        assert (device(memory).failures, memory.vmstat["swap_out_of_service"]) == (1, 0)
+        store.error = None
+        await anyio.sleep(0.1)
+        await memory.reclaim(EVERYTHING)
         assert states(memory) == {DEVICE}
         assert device(memory).failures == 0
+
+
+@virtual
+async def test_one_write_at_a_time_tries_a_store_that_has_failed(kit, open_over):
+    store = kit.store(error=EIO)
+    async with open_over(store, fifo=64) as memory:
+        await swap_out(kit, memory, 80)
+        store.error, store.store_gate = None, Gate()
+        before = store.nr_stores
+        await anyio.sleep(0.1)
+        machine = memory._machine
+        machine.revive()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(memory.reclaim, EVERYTHING)
+            await store.store_gate.entered.wait()
+            await kit.settle()
+            assert (store.nr_stores - before, machine.node.nr_writes) == (1, 1)
+            store.store_gate.open()
+        await memory.reclaim(EVERYTHING)
+        assert states(memory) == {DEVICE}
 
 
 async def test_what_the_first_store_refuses_goes_to_the_second(kit, open_over):
@@ -391,7 +511,6 @@ async def test_a_full_store_is_tried_again_later(kit, open_over):
         assert device(memory).in_service
         store.full_after = None
         await anyio.sleep(60)
-        memory._machine.revive()
         await memory.reclaim(EVERYTHING)
         assert states(memory) == {DEVICE}
 
@@ -583,17 +702,26 @@ async def test_forgetting_is_not_put_off_where_slots_run_short(kit, open_over):
 
 
 @virtual
-async def test_slots_whose_forgetting_hangs_are_never_used_again(kit, open_over):
+async def test_slots_whose_forgetting_hangs_are_set_aside_until_it_does_not(kit, open_over):
     class Hangs(MemoryBackend):
-        async def invalidate_many(self, slots):
-            await anyio.sleep_forever()
+        hung = True
 
-    async with open_over(Hangs()) as memory:
+        async def invalidate_many(self, slots):
+            if self.hung:
+                await anyio.sleep_forever()
+            await super().invalidate_many(slots)
+
+    store = Hangs()
+    async with open_over(store) as memory:
         await swap_out(kit, memory, 3)
         for key in range(3):
             await memory.delete(key)
         await memory.drain()
-        assert (device(memory).used, device(memory).bad) == (0, 3)
+        assert (device(memory).used, device(memory).aside) == (0, 3)
+        store.hung = False
+        await anyio.sleep(60.0)
+        assert device(memory).aside == 0
+        assert not store._slots
 
 
 async def test_a_full_pool_is_written_back_to_the_store(kit, open_over):
@@ -629,15 +757,13 @@ class Elsewhere(ra.Backend):
 
 
 class TakesNoBlobs(MemoryBackend):
-    """A store that refuses what is shorter than a page, however often it takes a whole one."""
+    """A store that refuses what is shorter than a page."""
 
-    swapd = None
     refused = 0
 
     async def store_many(self, items):
         if any(len(data) < self.page_size for _, data in items):
             self.refused += 1
-            self.swapd.device.failures = 0  # as after a page that the other lane has stored
             raise EIO
         await super().store_many(items)
 
@@ -646,11 +772,11 @@ class TakesNoBlobs(MemoryBackend):
         await super().open(page_size)
 
 
-async def test_the_shrinker_gives_up_after_sixteen_failures_until_it_is_woken_again(kit, open_over):
+@virtual
+async def test_the_shrinker_gives_up_at_a_failure_until_it_is_woken_again(kit, open_over):
     backend = TakesNoBlobs()
     async with open_over(backend) as memory:
         machine, node = memory._machine, memory._node
-        backend.swapd = machine.swapds[0]
         values = {i: kit.noise(i, 200) + bytes(312) for i in range(100)}
         for key, value in values.items():
             await memory.put(key, value)
@@ -659,13 +785,18 @@ async def test_the_shrinker_gives_up_after_sixteen_failures_until_it_is_woken_ag
         vm = memory.vmstat
         for times in (1, 2):
             node.zswap.reached_full, node.zswap.accept_below = True, 0
+            machine.revive()
             machine.wake_shrinkers()
             await kit.settle(400)
+            machine.wake_shrinkers()  # it is to rest
+            await kit.settle(400)
             assert vm["zswap_shrink_gave_up"] == times
-            assert backend.refused == times * MAX_RECLAIM_RETRIES
+            assert backend.refused == times
+            await anyio.sleep(60)
         assert vm["written_back_pages"] == 0
         assert vm["reject_reclaim_fail"] == backend.refused * SWAP_CLUSTER_MAX
         node.zswap.wanted = 1
+        machine.revive()
         machine.wake_shrinkers()
         await memory.drain()  # what is wanted is given up with it: nothing is pending for ever
         assert {key: await memory.get(key) for key in values} == values
@@ -700,27 +831,20 @@ async def test_a_shrinker_that_ends_between_two_writes_hands_both_back(kit, open
         assert node.check()
 
 
-async def test_one_success_is_a_fresh_start_for_the_shrinker(kit, open_over):
-    class Sometimes(TakesNoBlobs):
-        async def store_many(self, items):
-            self.calls = getattr(self, "calls", 0) + 1
-            if self.calls % MAX_RECLAIM_RETRIES == 0:
-                await MemoryBackend.store_many(self, items)
-            else:
-                await super().store_many(items)
-
-    backend = Sometimes()
+@virtual
+async def test_a_store_that_fails_now_and_then_gets_all_of_the_pool_in_the_end(kit, open_over):
+    backend = kit.store(store_errors=dict.fromkeys((1, 3, 5), EIO))
     async with open_over(backend) as memory:
         machine, node = memory._machine, memory._node
-        backend.swapd = machine.swapds[0]
         for i in range(100):
             await memory.put(i, kit.noise(i, 200) + bytes(312))
         await memory.reclaim(EVERYTHING)
-        node.zswap.reached_full, node.zswap.accept_below = True, 0
-        machine.wake_shrinkers()
-        await kit.settle(2000)
-        assert node.zswap.total == 0
-        assert memory.vmstat["zswap_shrink_gave_up"] == 0
+        while node.zswap.total:
+            node.zswap.reached_full, node.zswap.accept_below = True, 0
+            machine.revive()
+            machine.wake_shrinkers()
+            await anyio.sleep(0.1)
+        assert 0 < memory.vmstat["zswap_shrink_gave_up"] <= 3
         assert memory.vmstat["written_back_pages"] == 100
 
 

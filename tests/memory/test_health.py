@@ -92,8 +92,7 @@ async def test_a_store_out_of_service_is_named_with_its_last_error():
     async with ra.open_memory(**SPEC, swap=swap(broken)) as memory:
         for key in range(64):
             await memory.put(key, b"%4096d" % key)
-        device = next(iter(memory._machine.swapds.values())).device
-        while device.in_service:
+        while not memory.vmstat["swap_out_of_service"]:
             await memory.reclaim(1 << 16)
             await anyio.sleep(1)
         health = memory.health()

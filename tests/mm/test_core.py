@@ -1082,9 +1082,9 @@ def test_slots_of_a_write_that_may_still_happen_are_never_used_again():
     core = Core(devices=[None])
     core.put("a", noise())
     (write,) = core.compress(core.isolate())
-    core.out.pageout.store_failed(write, retire=True)
+    core.out.pageout.store_failed(write, aside=True)
     core.check()
-    assert (core.node.swap[0].used, core.node.swap[0].bad) == (0, 1)
+    assert (core.node.swap[0].used, core.node.swap[0].aside) == (0, 1)
     core.reclaim()
     assert list(core.slots[0]) == [1]
 

@@ -273,7 +273,7 @@ class CoreMachine(RuleBasedStateMachine):
         write, items = self.pick(self.writing, index)
         if late:  # it timed out, and happens all the same
             self.stores[write.device].update(items)
-        self.writes += self.out.pageout.store_failed(write, retire=late)
+        self.writes += self.out.pageout.store_failed(write, aside=late)
 
     @precondition(lambda self: self.writes)
     @rule(index=st.integers(0))
@@ -295,7 +295,16 @@ class CoreMachine(RuleBasedStateMachine):
         for first, nr in runs:
             for slot in range(first, first + nr):
                 self.stores[device].pop(slot, None)
-        (self.node.forgotten if answered else self.node.never_forgotten)(device, runs)
+        (self.node.forgotten if answered else self.node.not_forgotten)(device, runs)
+
+    @precondition(lambda self: self.node.swap.aside)
+    @rule(device=st.integers(0), nr=st.integers(1, 8), answered=st.booleans())
+    def asked_for_what_is_aside(self, device, nr, answered):
+        swap = self.node.swap[device % len(self.stores)]
+        slots = swap.first_aside(nr)
+        for slot in slots if answered else ():
+            self.stores[swap.index].pop(slot, None)
+        (swap.take_back if answered else swap.aside_last)(len(slots))
 
     @precondition(lambda self: self.loads)
     @rule(index=st.integers(0), kind=st.sampled_from(["good", "good", "flip", "fail"]))

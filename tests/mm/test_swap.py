@@ -108,25 +108,30 @@ def test_a_long_run_that_was_freed_is_found_whole():
     assert dev.alloc(1) is None
 
 
-def test_retired_slots_are_bad_for_ever():
+def test_slots_set_aside_are_not_handed_out_until_they_are_taken_back():
     dev = device(4)
     slot = dev.alloc(2)
-    dev.retire(slot, 2)
-    assert (dev.used, dev.bad, dev.free_slots) == (0, 2, 2)
+    dev.set_aside(slot, 2)
+    assert (dev.used, dev.aside, dev.free_slots) == (0, 2, 2)
     assert dev.alloc(2) == 2
     assert dev.alloc(1) is None
     with pytest.raises(ProtocolViolation, match="not all in use"):
         dev.free(slot, 2)
+    assert dev.first_aside(1) == [slot, slot + 1]
+    dev.take_back(2)
+    dev.check()
+    assert (dev.used, dev.aside, dev.free_slots) == (2, 0, 2)
+    assert dev.alloc(2) == slot
 
 
 @pytest.mark.parametrize(("slot", "nr"), [(3, 1), (1, 2), (-1, 1), (0, 0), (5000, 1)])
-@pytest.mark.parametrize("verb", ["free", "retire"])
+@pytest.mark.parametrize("verb", ["free", "set_aside"])
 def test_giving_back_what_is_not_used_changes_nothing(verb, slot, nr):
     dev = device(10)
     dev.alloc(2)
     with pytest.raises(ProtocolViolation):
         getattr(dev, verb)(slot, nr)
-    assert (dev.used, dev.bad) == (2, 0)
+    assert (dev.used, dev.aside) == (2, 0)
     dev.check()
 
 
@@ -140,7 +145,7 @@ def test_the_highest_priority_is_filled_first():
     both = SwapDevices((low, high))
     assert [both.alloc(1) for _ in range(5)] == [(high, 0), (high, 1), (low, 0), (low, 1), None]
     assert not both.has_room
-    assert (both.used, both.bad, both.capacity) == (4, 0, 4)
+    assert (both.used, both.aside, both.capacity) == (4, 0, 4)
 
 
 def test_equal_priorities_take_turns():
@@ -212,10 +217,10 @@ class Slots(RuleBasedStateMachine):
         self.capacity = capacity
         self.dev = device(capacity)
         self.runs = []
-        self.bad = set()
+        self.aside = set()
 
     def taken(self):
-        return {slot + i for slot, nr in self.runs for i in range(nr)} | self.bad
+        return {slot + i for slot, nr in self.runs for i in range(nr)} | self.aside
 
     @rule(nr=st.one_of(st.integers(1, 9), st.sampled_from([32, 64, 600, 2000])))
     def alloc(self, nr):
@@ -233,18 +238,26 @@ class Slots(RuleBasedStateMachine):
         self.runs.append((slot, nr))
 
     @precondition(lambda self: self.runs)
-    @rule(data=st.data(), retire=st.sampled_from([False] * 9 + [True]))
-    def give_back(self, data, retire):
+    @rule(data=st.data(), aside=st.sampled_from([False] * 9 + [True]))
+    def give_back(self, data, aside):
         at = data.draw(st.integers(0, len(self.runs) - 1))
         slot, nr = self.runs.pop(at)
-        if retire:
-            self.dev.retire(slot, nr)
-            self.bad.update(range(slot, slot + nr))
+        if aside:
+            self.dev.set_aside(slot, nr)
+            self.aside.update(range(slot, slot + nr))
             return
         part = data.draw(st.integers(1, nr))
         self.dev.free(slot, part)
         if part < nr:
             self.runs.append((slot + part, nr - part))
+
+    @precondition(lambda self: self.aside)
+    @rule(nr=st.integers(1, 100))
+    def take_back(self, nr):
+        slots = self.dev.first_aside(nr)
+        assert len(slots) >= min(nr, len(self.aside))
+        self.dev.take_back(len(slots))
+        self.aside -= set(slots)
 
     @invariant()
     def conserves(self):
@@ -252,7 +265,7 @@ class Slots(RuleBasedStateMachine):
             return
         self.dev.check()
         assert self.dev.used == sum(nr for _, nr in self.runs)
-        assert self.dev.bad == len(self.bad)
+        assert self.dev.aside == len(self.aside)
 
 
 class CrowdedSlots(Slots):

@@ -461,7 +461,7 @@ async def test_a_cancelled_writeback_waits_for_what_is_in_flight(opened):
     assert await zram.load_many(range(40)) == [mixed(slot) for slot in range(40)]
 
 
-async def test_a_backing_store_that_hangs_is_given_up_and_its_blocks_never_used(
+async def test_a_backing_store_that_hangs_is_given_up_and_its_blocks_are_set_aside(
     opened, monkeypatch
 ):
     monkeypatch.setattr(zram_passes, "WRITE_S", 0.01)
@@ -471,10 +471,11 @@ async def test_a_backing_store_that_hangs_is_given_up_and_its_blocks_never_used(
     zram.mark_idle()
     with pytest.raises(BackendError, match=r"0 slots went to .*took longer than 0.01 s"):
         await zram.writeback()
-    assert (zram.backing.blocks.used, zram.backing.blocks.bad) == (0, 32)
+    assert (zram.backing.blocks.used, zram.backing.blocks.aside) == (0, 32)
     assert zram.writeback_left == 1 << 20
     backing.store_gate = None
     assert await zram.writeback() == 40
+    assert zram.backing.blocks.aside == 0
     assert await zram.load_many(range(40)) == [mixed(slot) for slot in range(40)]
 
 

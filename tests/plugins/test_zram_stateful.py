@@ -192,6 +192,8 @@ class ZramMachine(RuleBasedStateMachine):
         assert self.run(self.zram.load_many(slots)) == [self.values[slot] for slot in slots]
         self.run(self.zram.invalidate_many(slots))
         assert self.zram.mm_stat["orig_data_size"] == self.zram.mm_stat["mem_used_total"] == 0
+        self.run(self.zram.backing.forget_aside())  # of passes that were cancelled
+        assert self.zram.backing.blocks.aside == 0
         assert not self.inner._slots
         self.run(self.zram.aclose())
         self.runner.close()
