@@ -29,7 +29,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from anyio import CancelScope, CapacityLimiter, sleep, to_thread
+from anyio import CancelScope, CapacityLimiter, sleep
 
 from reclaimactors.abc import Backend
 from reclaimactors.backends.file_jobs import GiveBack, Job, Write
@@ -37,6 +37,7 @@ from reclaimactors.backends.file_slots import FREE, STORED, WRITING, FileSlots, 
 from reclaimactors.backends.swapfile import SwapFile
 from reclaimactors.deadline import within
 from reclaimactors.errors import BackendError
+from reclaimactors.threads import hop
 from reclaimactors.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class FileBackend(Backend):
         self._giver = CapacityLimiter(1)
         self._slots = FileSlots()
         self._file = SwapFile(self._path)
-        await to_thread.run_sync(self._file.open, abandon_on_cancel=True, limiter=self._writers)
+        await hop(self._file.open, limiter=self._writers)
         self.rotational = self._file.rotational
         self.folder_in_memory = self._file.in_memory
 
@@ -120,7 +121,7 @@ class FileBackend(Backend):
             self._slots.set(run, WRITING)
         self._writes.add(write)
         try:
-            await to_thread.run_sync(write.run, abandon_on_cancel=True, limiter=self._writers)
+            await hop(write.run, limiter=self._writers)
         except OSError as exc:
             self._forget(runs)
             raise file.error(exc, "cannot write to") from exc
@@ -147,14 +148,7 @@ class FileBackend(Backend):
         try:
             chunks = self._read_cached(file, runs)
             if rest := runs[len(chunks) :]:
-                chunks += await to_thread.run_sync(
-                    _read,
-                    file,
-                    rest,
-                    self._page_size,
-                    abandon_on_cancel=True,
-                    limiter=self._readers,
-                )
+                chunks += await hop(_read, file, rest, self._page_size, limiter=self._readers)
         except OSError as exc:
             raise file.error(exc, "cannot read from") from exc
         return self._pages(chunks)
@@ -258,7 +252,7 @@ class FileBackend(Backend):
         self._giving = job = GiveBack(file, end, holes, self._page_size)
         try:
             with suppress(OSError):  # it is closed
-                await to_thread.run_sync(job.run, abandon_on_cancel=True, limiter=self._giver)
+                await hop(job.run, limiter=self._giver)
         except BaseException:  # cancelled, as a write
             self._abandon(job)
             raise
@@ -285,7 +279,7 @@ class FileBackend(Backend):
 
 
 async def _off_the_loop(call: Callable[[], None]) -> None:
-    await to_thread.run_sync(call, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+    await hop(call, limiter=CapacityLimiter(1))
 
 
 def _read(file: SwapFile, runs: list[range], page_size: int) -> list[bytes]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
-from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.mm.padata import chunks
+from reclaimactors.threads import hop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,8 +36,7 @@ async def multithreaded(
     Args:
         work: must not raise, and may run in several threads at a time.
         items: the job.
-        limiter: threads at most. One of our own: threads of the host that wait for us may hold
-            all tokens of anyio's default.
+        limiter: threads at most (`threads.hop`).
         min_chunk: items that are worth a hop.
     """
     if len(items) < min_chunk:
@@ -54,9 +53,7 @@ async def multithreaded(
         while left:
             start, stop = left.pop()
             try:
-                results[start] = await to_thread.run_sync(
-                    run, start, stop, abandon_on_cancel=True, limiter=limiter
-                )
+                results[start] = await hop(run, start, stop, limiter=limiter)
             except RuntimeError:  # this process may not start another thread
                 results[start] = run(start, stop)
 
@@ -70,9 +67,7 @@ async def join(empty: B, parts: Sequence[bytes], *, limiter: CapacityLimiter) ->
     """Return ``empty.join(parts)``: in a thread if it is long, for it lets go of the GIL then."""
     if sum(map(len, parts)) > COPY_BYTES:
         try:
-            return await to_thread.run_sync(
-                empty.join, parts, abandon_on_cancel=True, limiter=limiter
-            )  # pyright: ignore[reportReturnType] # it is what `empty` is
+            return await hop(empty.join, parts, limiter=limiter)
         except RuntimeError:  # this process may not start another thread
             await checkpoint()
     return empty.join(parts)

@@ -9,11 +9,10 @@ again later.
 from __future__ import annotations
 
 import math
-from time import sleep
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter
 
 from reclaimactors.log import log
 from reclaimactors.mm.page_io import Squeezed
@@ -22,6 +21,7 @@ from reclaimactors.offload.breath import SLICE_S
 from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.pace import Pace
 from reclaimactors.offload.race import Race
+from reclaimactors.threads import hop
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["ThreadOffload"]
 
 MOST, LEAST = 4.0, 1 / 16  #: times the work of a batch: how long the event loop waits to help
-YIELD_S = 0.0001  #: in which a thread wakes up and takes the interpreter's lock
 
 
 class ThreadOffload:
@@ -112,48 +111,19 @@ class ThreadOffload:
             self._heard = anyio.current_time()
         self._out += 1
         try:
-            if not self._cost:
-                await self._first(race)
-            else:
-                with anyio.move_on_after(self._wait_s(race.pages)) as scope:
-                    await self._hop(race)
-                if scope.cancelled_caught:
-                    await race.help()
+            with anyio.move_on_after(self._wait_s(race.pages)) as scope:
+                await hop(race.run, self._learn, limiter=self._limiter)
+            if scope.cancelled_caught:
+                await race.help()
             self._patience = min(MOST, max(LEAST, self._patience * (2 if race.kept_up else 0.5)))
             self._pace.answered(anyio.current_time() - self._heard)
         finally:
             self._out -= 1
             self._heard = anyio.current_time()
 
-    async def _hop(self, race: Race) -> None:
-        await to_thread.run_sync(
-            race.run, self._learn, abandon_on_cancel=True, limiter=self._limiter
-        )
-
-    async def _first(self, race: Race) -> None:
-        """Have a first page compressed by a thread, and see to it that the thread gets to it."""
-        refused: list[RuntimeError] = []
-
-        async def hop() -> None:
-            try:
-                await self._hop(race)
-            except RuntimeError as exc:
-                refused.append(exc)
-            tasks.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(hop)
-            while True:
-                await anyio.sleep(SLICE_S)
-                # not awaited, for this thread itself has to let go of the lock: beside a busy event
-                # loop a thread may wait for it for seconds
-                sleep(YIELD_S)  # noqa: ASYNC251
-        if refused:
-            raise refused[0]
-
     def _wait_s(self, pages: list[bytes]) -> float:
         """Return for how long a thread has a batch to itself: for ever, if it is not quick work."""
-        if self._cost * max(map(len, pages), default=0) >= SLICE_S:
+        if not 0 < self._cost * max(map(len, pages), default=0) < SLICE_S:
             return math.inf
         return self._patience * (self._cost * sum(map(len, pages)) + SLICE_S)
 

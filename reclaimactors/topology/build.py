@@ -20,6 +20,7 @@ from reclaimactors.mm.zswap import Zswap
 from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.process import ProcessOffload
 from reclaimactors.offload.thread import ThreadOffload
+from reclaimactors.threads import lend
 from reclaimactors.topology import checks
 from reclaimactors.topology.memory_limit import too_large
 from reclaimactors.topology.swapon import close_backends, swapon
@@ -127,6 +128,7 @@ def _machine(topology: Topology) -> Machine:
     )
     if isinstance(offload, ProcessOffload):
         machine.add_actor("workers", offload.run)
+    machine.add_actor("lender", lend)
     machine.add_actor("kswapd", KswapdActor(machine).run)
     if compress.mode != "inline":
         machine.add_actor(compress.mode, KcompressdActor(machine).run)

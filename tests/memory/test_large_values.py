@@ -247,7 +247,7 @@ async def test_a_long_join_needs_no_thread(monkeypatch):
     async def refused(*_, **__):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("reclaimactors.offload.job.to_thread.run_sync", refused)
+    monkeypatch.setattr("reclaimactors.threads.to_thread.run_sync", refused)
     parts = [b"a" * COPY_BYTES, b"b" * COPY_BYTES]
     assert await join(b"", parts, limiter=anyio.CapacityLimiter(1)) == b"".join(parts)
 

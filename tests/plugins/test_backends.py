@@ -220,7 +220,7 @@ async def test_cached_reads_stay_in_the_loop_and_others_share_one_hop(backend, m
     if not backend._file.calls.nowait:
         pytest.skip("no RWF_NOWAIT here")
     hops = []
-    hop = anyio.to_thread.run_sync
+    hop = file_module.hop
 
     async def counted(*args, **kwargs):
         hops.append(args)
@@ -228,7 +228,7 @@ async def test_cached_reads_stay_in_the_loop_and_others_share_one_hop(backend, m
 
     slots = [0, 1, 2, 10, 11, 20]
     await backend.store_many(pages(slots))
-    monkeypatch.setattr(file_module.to_thread, "run_sync", counted)
+    monkeypatch.setattr(file_module, "hop", counted)
     assert await backend.load_many(slots) == [page(i) for i in slots]
     assert not hops
     preadv = os.preadv
