@@ -118,6 +118,7 @@ class Machine:
         self.kswapd_stream = self.producer(Reclaimer.KSWAPD)
         self._compressor = compressor
         self._worked = RECOVERED  #: pages since the compressor last failed, RECOVERED at most
+        self._failed_with = ""  #: what it raised last, "" where it killed a worker
         self._retry_at = 0.0  #: when folios that a compressor or a store failed on are tried again
         self._rate = 200e6  #: bytes a second of the compressor in the loop, measured as it goes
         self._expand_rate = 500e6  #: the same of faults
@@ -336,16 +337,27 @@ class Machine:
         """Say it once when a compressor that worked has failed; how often is in vmstat."""
         if FAIL in out.kinds:
             self._name_lethal(batch)
+            self._failed_with = out.why or self._failed_with
             if self._worked == RECOVERED:
                 self.log.warning(
                     "compressor.failed",
                     compressor=self._compressor.name,
+                    error=out.why or "it killed a worker",
                     effect="what it fails on goes to a store as it is, or stays in memory",
                     counter="reject_compress_fail",
                 )
             self._worked = 0
         elif self._worked < RECOVERED:
             self._worked = min(RECOVERED, self._worked + len(out.kinds))
+
+    @property
+    def failing(self) -> str:
+        """Why the compressor does not count as working, "" where it does."""
+        if self._worked == RECOVERED:
+            return ""
+        what = f"failed within the last {RECOVERED} pages"
+        last = self._failed_with or "it killed a worker"
+        return f"compressor {self._compressor.name!r} {what}; the last error: {last}"
 
     def _name_lethal(self, batch: FolioBatch) -> None:
         """Say once of each folio that killed workers whose it is."""

@@ -31,6 +31,7 @@ __all__ = [
     "POOR",
     "QUEUE_SHARE",
     "SAME_FILLED",
+    "WHY",
     "Gate",
     "Squeezed",
     "expand",
@@ -93,6 +94,7 @@ SAME_FILLED: Final = 1  #: one machine word repeated
 POOR: Final = 2  #: incompressible: the blob would free next to nothing
 FAIL: Final = 3  #: the compressor raised
 NOMEM: Final = 4  #: the compressor raised MemoryError: there was none for the blob
+WHY: Final = 300  #: characters that are kept of what it raised
 
 
 @attrs.define(eq=False)
@@ -103,9 +105,11 @@ class Squeezed:
     blobs: list[bytes | None]  #: the blob where the kind is BLOB
     values: list[int]  #: the word of a SAME_FILLED folio; else a crc32 of what a store gets, or 0
     of_sources: bool = False  #: whether those are of the sources, also where there is a blob
+    why: str = ""  #: what the compressor raised on the first row that is a FAIL, if it raised
 
     def extend(self, other: Squeezed) -> None:
         """Put the rows of another one behind these."""
+        self.why = self.why or other.why
         self.kinds += other.kinds
         self.blobs += other.blobs
         self.values += other.values
@@ -113,7 +117,9 @@ class Squeezed:
     def rows(self, start: int, stop: int) -> Squeezed:
         """Return rows `start` to `stop` as columns of their own."""
         rows = slice(start, stop)
-        return Squeezed(self.kinds[rows], self.blobs[rows], self.values[rows], self.of_sources)
+        kinds = self.kinds[rows]
+        why = self.why if FAIL in kinds else ""
+        return Squeezed(kinds, self.blobs[rows], self.values[rows], self.of_sources, why)
 
 
 def same_filled(data: bytes) -> int | None:
@@ -165,14 +171,15 @@ def squeeze(
             out.kinds[i] = SAME_FILLED
             out.values[i] = word
     if never:
-        for i in todo:
-            out.kinds[i] = FAIL if pages[i] in never else BLOB
-        todo = [i for i in todo if out.kinds[i] == BLOB]
+        todo = _but_for(never, pages, todo, out)
     blobs = _compress(compressor, [pages[i] for i in todo])
     for i, blob in zip(todo, blobs, strict=True):
         size = len(pages[i])
         if isinstance(blob, int):
             out.kinds[i] = blob
+        elif isinstance(blob, str):
+            out.kinds[i] = FAIL
+            out.why = out.why or blob
         elif len(blob) * 16 > size * 15:
             out.kinds[i] = POOR
             if checksum:
@@ -184,8 +191,17 @@ def squeeze(
     return out
 
 
-def _compress(compressor: Compressor, pages: list[bytes]) -> list[bytes | int]:
-    """Return the blob of each page, or FAIL or NOMEM."""
+def _but_for(
+    never: Container[bytes], pages: Sequence[bytes], todo: list[int], out: Squeezed
+) -> list[int]:
+    """Return the rows to compress but for those of pages that the compressor does not get."""
+    for i in todo:
+        out.kinds[i] = FAIL if pages[i] in never else BLOB
+    return [i for i in todo if out.kinds[i] == BLOB]
+
+
+def _compress(compressor: Compressor, pages: list[bytes]) -> list[bytes | int | str]:
+    """Return the blob of each page, NOMEM, or the words of what is a FAIL."""
     many = getattr(compressor, "compress_many", None)
     if many is not None and len(pages) > 1:
         try:
@@ -197,21 +213,24 @@ def _compress(compressor: Compressor, pages: list[bytes]) -> list[bytes | int]:
     return [_compress_one(compressor, page) for page in pages]
 
 
-def _checked(blob: bytes | None) -> bytes | int:
+def _checked(blob: bytes | None) -> bytes | int | str:
     """Return a blob as bytes of its own: what is no bytes at all, or none of them, is a FAIL."""
-    if type(blob) is not bytes and blob is not None:
-        # a buffer that the library may use again, or what no compressor may return
-        blob = bytes(blob) if isinstance(blob, (bytes, bytearray, memoryview)) else None  # pyright: ignore[reportUnnecessaryIsInstance] # it is a plugin's word
-    return blob or FAIL
+    if not isinstance(blob, (bytes, bytearray, memoryview)):  # it is a plugin's word
+        return f"compress gave {type(blob).__name__}, not bytes"
+    # Else than bytes: a buffer that the library may use again.
+    return (blob if type(blob) is bytes else bytes(blob)) or "compress gave no bytes"
 
 
-def _compress_one(compressor: Compressor, page: bytes) -> bytes | int:
+def _compress_one(compressor: Compressor, page: bytes) -> bytes | int | str:
     try:
         return _checked(compressor.compress(page))
     except MemoryError:
         return NOMEM
-    except Exception:  # noqa: BLE001 - any fault of a plugin is a FAIL row, counted by the core
-        return FAIL
+    except Exception as exc:  # noqa: BLE001 - any fault of a plugin is a FAIL row, counted by the core
+        try:
+            return f"{type(exc).__name__}: {exc}"[:WHY]
+        except Exception:  # noqa: BLE001 - of the error's own words
+            return type(exc).__name__
 
 
 def outcome(kind: int, *, pool_accepts: bool, swap_has_room: bool) -> Verdict:

@@ -9,7 +9,7 @@ import sys
 from array import array
 from typing import TYPE_CHECKING
 
-from reclaimactors.mm.page_io import SAME_FILLED, Squeezed
+from reclaimactors.mm.page_io import FAIL, SAME_FILLED, Squeezed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,8 +42,8 @@ class Slots:
 
     A slot begins with its table: the number of folios (with OF_SOURCES added, where the checksums
     are to be of these) and their sizes from the parent, then a length and a value of each from the
-    worker. Bytes follow; a blob lies where its folio lay, for
-    it is smaller.
+    worker. Bytes follow; a blob lies where its folio lay, for it is smaller. So do the words of the
+    first row that is a FAIL, cut to that; their length is its value.
     """
 
     def __init__(self, fd: int, *, nr: int, area: int, rows: int) -> None:
@@ -84,6 +84,8 @@ class Slots:
         base = slot * self._stride
         at = base + self._table
         lengths = array("q", [0]) * len(out.kinds)
+        values = array("q", map(_signed, out.values))
+        why = out.why.encode(errors="replace")
         for i, (kind, blob, size) in enumerate(
             zip(out.kinds, out.blobs, self._sizes(slot), strict=True)
         ):
@@ -91,9 +93,13 @@ class Slots:
             if blob is not None:
                 lengths[i] = len(blob)
                 self._map[at : at + len(blob)] = blob
+            elif why and kind == FAIL:
+                values[i] = min(len(why), size)
+                self._map[at : at + values[i]] = why[:size]
+                why = b""
             at += size
         rows = base + 8 * (1 + self.rows)
-        answer = lengths.tobytes() + array("q", map(_signed, out.values)).tobytes()
+        answer = lengths.tobytes() + values.tobytes()
         self._map[rows : rows + len(answer)] = answer
 
     def rows_of(self, slot: int) -> Iterator[Squeezed]:
@@ -109,8 +115,12 @@ class Slots:
         for start, stop in _pieces(sizes):
             lengths, values = answer[start:stop], answer[nr + start : nr + stop]
             blobs: list[bytes | None] = []
-            for size, length in zip(sizes[start:stop], lengths, strict=True):
+            why = ""
+            for i, (size, length) in enumerate(zip(sizes[start:stop], lengths, strict=True)):
                 blobs.append(memory[at : at + length] if length > 0 else None)
+                if length == -FAIL and values[i]:
+                    why = memory[at : at + values[i]].decode(errors="replace")
+                    values[i] = 0
                 at += size
             kinds = bytearray(stop - start)
             if None in blobs:
@@ -118,7 +128,7 @@ class Slots:
                     kinds[i] = max(0, -length)
                     if kinds[i] == SAME_FILLED:
                         values[i] &= 0xFFFF_FFFF_FFFF_FFFF
-            yield Squeezed(kinds, blobs, values, of_sources)
+            yield Squeezed(kinds, blobs, values, of_sources, why)
 
     def of_sources(self, slot: int) -> bool:
         """Whether the checksums are to be of the sources."""

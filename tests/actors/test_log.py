@@ -49,6 +49,7 @@ async def test_a_compressor_that_fails_is_said_once(caplog, nowait):
     [line] = lines(caplog)
     assert line.levelno == logging.WARNING
     assert "lz4" in line.message
+    assert "error='CorruptData: this compressor fails as told'" in line.message
 
 
 async def test_it_is_said_again_only_after_it_had_worked(caplog):

@@ -14,11 +14,12 @@ from anyio import to_thread
 
 import reclaimactors as ra
 from reclaimactors.actors.health import health_of
+from reclaimactors.actors.machine import RECOVERED
 from reclaimactors.actors.supervision import WINDOW_S
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.mglru import Mglru
-from reclaimactors.testing import FaultyBackend, Gate
+from reclaimactors.testing import FaultyBackend, FaultyCompressor, Gate
 
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 SPEC = {"budget": "1MiB", "compress": {"offload": "inline"}, "zswap": {"enabled": False}}
@@ -70,6 +71,30 @@ async def test_a_compressor_that_stays_in_threads_is_named():
         budget="1MiB", compress={"offload": "process", "compressor": Here()}
     ) as memory:
         assert "defined in __main__" in memory.health().reason
+
+
+@pytest.mark.parametrize("offload", ["inline", "thread"])
+async def test_a_compressor_that_fails_is_named_with_its_own_words(offload, caplog):
+    bad = FaultyCompressor(Lz4(), every=1, error=ValueError("it does not like this"))
+    spec = SPEC | {"zswap": {}, "compress": {"offload": offload, "compressor": bad}}
+    async with ra.open_memory(**spec, swap=swap(store())) as memory:
+        await memory.put("key", b"text " * 800)
+        memory.advise("key", ra.Advice.PAGEOUT)
+        await memory.drain()
+        failing = memory.health()
+        bad.every = None
+        for i in range(RECOVERED):
+            await memory.put("key", b"%4d " % i * 800)
+            await memory.reclaim(1)
+        assert memory.health().state == "open"
+    assert failing.state == "degraded"
+    assert failing.degraded == (failing.reason,)
+    assert failing.reason == (
+        "compressor 'lz4' failed within the last 1024 pages; "
+        "the last error: ValueError: it does not like this"
+    )
+    [line] = [record.message for record in caplog.records if "compressor." in record.message]
+    assert "error='ValueError: it does not like this'" in line
 
 
 async def test_a_full_store_is_named_with_its_own_words():

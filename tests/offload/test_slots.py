@@ -7,7 +7,7 @@ import os
 import pytest
 
 from reclaimactors.compressors.lz4 import Lz4
-from reclaimactors.mm.page_io import squeeze
+from reclaimactors.mm.page_io import FAIL, squeeze
 from reclaimactors.offload.slots import PIECE, PIECE_BYTES, Slots, anonymous_memory
 
 
@@ -38,3 +38,35 @@ def test_no_step_is_longer_than_a_piece_of_pages_whatever_the_folios(slots, size
     rows = list(slots.rows_of(1))
     assert [len(piece.kinds) for piece in rows] == steps
     assert [blob for piece in rows for blob in piece.blobs] == squeeze(Lz4(), batch).blobs
+
+
+class Fails(Lz4):
+    """A compressor that raises on large pages."""
+
+    def compress(self, data):
+        if len(data) > 99:
+            raise ValueError("it does not like «large» pages")
+        return super().compress(data)
+
+
+def test_what_a_compressor_raised_comes_with_the_rows(slots):
+    batch = [b"short " * 4, *[b"%d long " % i * 500 for i in range(3)]]
+    [_] = slots.put(0, batch)
+    out = squeeze(Fails(), slots.pages(0), checksum=True)
+    slots.answer(0, out)
+    [rows] = slots.rows_of(0)
+    assert (rows.kinds, rows.values, rows.blobs) == (out.kinds, out.values, out.blobs)
+    assert rows.kinds[1:] == bytes([FAIL]) * 3
+    assert rows.why == out.why == "ValueError: it does not like «large» pages"
+
+
+def test_the_words_of_a_compressor_are_cut_to_the_page_that_it_raised_on(slots):
+    class Refuses(Lz4):
+        def compress(self, data):
+            raise ValueError("some long words")
+
+    [_] = slots.put(0, [b"twelve bytes", b"others"])
+    slots.answer(0, squeeze(Refuses(), slots.pages(0)))
+    [rows] = slots.rows_of(0)
+    assert rows.why == "ValueError: some long words"[:12]
+    assert rows.values == [0, 0]
