@@ -141,6 +141,7 @@ def test_importing_does_not_load_the_command_line_or_test_tools():
 def test_what_is_shown_of_failing_stores_is_errors_alone():
     shown = errors_of(IMPORT + USE + RUN.format("failing_stores") + CONFIGURED)
     assert {line.split()[1] for line in shown} == {"swapd.out_of_service"}
+    assert any("OSError: [Errno 5] dead" in line for line in shown)
 
 
 def test_a_crash_of_an_actor_is_shown():

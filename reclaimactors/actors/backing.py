@@ -43,6 +43,7 @@ class Backing:
         self.device = device
         self.backend = backend
         self.last_error = ""  #: why it did not take the last write, if it did not
+        self.failing: dict[str, str] = {}  #: what other calls raised last, by what they were to do
         self._timeout = timeout
         self.put_aside = Signal()  #: slots were set aside
         self.deadlines = Deadlines(timeout, self.look)  #: of its calls; its swapd keeps their time
@@ -52,6 +53,16 @@ class Backing:
 
     async def call(self, what: str, call: Awaitable[Any]) -> Any:
         """Await a call of the backend under the deadline; translate what it raises, once."""
+        try:
+            answer = await self._call(what, call)
+        except BackendError as exc:
+            if what != "store":  # which is for who offers the write to judge: see `failed`
+                self.failing[what] = str(exc)
+            raise
+        self.failing.pop(what, None)
+        return answer
+
+    async def _call(self, what: str, call: Awaitable[Any]) -> Any:
         if not self.ours:
             with suppress(AttributeError):
                 call.close()  # type: ignore[attr-defined] # a coroutine that nobody awaits

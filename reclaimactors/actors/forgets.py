@@ -88,12 +88,14 @@ class Forgets:
     async def _forget(self, runs: list[tuple[int, int]]) -> None:
         node, device = self._m.node, self._device
         forgotten = False
+        failing = "forget" in self._backing.failing  # that was said
         try:
             slots = [slot for first, nr in runs for slot in range(first, first + nr)]
             await self._backing.call("forget", self._backing.backend.invalidate_many(slots))
             forgotten = True
         except BackendError as exc:
-            self._m.log.warning("swapd.forget_failed", device=device.name, error=str(exc))
+            if not failing:
+                self._m.log.warning("swapd.forget_failed", device=device.name, error=str(exc))
             # Storing replaces what is there, so a refusal does no harm; a late success would.
             forgotten = not isinstance(exc, TooSlow)
         finally:

@@ -64,4 +64,5 @@ def _degraded(machine: Machine, now: float) -> list[str]:
             told.append(f"swap {device.name!r} has not answered for a while and gets no new writes")
         elif why:  # it is full, or did not take the last write
             told.append(why)
+        told += swapd.backing.failing.copy().values()
     return told + machine.supervisor.lately(now)

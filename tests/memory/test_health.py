@@ -138,6 +138,48 @@ async def test_a_store_that_does_not_answer_or_did_not_take_a_write_is_named():
         )
 
 
+async def test_a_store_that_cannot_give_or_forget_is_named_until_it_can_and_said_once(caplog):
+    class Broken(MemoryBackend):
+        error = OSError(errno.EIO, "dead")
+
+        def load_now(self, slots):
+            return None
+
+        async def load_many(self, slots):
+            if self.error is not None:
+                raise self.error.with_traceback(None)
+            return list(super().load_now(slots))
+
+        async def invalidate_many(self, slots):
+            if self.error is not None:
+                raise self.error.with_traceback(None)
+            await super().invalidate_many(slots)
+
+    broken = Broken()
+    async with ra.open_memory(**SPEC, swap=swap(broken)) as memory:
+        for key in range(8):
+            await memory.put(key, b"%4096d" % key)
+        await memory.reclaim(1 << 19)
+        for key in range(4):
+            with pytest.raises(ra.BackendError):
+                await memory.get(key)
+            await memory.delete(key)
+            await memory.drain()
+        failing = memory.health()
+        broken.error = None
+        assert await memory.get(7) == b"%4096d" % 7
+        await memory.delete(7)
+        await memory.drain()
+        assert memory.health().state == "open"
+    assert failing.state == "degraded"
+    assert sorted(failing.degraded) == [
+        "[Errno 5] swap 'Broken0' failed to forget: OSError: [Errno 5] dead",
+        "[Errno 5] swap 'Broken0' failed to load: OSError: [Errno 5] dead",
+    ]
+    said = [record.message.split()[0] for record in caplog.records]
+    assert sorted(said) == ["swapd.forget_failed", "swapd.load_failed"]
+
+
 @virtual
 async def test_an_actor_that_was_started_again_lately_is_named():
     async with ra.open_memory(**SPEC, policy=Buggy(2), swap=swap(store())) as memory:
