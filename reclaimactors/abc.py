@@ -94,6 +94,11 @@ class Backend:
     """What a store that compresses its slots does it with, a `PluginRef`; None where it does not.
     Where it is the topology's own, the topology's workers do it, and `store_squeezed` follows."""
 
+    takes_whole: bool = True
+    """False where pages that do not compress are better left in memory: storing them frees nothing,
+    and uses up room that others need. Only for stores that name a `compressor`; read after `open`.
+    """
+
     why_full: str = "the backing store is full"
     """Why `store_squeezed` took fewer rows the last time, and what helps: part of the error."""
 

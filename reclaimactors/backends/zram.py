@@ -46,6 +46,8 @@ class ZramBackend(Backend):
             topology's own, the topology's workers compress for it.
         recompressor: the same, for `recompress`; None = there is none.
         mem_limit: bytes in memory at most, as an int or "64MiB"; None or 0 = no limit of its own.
+            What does not compress takes nothing of it, unless it can be made smaller later: it
+            stays in memory, or goes to another store.
         backing: a backend, as a name or a table, that `writeback` writes to; opened and closed with
             this one. None = there is none.
         writeback_limit: bytes that may still be written back, whole pages; None = any number.
@@ -96,6 +98,8 @@ class ZramBackend(Backend):
         """Open the backing store, if there is one."""
         self.page_size = page_size
         self.closed = False
+        smaller_later = self.secondary is not None or self.backing is not None
+        self.takes_whole = not self.mem_limit or smaller_later
         if self.backing is not None:
             await self.backing.open(page_size)
 

@@ -55,6 +55,7 @@ class SwapDevice:
         aside: Slots not in use that a call which was given up may still write.
         stale: Slots in use that hold nothing any more, and that its store is yet to forget.
         takes_squeezed: It compresses with the machine's compressor, so that workers do it for it.
+        takes_poor: It is given what does not compress; False where that would free nothing.
         writes: Writes that are on their way to it.
         at_store: Bytes of resident folios in these writes.
         forgetting: Calls on their way that have it forget slots.
@@ -77,6 +78,7 @@ class SwapDevice:
     priority: int
     capacity: int | None
     takes_squeezed: bool = attrs.field(default=False, init=False)
+    takes_poor: bool = attrs.field(default=True, init=False)
     used: int = attrs.field(default=0, init=False)
     aside: int = attrs.field(default=0, init=False)
     stale: int = attrs.field(default=0, init=False)
@@ -399,9 +401,15 @@ class SwapDevices:
 
     @property
     def ready(self) -> bool:
-        """Whether a device in service has a free slot, and room among the writes that wait."""
+        """Whether a device takes what does not compress: it is in service and has a free slot.
+
+        There is room among the writes that wait, too.
+        """
         return any(
-            device.takes_writes and device.free_slots > 0 and not device.congested
+            device.takes_writes
+            and device.free_slots > 0
+            and device.takes_poor
+            and not device.congested
             for device in self._order
         )
 

@@ -56,6 +56,7 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
     own = getattr(backend, "capacity", None)
     device.capacity = slots if own is None else min(slots, own)
     device.takes_squeezed = getattr(backend, "compressor", None) == topology.compress.compressor
+    device.takes_poor = not device.takes_squeezed or getattr(backend, "takes_whole", True)
     if getattr(backend, "rotational", False):
         swapd.read_ahead()
     machine.swapds[index] = swapd

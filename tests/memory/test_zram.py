@@ -217,6 +217,25 @@ async def test_what_does_not_compress_is_kept_as_it_is_where_there_is_nothing_el
             assert await memory.get(key) == noise(key)
 
 
+@pytest.mark.parametrize("topology", ["zram", "kswapd_only_inline"])
+async def test_what_does_not_compress_takes_nothing_of_a_limit(topology):
+    kept = {}
+    for nr in (0, 300):
+        spec = {"zswap": {"enabled": False}, "compress": {"offload": "inline"}}
+        swap = [{"backend": ZramBackend(mem_limit=1 << 20), "size": "64MiB"}]
+        async with ra.open_memory(topology, budget="4MiB", swap=swap, **spec) as memory:
+            for key in range(nr):
+                await memory.put(("noise", key), noise(key))
+            for key in range(3000):
+                await memory.put(key, text(key))
+            zram = await settled(memory)
+            kept[nr] = zram.mm_stat["huge_pages"]
+            for key in range(nr):
+                assert await memory.get(("noise", key)) == noise(key)
+            assert memory._node.check()
+    assert kept == {0: 0, 300: 0}
+
+
 async def test_over_its_limit_some_folios_of_a_batch_fit_and_others_go_on():
     other = Elsewhere()
     zram = ZramBackend(mem_limit=20_000)
