@@ -141,7 +141,7 @@ class Machine:
         self.opening: anyio.CancelScope | None = None  #: of the store that is being opened
         self.awake = False  #: kswapd was woken and has not gone back to sleep
         node.memcg.on_room = self.verdicts.notify
-        node.on_wake = self.wake_kswapd
+        node.on_wake = self.want_kswapd
         node.on_pool_full = self.wake_shrinkers
         node.on_stale = self.wake_swapd
 
@@ -288,6 +288,11 @@ class Machine:
                 self.wakeups.send_nowait(None)
             except anyio.WouldBlock:
                 return  # one is waiting already: it will see everything that this one says
+
+    def want_kswapd(self) -> None:
+        """Free memory is below *low*: wake kswapd unless it runs. Each put under pressure asks."""
+        if not self.kswapd.running:
+            self.wake_kswapd()
 
     async def woken(self) -> None:
         """Wait for a wake-up of kswapd."""

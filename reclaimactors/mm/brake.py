@@ -41,24 +41,33 @@ class Brake:
         self._settle()
         self.debt += self._node.marks.brake(self._node.memcg.free, size)
 
-    def lets(self, size: int, free: int) -> bool:
+    def lets(self, size: int, free: int, need: int) -> bool:
         """Let a put of `size` bytes go on at once if it needs not wait; then it owes for that.
+
+        The sums are those of `owe` and `holds`, written out: each put under pressure comes by here.
 
         Args:
             size: bytes.
-            free: free memory after the put, in bytes.
+            free: free memory after the put, below *low*, in bytes.
+            need: bytes that the put takes of it.
 
         Returns:
-            False, with nothing changed, where the caller has to wait or to reclaim for itself.
+            False where the caller has to wait or to reclaim for itself.
         """
         marks = self._node.marks
         if self.waiting or free < marks.min:
             return False
-        self._settle()
-        debt = self.debt + marks.brake(free, size)
-        if debt > self._allowance(free):
+        freed = self._ledger.freed_total
+        debt = self.debt - freed + self._paid
+        if debt < 0 or free + need >= marks.low:
+            debt = 0
+        self._paid = freed
+        band = marks.low - marks.min
+        owes = debt + size * (marks.low - free) // band
+        if owes > self._batch * (free - marks.min) // band:
+            self.debt = debt
             return False
-        self.debt = debt
+        self.debt = owes
         return True
 
     def forgive(self) -> None:

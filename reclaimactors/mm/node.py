@@ -115,7 +115,7 @@ class Node:
     """the pfns of that, for the path of a put"""
     stale: dict[int, deque[tuple[int, int]]] = attrs.Factory(dict[int, "deque[tuple[int, int]]"])
     """device -> (first slot, slots) that its store must still forget before they are reused"""
-    lets: Callable[[int, int], bool] = _never
+    lets: Callable[[int, int, int], bool] = _never
     """whether a put may go on below *low*, and owes for that (`Brake.lets`)"""
     on_wake: Callable[[], None] = _ignore
     """kswapd is wanted"""
@@ -282,8 +282,9 @@ class Node:
 
     def _below_low(self, size: int, need: int, may_wait: bool) -> bool:
         """Whether a put of `size` bytes, which takes `need` more, may go on below *low*."""
-        free = self.memcg.free - need
-        if not (self.lets(size, free) if may_wait else free >= self.marks.min):
+        memcg = self.memcg
+        free = memcg.budget - memcg.resident - memcg.compressed - memcg.overhead - need
+        if not (self.lets(size, free, need) if may_wait else free >= self.marks.min):
             return False
         self.on_wake()
         return True

@@ -67,7 +67,7 @@ async def join(empty: B, parts: Sequence[bytes], *, limiter: CapacityLimiter) ->
     """Return ``empty.join(parts)``: in a thread if it is long, for it lets go of the GIL then."""
     if sum(map(len, parts)) > COPY_BYTES:
         try:
-            return await hop(empty.join, parts, limiter=limiter)
+            return await hop(empty.join, parts, limiter=limiter)  # pyright: ignore[reportReturnType] # it is what `empty` is
         except RuntimeError:  # this process may not start another thread
             await checkpoint()
     return empty.join(parts)

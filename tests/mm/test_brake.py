@@ -105,7 +105,7 @@ def test_where_nobody_is_at_work_the_debt_is_forgiven():
 
 def test_a_put_that_may_go_on_owes_at_once_what_it_would_have_owed():
     _, _, it = brake(250)
-    assert it.lets(50, 200)  # half way after it: half is owed, half of a batch allowed
+    assert it.lets(50, 200, 50)  # half way after it: half is owed, half of a batch allowed
     assert it.debt == 25
     _, _, other = brake(200)
     other.owe(50)
@@ -118,11 +118,11 @@ def test_a_put_that_may_go_on_owes_at_once_what_it_would_have_owed():
 )
 def test_who_has_to_wait_or_to_reclaim_owes_nothing_yet(free, size):
     _, _, it = brake(free)
-    assert not it.lets(size, free)
+    assert not it.lets(size, free, 0)
     assert it.debt == 0
 
 
 def test_nobody_overtakes_those_who_wait():
     _, _, it = brake(LOW)
     it.waiting = 1
-    assert not it.lets(1, LOW)
+    assert not it.lets(1, LOW, 0)
