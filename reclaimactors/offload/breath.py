@@ -59,7 +59,7 @@ class Breath:
         seconds: the slice, in place of the share of TURN_S.
     """
 
-    __slots__ = ("_began", "_ends", "_seconds")
+    __slots__ = ("_counted", "_ends", "_seconds")
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._seconds = seconds
@@ -67,8 +67,8 @@ class Breath:
 
     def begin(self) -> None:
         """Start a new slice: this task has just been resumed."""
-        self._began = perf_counter()
-        self._ends = self._began + self._on_end()
+        self._counted = perf_counter()
+        self._ends = self._counted + self._on_end()
 
     def _on_end(self) -> float:
         return self._seconds or TURN_S * _breathing.share / (_breathing.waiting + 1)
@@ -81,9 +81,11 @@ class Breath:
     async def take(self) -> None:
         """Yield to the event loop if the slice is used up, then start a new one."""
         left = perf_counter()
+        # All work counts, or who looks how long others kept the loop takes ours for theirs. But
+        # this task may have waited for something else since `begin`: that was no work.
+        _breathing.worked_s += min(left - self._counted, MOST * TURN_S)
+        self._counted = left
         if left > self._ends:
-            # This task may have waited for something else since `begin`: that was no work.
-            _breathing.worked_s += min(left - self._began, self._ends - self._began + 2 * TURN_S)
             away = Away(left)
             _breathing.waiting += 1
             try:

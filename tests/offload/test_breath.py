@@ -39,6 +39,30 @@ async def test_the_work_of_those_who_breathe_too_is_not_that_of_others(clock):
     assert away.share(clock[0]) == 1.0
 
 
+async def test_work_that_ends_before_its_time_is_up_is_not_that_of_others_either(clock):
+    async def lane():
+        breath = Breath()
+        for _ in range(2):
+            clock[0] += 0.3 * TURN_S
+            await breath.take()
+        assert not breath.due  # now it waits for an answer
+
+    away = Away(clock[0])
+    async with anyio.create_task_group() as tasks:
+        for _ in range(30):
+            tasks.start_soon(lane)
+    assert clock[0] - 100.0 > 10 * FAIR_S
+    assert away.share(clock[0]) == 1.0
+
+
+async def test_what_a_task_waited_for_is_work_of_its_own_for_a_few_turns_at_most(clock):
+    mine = Breath()
+    away = Away(clock[0])
+    clock[0] += 1.0  # another task held the loop meanwhile
+    await mine.take()
+    assert away.share(clock[0]) == MOST
+
+
 async def test_it_gives_way_only_when_its_time_is_up(clock):
     turns = 0
 
