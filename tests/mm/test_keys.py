@@ -122,7 +122,9 @@ MADE_OF = [
 
 @pytest.mark.parametrize("key", MADE_OF, ids=range(len(MADE_OF)))
 def test_what_a_key_is_made_of_is_counted(key):
-    assert 1000 < key_extra(key) < 2000
+    # A path keeps its parts beside its string; since 3.13 also the string that it was given.
+    most = 3600 if isinstance(key, PurePosixPath) else 2000
+    assert 1000 < key_extra(key) < most
 
 
 def test_a_key_that_a_fast_path_knows_costs_the_same_as_of_a_class_of_its_own():
