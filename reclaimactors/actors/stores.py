@@ -196,6 +196,8 @@ class Stores:
                 message = self._mailbox.receive_nowait()
                 if message is not None:
                     writes.append(message)
+        if self._shrink_asked:  # the empty message that said so is gone, too
+            self.wake_shrinker()
         return writes
 
     def _acknowledged(self, write: StoreBatch) -> None:

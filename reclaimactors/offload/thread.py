@@ -84,9 +84,9 @@ class ThreadOffload:
         return self._out > 0 and self._pace.late(anyio.current_time() - self._heard)
 
     async def squeeze(self, pages: list[bytes], *, of_sources: bool = False) -> Squeezed:
-        """Compress a batch in a thread.
+        """Compress a batch in a thread, and in the event loop as well where that starves.
 
-        On cancellation the thread goes on with its own references and its result is dropped.
+        On cancellation the thread ends its piece with its own references; what it did is dropped.
         """
         if self.inline and anyio.current_time() < self._again_at:
             return await self._instead.squeeze(pages, of_sources=of_sources)

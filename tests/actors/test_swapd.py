@@ -327,23 +327,30 @@ async def test_a_load_that_takes_long_makes_no_store_late(kit, open_over):
 # stores
 
 
+class Hangs(MemoryBackend):
+    """Answers no write until told so, and never forgets some slots."""
+
+    hung = True
+
+    def __init__(self, *, never=()):
+        super().__init__()
+        self._never = frozenset(never)
+
+    async def store_many(self, items):
+        if self.hung:
+            await anyio.sleep_forever()
+        await super().store_many(items)
+
+    async def invalidate_many(self, slots):
+        if self.hung or not self._never.isdisjoint(slots):
+            await anyio.sleep_forever()
+        await super().invalidate_many(slots)
+
+
 @virtual
 async def test_a_store_that_hangs_is_a_failure_and_its_slots_are_set_aside_until_it_answers(
     kit, open_over
 ):
-    class Hangs(MemoryBackend):
-        hung = True
-
-        async def store_many(self, items):
-            if self.hung:
-                await anyio.sleep_forever()
-            await super().store_many(items)
-
-        async def invalidate_many(self, slots):
-            if self.hung:
-                await anyio.sleep_forever()
-            await super().invalidate_many(slots)
-
     store = Hangs()
     async with open_over(store) as memory:
         values = {i: kit.noise(i) for i in range(3)}
@@ -395,21 +402,17 @@ async def test_a_store_that_keeps_failing_is_tried_less_and_less_and_is_still_re
 
 
 @virtual
+async def test_a_shrinker_that_was_asked_for_is_not_forgotten_with_what_waits(kit, open_over):
+    async with open_over(kit.store()) as memory:
+        (swapd,) = memory._machine.swapds.values()
+        swapd.stores.wake_shrinker()
+        assert swapd.stores._waiting() == []
+        assert swapd.stores._mailbox.waiting, "no lane would look"
+
+
+@virtual
 async def test_slots_that_cannot_be_had_back_keep_no_others_set_aside(kit, open_over):
-    class Hangs(MemoryBackend):
-        hung = True
-
-        async def store_many(self, items):
-            if self.hung:
-                await anyio.sleep_forever()
-            await super().store_many(items)
-
-        async def invalidate_many(self, slots):
-            if self.hung or 0 in slots:
-                await anyio.sleep_forever()
-            await super().invalidate_many(slots)
-
-    store = Hangs()
+    store = Hangs(never=[0])
     async with open_over(store, fifo=256) as memory:
         for i in range(400):
             await memory.put(i, kit.noise(i))
