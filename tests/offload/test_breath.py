@@ -25,32 +25,20 @@ def test_more_work_follows_a_long_turn_of_others(by_others, times):
     assert Away(7.0).share(7.0 + by_others) == pytest.approx(times)
 
 
-async def test_the_work_of_those_who_breathe_too_is_not_that_of_others(clock):
+@pytest.mark.parametrize(
+    ("pieces", "turns"), [(1, 1.5), (2, 0.3)], ids=["yields", "waits for an answer before"]
+)
+async def test_the_work_of_those_who_breathe_too_is_not_that_of_others(clock, pieces, turns):
     async def actor():
         breath = Breath()
-        clock[0] += 1.5 * TURN_S
-        await breath.take()
+        for _ in range(pieces):
+            clock[0] += turns * TURN_S
+            await breath.take()
 
     away = Away(clock[0])
     async with anyio.create_task_group() as tasks:
         for _ in range(30):
             tasks.start_soon(actor)
-    assert clock[0] - 100.0 > 10 * FAIR_S
-    assert away.share(clock[0]) == 1.0
-
-
-async def test_work_that_ends_before_its_time_is_up_is_not_that_of_others_either(clock):
-    async def lane():
-        breath = Breath()
-        for _ in range(2):
-            clock[0] += 0.3 * TURN_S
-            await breath.take()
-        assert not breath.due  # now it waits for an answer
-
-    away = Away(clock[0])
-    async with anyio.create_task_group() as tasks:
-        for _ in range(30):
-            tasks.start_soon(lane)
     assert clock[0] - 100.0 > 10 * FAIR_S
     assert away.share(clock[0]) == 1.0
 
