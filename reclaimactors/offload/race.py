@@ -22,9 +22,31 @@ if TYPE_CHECKING:
 
     from reclaimactors.abc import Compressor
 
-__all__ = ["PIECE", "Race"]
+__all__ = ["PIECE", "Patience", "Race"]
 
 PIECE = 8  #: pages that a thread compresses before it looks how far the event loop has come
+MOST, LEAST = 4.0, 1 / 16  #: times the work of a batch that the event loop waits with its help
+LOST = 16  #: batches after which a thread that keeps losing is waited for again
+
+
+class Patience:
+    """How long the event loop waits for a thread, in times the work of the batch.
+
+    Doubled where the thread kept up, halved where it starved. At its least a thread that would keep
+    up loses all the same, since it takes longer than that to wake: so it is tried again at times.
+    """
+
+    def __init__(self) -> None:
+        self.times = MOST
+        self._lost = 0  # batches in a row
+
+    def learn(self, *, kept_up: bool) -> None:
+        """Learn from a batch whether its thread kept up."""
+        self._lost = 0 if kept_up else self._lost + 1
+        if self._lost >= LOST:
+            self.times, self._lost = MOST, 0
+        else:
+            self.times = min(MOST, max(LEAST, self.times * (2 if kept_up else 0.5)))
 
 
 class Race:

@@ -20,7 +20,7 @@ from reclaimactors.offload.backoff import Backoff
 from reclaimactors.offload.breath import SLICE_S
 from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.pace import Pace
-from reclaimactors.offload.race import Race
+from reclaimactors.offload.race import Patience, Race
 from reclaimactors.threads import hop
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from reclaimactors.log import Log
 
 __all__ = ["ThreadOffload"]
-
-MOST, LEAST = 4.0, 1 / 16  #: times the work of a batch: how long the event loop waits to help
 
 
 class ThreadOffload:
@@ -63,7 +61,7 @@ class ThreadOffload:
         self._backoff = Backoff()
         self._pace = Pace()
         self._cost = 0.0  # seconds of a thread's CPU a byte, lately; 0 = not known yet
-        self._patience = MOST  # times the work of a batch that the event loop waits with its help
+        self._patience = Patience()
         self._again_at = 0.0  # when a thread is tried again
         self._out = 0  # batches that threads have, or wait for one
         self._heard = 0.0  # when the last one was done, or the first one was given
@@ -115,7 +113,7 @@ class ThreadOffload:
                 await hop(race.run, self._learn, limiter=self._limiter)
             if scope.cancelled_caught:
                 await race.help()
-            self._patience = min(MOST, max(LEAST, self._patience * (2 if race.kept_up else 0.5)))
+            self._patience.learn(kept_up=race.kept_up)
             self._pace.answered(anyio.current_time() - self._heard)
         finally:
             self._out -= 1
@@ -125,7 +123,7 @@ class ThreadOffload:
         """Return for how long a thread has a batch to itself: for ever, if it is not quick work."""
         if not 0 < self._cost * max(map(len, pages), default=0) < SLICE_S:
             return math.inf
-        return self._patience * (self._cost * sum(map(len, pages)) + SLICE_S)
+        return self._patience.times * (self._cost * sum(map(len, pages)) + SLICE_S)
 
     def _refused(self, why: str) -> None:
         wait = self._backoff.failed()

@@ -8,7 +8,7 @@ import pytest
 
 from reclaimactors import registry
 from reclaimactors.mm.page_io import squeeze
-from reclaimactors.offload.race import PIECE
+from reclaimactors.offload.race import LEAST, LOST, MOST, PIECE, Patience
 from reclaimactors.offload.thread import ThreadOffload
 from reclaimactors.registry import PluginRef
 
@@ -93,6 +93,19 @@ async def test_a_thread_that_starves_no_longer_gets_its_batches_again():
             await offload.squeeze(PAGES)
             if not starving.by_loop:
                 return
+
+
+def test_a_thread_that_keeps_losing_is_waited_for_at_times():
+    patience = Patience()
+    waits = []
+    for _ in range(3 * LOST):
+        waits.append(patience.times)
+        patience.learn(kept_up=False)
+    assert [i for i, times in enumerate(waits) if times == MOST] == [0, LOST, 2 * LOST]
+    assert min(waits) == LEAST
+    for _ in range(6):
+        patience.learn(kept_up=True)
+    assert patience.times == MOST
 
 
 async def test_the_first_batch_of_a_thread_that_starves_ends_too():
