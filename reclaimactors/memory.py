@@ -282,14 +282,15 @@ class Memory:
         ):
             return
         source = _bytes_of(data)
-        size, node = len(source), self._node
+        size, node = _size_of(source), self._node
         if size > self._max_folio:  # refused before it is copied
             folios = nr_pages(size, self._max_folio)
             self._admission.must_fit(size, node.other_overhead(key, folios))
         parts: list[bytes] = []
+        dear = isinstance(source, memoryview) and not source.c_contiguous  # copied item by item
         for part in self._split(source):
             parts.append(part)
-            if len(parts) % self._parts_per_yield == 0:
+            if dear or len(parts) % self._parts_per_yield == 0:
                 await self._yield()
         if parts[0] is not data:  # it was copied
             self._credit -= size // _BYTES_PER_CALL
@@ -349,9 +350,10 @@ class Memory:
         ):
             return
         source = _bytes_of(data)
-        size, node = len(source), self._node
+        size, node = _size_of(source), self._node
+        folios = max(1, nr_pages(size, self._max_folio))
+        self._admission.must_fit(size, node.other_overhead(key, folios))
         parts = list(self._split(source))
-        self._admission.must_fit(size, node.other_overhead(key, len(parts)))
         reserved = self._admission.reserve_now(lambda: node.need(key, size, len(parts)))
         try:
             self._commit(key, parts, reserved)
@@ -378,9 +380,11 @@ class Memory:
     def _split(self, source: bytes | memoryview) -> Iterable[bytes]:
         """Return the folios of a value: the caller's own object if it is bytes and fits in one."""
         limit = self._max_folio
-        if len(source) <= limit:
+        if _size_of(source) <= limit:
             return (bytes(source),)  # of bytes that is no copy
         view = memoryview(source)
+        if not view.c_contiguous:
+            return _gathered(view, limit)
         return (bytes(view[start : start + limit]) for start in range(0, len(view), limit))
 
     # -- pins, advice, proactive reclaim ----------------------------------------------------------
@@ -697,7 +701,9 @@ class Memory:
 
 
 def _bytes_of(data: Buffer) -> bytes | memoryview:
-    """Return the bytes of a buffer: itself if it is bytes, else a view, one item a byte.
+    """Return the bytes of a buffer: itself if it is bytes, else a view.
+
+    One item of the view is one byte, unless it is not contiguous.
 
     Raises:
         TypeError: if it has no buffer, or holds references to objects.
@@ -717,4 +723,22 @@ def _bytes_of(data: Buffer) -> bytes | memoryview:
         raise TypeError(f"this {type(data).__name__} holds references to objects, not their bytes")
     if not view.nbytes:
         return b""
-    return PickleBuffer(view).raw() if view.c_contiguous else view.tobytes()
+    return PickleBuffer(view).raw() if view.c_contiguous else view
+
+
+def _size_of(source: bytes | memoryview) -> int:
+    return source.nbytes if isinstance(source, memoryview) else len(source)
+
+
+def _gathered(view: memoryview, limit: int) -> Iterable[bytes]:
+    """Yield the bytes of a view that is not contiguous, in C order, `limit` at a time."""
+    rows = max(1, limit * len(view) // view.nbytes)
+    left = b""
+    for start in range(0, len(view), rows):
+        left += view[start : start + rows].tobytes()
+        whole = len(left) // limit * limit
+        for at in range(0, whole, limit):
+            yield left[at : at + limit]
+        left = left[whole:]
+    if left:
+        yield left

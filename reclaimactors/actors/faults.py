@@ -18,10 +18,10 @@ from reclaimactors.actors.admission import Stalled
 from reclaimactors.mm.folio import DEVICE, SAME, ZSWAP
 from reclaimactors.mm.swapin import Expanded
 from reclaimactors.offload.breath import SLICE_S, Breath, let_go
-from reclaimactors.offload.job import join
+from reclaimactors.offload.job import COPY_BYTES, join
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Awaitable, Callable, Hashable, Sequence
 
     from reclaimactors.actors.loads import Ticket
     from reclaimactors.actors.machine import Machine
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Faults"]
 
-B = TypeVar("B", bytes, bytearray)
+T = TypeVar("T")
 
 MAX_LOOKS = 3  #: at a key that is overwritten each time before its value was decompressed
 
@@ -55,7 +55,7 @@ class Faults:
         """Return the value of `key`; what it may raise is said at `Memory.get`."""
         pfns = self._node.pfns(key)
         if len(pfns) > 1:
-            return await self.joined(key, b"")
+            return await self.joined(key, self._join)
         pfn = pfns[0]
         ready: Expanded | None = None
         if self._state[pfn] == DEVICE:
@@ -76,7 +76,7 @@ class Faults:
                 continue
             with Stalled(self._machine):
                 return await tickets[0].wait()
-        return await self.joined(key, b"")
+        return await self.joined(key, self._join)
 
     async def expand_one(self, pfn: int) -> Expanded | None:
         """Decompress one large folio off the loop, for a fault that follows."""
@@ -85,12 +85,15 @@ class Faults:
         self._machine.check_open()
         return None if data is None else Expanded(held.what, data)
 
-    async def joined(self, key: Hashable, empty: B) -> B:
+    async def _join(self, parts: Sequence[bytes]) -> bytes:
+        return await join(parts, limiter=self._machine.readers)
+
+    async def joined(self, key: Hashable, join: Callable[[Sequence[bytes]], Awaitable[T]]) -> T:
         """Return a value of several folios, or of one by the time that it is looked at.
 
         Args:
             key: its key.
-            empty: b"" for bytes, bytearray() for a buffer of the caller's own.
+            join: of its folios.
         """
         looks = 0
         while True:
@@ -108,7 +111,7 @@ class Faults:
             with Stalled(self._machine):
                 for ticket in value.tickets:
                     value.parts[place[ticket.load.pfn]] = await ticket.wait()
-        whole = await join(empty, value.parts, limiter=self._machine.readers)
+        whole = await join(value.parts)
         del expanded, found
         await let_go(value.parts)
         return whole
@@ -118,7 +121,8 @@ class Faults:
         while True:
             pfns = self._node.pfns(key)
             promote = self._machine.swapin.may_promote(pfns)
-            now = self._load_now(pfns, promote=promote)
+            away = self._bytes_away(pfns)
+            now = self._load_now(pfns, promote=promote) if 0 < away <= COPY_BYTES else {}
             tickets = self.request([pfn for pfn in pfns if pfn not in now], promote=promote)
             if tickets is not None:
                 break
@@ -160,6 +164,11 @@ class Faults:
         machine = self._machine
         promote = machine.swapin.may_promote((pfn,))
         return machine.swapds[self._node.mm.device[pfn]].loads.load_now(pfn, promote=promote)
+
+    def _bytes_away(self, pfns: Sequence[int]) -> int:
+        """Return how many bytes of these folios only stores have."""
+        state, size = self._state, self._node.mm.size
+        return sum([size[pfn] for pfn in pfns if state[pfn] == DEVICE])
 
     def _load_now(self, pfns: Sequence[int], *, promote: bool) -> dict[int, bytes]:
         """Read what stores can give at once, each folio by itself, a slice's worth at most."""
@@ -220,7 +229,10 @@ class Faults:
         size = self._node.mm.size
         expanded = sum([size[pfn] for pfn in pfns if self._state[pfn] == ZSWAP])
         started = perf_counter()
-        parts = [fault(pfn, promote=promote) or b"" for pfn in pfns]
+        parts = [
+            (fault(pfn, promote=promote) or b"") if self._state[pfn] != DEVICE else b""
+            for pfn in pfns
+        ]
         ended = perf_counter()
         machine.psi.stall_full(started, ended)
         machine.faulted(expanded, ended - started)

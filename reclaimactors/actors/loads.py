@@ -33,7 +33,7 @@ __all__ = ["LOAD_LANES", "Loads", "Ticket"]
 LOAD_LANES = 4
 MAX_LOADS = 64  #: requests that wait
 LOAD_BATCH = 64  #: slots that a load_many has at least, if so many are asked for
-MOST_SLOTS = 256  #: slots of one load_many, or those of one folio: a MiB of pages of 4 KiB
+MOST_SLOTS = 64  #: slots of one load_many, or those of one folio: 256 KiB of pages of 4 KiB
 
 
 def _ignore() -> None:
@@ -80,6 +80,7 @@ class Loads:
         self.begun = 0  #: faults that asked for something since the start
         self.on_none_left: Callable[[], None] = _ignore  #: no load is on its way any more
         self._failing = False  # the last read has failed
+        self._finishing = anyio.Lock(fast_acquire=True)  # four lanes in one turn make it long
         self._load_now: Callable[[Sequence[int]], Sequence[bytes] | None] | None
         self._load_now = getattr(backing.backend, "load_now", None)
 
@@ -97,7 +98,7 @@ class Loads:
         ahead = self.readahead.hit(pfn) if self.readahead is not None else None
         if ahead is None and self._load_now is None:
             return None
-        load = self._m.swapin.begin_load(pfn, promote=promote)
+        (load,) = self._m.swapin.begin_loads((pfn,), promote=promote)
         stored = ahead if ahead is not None else self.slots_now(load.slots)
         if stored is None:
             self._m.swapin.drop(load)
@@ -126,25 +127,21 @@ class Loads:
         """
         self.begun += 1
         swapin = self._m.swapin
-        tickets: list[Ticket] = []
-        new: list[Ticket] = []
-        try:
-            for pfn in pfns:
-                ticket = self.tickets.get(pfn)
-                if ticket is None:
-                    ticket = Ticket(swapin.begin_load(pfn, promote=promote))
-                    new.append(ticket)
-                ticket.ahead = False
-                tickets.append(ticket)
-            if new:
+        missing = [pfn for pfn in pfns if pfn not in self.tickets]
+        if missing:
+            new = [Ticket(load) for load in swapin.begin_loads(missing, promote=promote)]
+            try:
                 self._m.start()
                 self._mailbox.send_nowait(new)
-        except BaseException as exc:
-            end_all(new, lambda ticket: swapin.drop(ticket.load))
-            if isinstance(exc, anyio.WouldBlock):
-                return None
-            raise
-        self.tickets.update((ticket.load.pfn, ticket) for ticket in new)
+            except BaseException as exc:
+                end_all(new, lambda ticket: swapin.drop(ticket.load))
+                if isinstance(exc, anyio.WouldBlock):
+                    return None
+                raise
+            self.tickets.update(zip(missing, new, strict=True))
+        tickets = [self.tickets[pfn] for pfn in pfns]
+        for ticket in tickets:
+            ticket.ahead = False
         return tickets
 
     @property
@@ -184,30 +181,39 @@ class Loads:
 
     async def lane(self) -> None:
         """Read what is asked for, for ever."""
+        breath = Breath()
         while True:
             tickets = await self._mailbox.receive()
+            breath.begin()
             while sum(len(ticket.load.slots) for ticket in tickets) < LOAD_BATCH:
                 try:
                     tickets += self._mailbox.receive_nowait()
                 except anyio.WouldBlock:
                     break
-            await self._load_each(_in_pieces(tickets))
+            await self._load_each(_in_pieces(tickets), breath)
 
     async def _load_each(
-        self, groups: Iterable[list[Ticket]], *, ahead: bool = True
+        self, groups: Iterable[list[Ticket]], breath: Breath, *, ahead: bool = True
     ) -> TooSlow | None:
         """Read batches one after the other; once the store is too slow, the others fail with it."""
         late: TooSlow | None = None
         for tickets in groups:
             if late is None:
-                late = await self.load(tickets, ahead=ahead)
+                late = await self.load(tickets, breath, ahead=ahead)
                 continue
             for ticket in tickets:
                 self._end(ticket, error=late)
         return late
 
-    async def load(self, tickets: list[Ticket], *, ahead: bool = True) -> TooSlow | None:
+    async def load(
+        self, tickets: list[Ticket], breath: Breath, *, ahead: bool = True
+    ) -> TooSlow | None:
         """Read a batch of folios; one that cannot be read does not spoil the others.
+
+        Args:
+            tickets: the batch.
+            breath: of the lane: a store that answers at once must not hold the loop for ever.
+            ahead: whether neighbours are read along.
 
         Returns:
             The error where the store was too slow: it is not asked for anything else then.
@@ -224,7 +230,8 @@ class Loads:
                     self._end(ticket, error=exc)
                 return late
             groups = [tickets] if near else [[ticket] for ticket in tickets]
-            return await self._load_each(groups + [[ticket] for ticket in asked], ahead=False)
+            groups += [[ticket] for ticket in asked]
+            return await self._load_each(groups, breath, ahead=False)
         self._failing = False
         asked_for: list[tuple[Ticket, Sequence[bytes]]] = []
         for ticket, parts in zip(tickets + near, stored, strict=True):
@@ -233,10 +240,10 @@ class Loads:
                 self.readahead.keep(ticket.load.pfn, parts)
             else:
                 asked_for.append((ticket, parts))
-        breath = Breath()
-        for ticket, parts in asked_for:
-            self._finish(ticket, parts)
-            await breath.take()
+        async with self._finishing:
+            for ticket, parts in asked_for:
+                self._finish(ticket, parts)
+                await breath.take()
         return None
 
     def _say(self, exc: BackendError) -> None:
@@ -290,7 +297,8 @@ class Loads:
         if len(tickets) >= MAX_PAGES:
             return []
         pfns = self.readahead.neighbours(tickets[0].load.slots[0], list(self.tickets))
-        near = [Ticket(self._m.swapin.begin_load(pfn, promote=False), ahead=True) for pfn in pfns]
+        loads = self._m.swapin.begin_loads(pfns, promote=False)
+        near = [Ticket(load, ahead=True) for load in loads]
         self.tickets.update((ticket.load.pfn, ticket) for ticket in near)
         return near
 

@@ -32,6 +32,7 @@ from reclaimactors.offload.job import multithreaded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from mmap import mmap
 
     from anyio.abc import TaskGroup
 
@@ -127,7 +128,7 @@ class Machine:
         self._actors: dict[str, Callable[[], Awaitable[None]]] = {}
         self._tasks: TaskGroup | None = None
         self._to_start: deque[str] = deque()
-        self._to_free: deque[list[bytes] | bytearray] = deque()
+        self._to_free: deque[list[bytes] | mmap] = deque()
         self._to_trim = False
         self._start_now = anyio.Event()
         self.loop = current_loop()
@@ -203,13 +204,13 @@ class Machine:
         for name in self._actors:
             self._start(name)
 
-    def let_go(self, held: list[bytes] | bytearray) -> None:
+    def let_go(self, held: list[bytes] | mmap) -> None:
         """Free a large value in slices, if it is one; nobody waits for that."""
         if held and self._tasks is not None and not self.closing:
             self._to_free.append(held)
             self._start_now.set()
 
-    async def _let_go(self, held: list[bytes] | bytearray) -> None:
+    async def _let_go(self, held: list[bytes] | mmap) -> None:
         await let_go(held)
         self.look_at_heap()
 
@@ -531,11 +532,13 @@ class Machine:
         Nothing changes hands: whether a blob is still there is for the fault to see.
         """
         decompress = self._compressor.decompress
+        same: dict[tuple[int, int], bytes] = {}  # a value of zeros is one folio, many times
 
         def work(one: Held) -> bytes | None:
             try:
                 if isinstance(one.what, int):
-                    return expand(one.what, one.size)
+                    known = same.get(key := (one.what, one.size))
+                    return known or same.setdefault(key, expand(one.what, one.size))
                 return decompress(one.what, one.size)
             except Exception:  # noqa: BLE001 - the fault itself will meet it, and say whose blob
                 return None

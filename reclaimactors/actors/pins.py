@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
+from mmap import mmap
 from typing import TYPE_CHECKING
 
 from reclaimactors.actors.admission import Stalled
 from reclaimactors.mm.folio import DEAD, DEVICE
+from reclaimactors.offload.job import join_in_map
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Hashable
@@ -88,7 +90,7 @@ class Pins:
         """Pin a joined copy of a value of several folios, charged to the budget."""
         node, memcg = self._node, self._node.memcg
         reserved = 0
-        value: bytearray | None = None
+        value: mmap | bytes | None = None
 
         def short() -> int:
             return sum(node.mm.size[pfn] for pfn in node.pfns(key)) - reserved
@@ -99,14 +101,15 @@ class Pins:
                 more = await self._admission.reserve(short)
                 reserved += more
                 memcg.pinned += more
-                value = await self._faults.joined(key, bytearray())
+                value = await self._faults.joined(key, join_in_map)
             view = memoryview(value).toreadonly()
             try:
                 yield view
             finally:
                 with suppress(BufferError):  # an array was made of it: that keeps the copy alive
                     view.release()
-                self._machine.let_go(value)
+                if isinstance(value, mmap):
+                    self._machine.let_go(value)
         finally:
             memcg.pinned -= reserved
             memcg.unreserve(reserved)

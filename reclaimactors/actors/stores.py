@@ -117,8 +117,10 @@ class Stores:
 
     async def lane(self) -> None:
         """Write and shrink, for ever."""
+        breath = Breath()
         while True:
             message = await self._mailbox.receive()
+            breath.begin()
             writes = [message] if message is not None else []
             while sum(write.nr_bytes for write in writes) < STORE_BYTES:
                 try:
@@ -128,21 +130,25 @@ class Stores:
                 if message is not None:
                     writes.append(message)
             if writes:
-                await self.store(writes)
+                await self.store(writes, breath)
             if self._shrink_asked:
                 self._shrink_asked = False
-                await self._shrink()
+                await self._shrink(breath)
 
-    async def store(self, writes: list[StoreBatch]) -> bool:
+    async def store(self, writes: list[StoreBatch], breath: Breath) -> bool:
         """Write batches in one call, and give their verdicts; if it fails, one after the other.
 
         Each ends here, whatever happens.
+
+        Args:
+            writes: the batches.
+            breath: of the lane: a store that answers at once must not hold the loop for ever.
 
         Returns:
             Whether the store has taken what it was given at once.
         """
         try:
-            return await self._store(list(writes))
+            return await self._store(list(writes), breath)
         finally:
             # Half of the mailbox at least: kswapd isolates in vain where there is room for one.
             half = self._m.pipeline.max_bytes // 2
@@ -154,10 +160,9 @@ class Stores:
                 self.backing.put_aside.notify()
             self._m.verdicts.notify()
 
-    async def _store(self, left: list[StoreBatch]) -> bool:
+    async def _store(self, left: list[StoreBatch], breath: Breath) -> bool:
         pageout = self._m.pageout
         end: Callable[[StoreBatch], object] = pageout.refuse  # what becomes of those that are left
-        breath = Breath()
         try:
             items: list[tuple[int, bytes]] = []
             for write in left:
@@ -182,7 +187,7 @@ class Stores:
                 finally:
                     end_all(failed, partial(self._refused, exc=exc))
             while left:
-                await self.store([left.pop(0)])
+                await self.store([left.pop(0)], breath)
             return False
         finally:
             end_all(left, end)
@@ -263,7 +268,7 @@ class Stores:
         late = isinstance(exc, TooSlow)
         return self._m.pageout.store_failed(write, verdict, aside=late)
 
-    async def _shrink(self) -> None:
+    async def _shrink(self, breath: Breath) -> None:
         """The shrink worker: the pool's coldest blobs to this store, down to the threshold.
 
         After a write that failed it gives up until it is woken again: the store is to rest.
@@ -273,9 +278,9 @@ class Stores:
         at_once = 1  # until the store is seen to take what it is given
         while device.takes_writes:
             spared = vm["zswap_second_chance"]
-            writes = await self._coldest(at_once)
+            writes = await self._coldest(at_once, breath)
             if writes:
-                if not await self.store(writes):
+                if not await self.store(writes, breath):
                     vm["zswap_shrink_gave_up"] += 1
                     break
                 at_once = SHRINK_BATCHES
@@ -287,9 +292,8 @@ class Stores:
             node.cannot_write_back(device.index)
             self._m.verdicts.notify()
 
-    async def _coldest(self, nr: int) -> list[StoreBatch]:
+    async def _coldest(self, nr: int, breath: Breath) -> list[StoreBatch]:
         """Return up to `nr` writes of what is coldest: of other stores, and of the pool."""
-        breath = Breath()
         writes: list[StoreBatch] = []
         pageout, device = self._m.pageout, self.backing.device
         try:

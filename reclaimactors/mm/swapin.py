@@ -235,14 +235,19 @@ class Swapin:
 
     # -- devices ----------------------------------------------------------------------------------
 
-    def begin_load(self, pfn: int, *, promote: bool) -> Load:
-        """Start reading a DEVICE folio; its slots stay until `finish` or `fail`."""
+    def begin_loads(self, pfns: Sequence[int], *, promote: bool) -> list[Load]:
+        """Start reading DEVICE folios; their slots stay until `finish`, `fail` or `drop`."""
         node = self._node
-        mm = node.mm
-        reserved = mm.size[pfn] if promote else 0
-        node.memcg.reserve(reserved)
-        node.hold(pfn)
-        return Load(pfn, mm.device[pfn], node.slots_of(pfn), promote, reserved)
+        device, size = node.mm.device, node.mm.size
+        loads = [
+            Load(pfn, device[pfn], node.slots_of(pfn), promote, size[pfn] if promote else 0)
+            for pfn in pfns
+        ]
+        if promote:
+            node.memcg.reserve(sum([load.reserved for load in loads]))
+        for pfn in pfns:
+            node.hold(pfn)
+        return loads
 
     def finish(self, load: Load, stored: Sequence[bytes]) -> bytes:
         """Return the folio's bytes from what its slots gave, and promote it if room was reserved.

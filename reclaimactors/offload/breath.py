@@ -5,8 +5,12 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from anyio.lowlevel import checkpoint
+
+if TYPE_CHECKING:
+    from mmap import mmap
 
 __all__ = ["FAIR_S", "MOST", "SLICE_S", "TURN_S", "Away", "Breath", "let_go"]
 
@@ -14,7 +18,7 @@ SLICE_S = 0.001  #: how long one step may hold the event loop
 TURN_S = 0.15 * SLICE_S  #: how long all tasks with a Breath work in one turn of the loop
 FAIR_S = SLICE_S / 4  #: once other tasks keep the loop for longer than this, slices grow
 MOST = 4  #: times TURN_S, at most
-_AT_ONCE = 1 << 20  #: bytes of a buffer that are freed in one go
+_AT_ONCE = 1 << 20  #: bytes of a map that are freed in one go
 
 
 class _Breathing(threading.local):
@@ -96,11 +100,12 @@ class Breath:
             self.begin()
 
 
-async def let_go(held: list[bytes] | bytearray) -> None:
+async def let_go(held: list[bytes] | mmap) -> None:
     """Free a large value in slices: at once it would take milliseconds.
 
     Args:
-        held: the last references to its parts, or a buffer; it is empty, or nearly, afterwards.
+        held: the last references to its parts, which is empty afterwards; or a map of its own,
+            which is closed, unless somebody has a view of it still: that keeps all of it.
     """
     breath = Breath()
     if isinstance(held, list):
@@ -111,5 +116,6 @@ async def let_go(held: list[bytes] | bytearray) -> None:
         return
     with suppress(BufferError):  # somebody has a view of it still
         while len(held) > _AT_ONCE:
-            del held[len(held) // 2 - 1 :]  # a bytearray that is more than half empty is cut
-            await checkpoint()
+            held.resize(len(held) - _AT_ONCE)
+            await breath.take()
+        held.close()

@@ -7,12 +7,14 @@ the caller. The event loop itself takes no chunk, for it is what must not be hel
 
 from __future__ import annotations
 
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.mm.padata import chunks
+from reclaimactors.offload.breath import Breath
 from reclaimactors.threads import hop
 
 if TYPE_CHECKING:
@@ -20,12 +22,12 @@ if TYPE_CHECKING:
 
     from anyio import CapacityLimiter
 
-__all__ = ["COPY_BYTES", "join", "multithreaded"]
+__all__ = ["COPY_BYTES", "join", "join_in_map", "multithreaded"]
 
 COPY_BYTES = 1 << 20  #: of a large value that are copied in one go
 T = TypeVar("T")
 R = TypeVar("R")
-B = TypeVar("B", bytes, bytearray)
+_MAP_BYTES = 1 << 18  #: that are copied into a map in one go: each page of it is a fault
 
 
 async def multithreaded(
@@ -63,11 +65,34 @@ async def multithreaded(
     return [result for start, _ in pieces for result in results[start]]
 
 
-async def join(empty: B, parts: Sequence[bytes], *, limiter: CapacityLimiter) -> B:
-    """Return ``empty.join(parts)``: in a thread if it is long, for it lets go of the GIL then."""
+async def join(parts: Sequence[bytes], *, limiter: CapacityLimiter) -> bytes:
+    """Return ``b"".join(parts)``: in a thread if it is long, for it lets go of the GIL then."""
     if sum(map(len, parts)) > COPY_BYTES:
         try:
-            return await hop(empty.join, parts, limiter=limiter)  # pyright: ignore[reportReturnType] # it is what `empty` is
+            return await hop(b"".join, parts, limiter=limiter)
         except RuntimeError:  # this process may not start another thread
             await checkpoint()
-    return empty.join(parts)
+    return b"".join(parts)
+
+
+async def join_in_map(parts: Sequence[bytes]) -> mmap | bytes:
+    """Return the parts joined in memory of their own, which can be given back in pieces.
+
+    A map is never empty: that is b"".
+
+    Raises:
+        MemoryError: if the system refuses that much.
+    """
+    size = sum(map(len, parts))
+    if not size:
+        return b""
+    try:
+        joined = mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    except OSError as exc:
+        raise MemoryError(str(exc)) from exc
+    breath = Breath()
+    for part in parts:
+        for start in range(0, len(part), _MAP_BYTES):
+            joined.write(memoryview(part)[start : start + _MAP_BYTES])
+            await breath.take()
+    return joined

@@ -197,7 +197,7 @@ async def test_a_cancelled_owner_closes_it_as_ever(kit, by):
 
 
 async def test_a_read_that_a_crash_of_its_swapd_ends_says_why(kit, monkeypatch):
-    async def broken(_groups):
+    async def broken(_groups, _breath):
         raise RuntimeError("a bug in a lane")
 
     store, errors = kit.store(), []

@@ -8,6 +8,7 @@ from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import DEVICE, RESIDENT
 from reclaimactors.mm.page_io import squeeze
+from reclaimactors.offload.breath import Breath
 from reclaimactors.testing import Gate
 
 
@@ -146,7 +147,7 @@ async def test_writes_of_one_call_of_a_store(kit, machine_of):
     policy.raises["shadow"] = {batches[0].pfns[0], batches[2].pfns[1]}
     writes = [stores._mailbox.receive_nowait() for _ in batches]
     with pytest.raises(RuntimeError, match="shadow"):
-        await stores.store(writes)
+        await stores.store(writes, Breath())
     state = machine.node.mm.state
     assert {state[pfn] for pfn in batches[1].pfns} == {DEVICE}
     assert {state[pfn] for batch in batches[::2] for pfn in batch.pfns} == {RESIDENT}

@@ -825,7 +825,7 @@ async def test_a_shrinker_that_ends_between_two_writes_hands_both_back(kit, open
 
         monkeypatch.setattr(Breath, "take", take)
         with pytest.raises(KeyboardInterrupt):
-            await machine.swapds[0].stores._coldest(4)
+            await machine.swapds[0].stores._coldest(4, Breath())
         monkeypatch.undo()
         node.zswap.wanted = 0
         assert seen == [1, 2]

@@ -8,6 +8,7 @@ import mmap
 import pickle
 import random
 import threading
+import tracemalloc
 
 import anyio
 import pytest
@@ -127,6 +128,21 @@ async def test_a_memoryview_that_is_not_contiguous_is_copied_in_its_order(size):
     async with open_memory() as memory:
         await memory.put("a", memoryview(source)[::2])
         assert await memory.get("a") == source[::2]
+
+
+async def test_a_strided_view_that_can_never_fit_is_refused_before_it_is_copied():
+    view = memoryview(bytes(64 << 20))[::2]
+    async with open_memory() as memory:
+        tracemalloc.start()
+        try:
+            with pytest.raises(ra.OutOfMemory):
+                await memory.put("a", view)
+            with pytest.raises(ra.OutOfMemory):
+                memory.put_nowait("a", view)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert most < 1 << 20
 
 
 async def test_a_memoryview_of_larger_items_is_its_bytes():

@@ -5,6 +5,7 @@ expands notes how many bytes it was given in which of them. Breaths yield each t
 """
 
 import asyncio
+import errno
 import random
 import threading
 from collections import Counter
@@ -24,7 +25,7 @@ from reclaimactors.mm import swapin as swapin_module
 from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, ZSWAP
 from reclaimactors.offload import breath as breath_module
 from reclaimactors.offload.breath import let_go
-from reclaimactors.offload.job import COPY_BYTES, join
+from reclaimactors.offload.job import COPY_BYTES, join, join_in_map
 from reclaimactors.testing import FaultyBackend, Gate
 
 PART = 64 << 10
@@ -224,23 +225,45 @@ async def test_a_store_that_is_too_slow_is_not_asked_for_the_rest_of_a_value():
         assert memory._node.check()
 
 
-@pytest.mark.parametrize("empty", [b"", bytearray()], ids=["bytes", "bytearray"])
-async def test_a_long_join_runs_in_a_thread(empty):
-    threads = set()
+async def test_a_long_join_runs_in_a_thread(monkeypatch):
+    hops = []
+
+    async def recording(call, *args, limiter):
+        hops.append(limiter)
+        return call(*args)
+
+    monkeypatch.setattr("reclaimactors.offload.job.hop", recording)
     limiter = anyio.CapacityLimiter(1)
-
-    class Recording(type(empty)):
-        def join(self, parts):
-            threads.add(threading.get_ident())
-            return super().join(parts)
-
     parts = [b"a" * (COPY_BYTES // 2), b"b" * (COPY_BYTES // 2)]
-    assert await join(Recording(), parts, limiter=limiter) == b"".join(parts)
-    assert threads == {threading.get_ident()}
-    threads.clear()
-    assert await join(Recording(), [*parts, b"c"], limiter=limiter) == b"".join([*parts, b"c"])
-    assert threads.isdisjoint({threading.get_ident()})
-    assert threads
+    assert await join(parts, limiter=limiter) == b"".join(parts)
+    assert not hops
+    assert await join([*parts, b"c"], limiter=limiter) == b"".join([*parts, b"c"])
+    assert hops == [limiter]
+
+
+async def test_a_map_is_filled_in_slices():
+    parts = [bytes([i]) * (1 << 20) for i in range(16)]
+    filling = asyncio.ensure_future(join_in_map(parts))
+    turns = 0
+    while not filling.done():
+        await checkpoint()
+        turns += 1
+    assert turns > 16
+    with filling.result() as joined:
+        assert joined[:] == b"".join(parts)
+
+
+async def test_a_map_of_nothing_is_empty():
+    assert await join_in_map([b""]) == b""
+
+
+async def test_what_the_system_refuses_is_a_memory_error(monkeypatch):
+    def refused(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("reclaimactors.offload.job.mmap", refused)
+    with pytest.raises(MemoryError, match="Cannot allocate"):
+        await join_in_map([b"a"])
 
 
 async def test_a_long_join_needs_no_thread(monkeypatch):
@@ -249,7 +272,7 @@ async def test_a_long_join_needs_no_thread(monkeypatch):
 
     monkeypatch.setattr("reclaimactors.threads.to_thread.run_sync", refused)
     parts = [b"a" * COPY_BYTES, b"b" * COPY_BYTES]
-    assert await join(b"", parts, limiter=anyio.CapacityLimiter(1)) == b"".join(parts)
+    assert await join(parts, limiter=anyio.CapacityLimiter(1)) == b"".join(parts)
 
 
 async def test_what_is_resident_says_nothing_about_how_fast_blobs_are_decompressed(turns):
@@ -276,22 +299,23 @@ async def test_references_are_let_go_a_few_at_a_time(turns):
     assert max(a - b for a, b in zip([100, *left], left, strict=False)) <= 8
 
 
-async def test_a_buffer_is_cut_in_halves():
-    buffer = bytearray(20 << 20)
-    letting = asyncio.ensure_future(let_go(buffer))
+async def test_a_map_is_cut_from_its_end_and_closed(monkeypatch):
+    monkeypatch.setattr(breath_module, "TURN_S", 0.0)
+    joined = await join_in_map([b"x" * (20 << 20)])
+    letting = asyncio.ensure_future(let_go(joined))
     left = []
     while not letting.done():
+        left.append(len(joined))
         await checkpoint()
-        left.append(len(buffer))
-    assert left[-1] <= 1 << 20
-    assert len(left) >= 5
+    assert joined.closed
+    assert left == [n << 20 for n in range(20, 0, -1)]
 
 
-async def test_a_buffer_that_somebody_looks_at_stays():
-    buffer = bytearray(b"x" * (4 << 20))
-    view = memoryview(buffer)
-    await let_go(buffer)
-    assert view == b"x" * (4 << 20)
+async def test_a_map_that_somebody_looks_at_stays():
+    joined = await join_in_map([b"x" * (4 << 20)])
+    view = memoryview(joined)[1:]
+    await let_go(joined)
+    assert view == b"x" * ((4 << 20) - 1)
 
 
 @pytest.mark.parametrize("call", ["delete", "put", "put_nowait"])

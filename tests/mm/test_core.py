@@ -91,7 +91,7 @@ class Core:
     def fault(self, pfn, *, promote=True):
         data = self.back.fault(pfn, promote=promote)
         if data is None:
-            load = self.back.begin_load(pfn, promote=promote)
+            load = self.back.begin_loads((pfn,), promote=promote)[0]
             stored = [self.slots[load.device][slot] for slot in load.slots]
             data = self.back.finish(load, stored)
         self.check()
@@ -791,7 +791,7 @@ def test_misplaced_slots_are_corrupt_data():
 def test_another_number_of_slots_is_corrupt_data(nr):
     core = on_device()
     pfn = core.node.pfns("a")[0]
-    load = core.back.begin_load(pfn, promote=True)
+    load = core.back.begin_loads((pfn,), promote=True)[0]
     with pytest.raises(CorruptData, match="'store0'"):
         core.back.finish(load, [noise()] * nr)
     core.check()
@@ -816,7 +816,7 @@ def test_padding_up_to_the_page_is_cut():
 
 def test_a_failed_load_leaves_the_folio_and_gives_its_reservation_back():
     core = on_device()
-    core.back.fail(core.back.begin_load(core.node.pfns("a")[0], promote=True))
+    core.back.fail(core.back.begin_loads((core.node.pfns("a")[0],), promote=True)[0])
     core.check()
     assert (core.state("a"), core.node.memcg.reserved) == (DEVICE, 0)
 
@@ -983,7 +983,7 @@ def test_a_deleted_folio_is_charged_until_its_last_holder_lets_go(flight):
 def test_a_folio_deleted_while_it_is_loaded_keeps_its_slots_until_the_load_ends():
     core = on_device()
     pfn = core.node.pfns("a")[0]
-    load = core.back.begin_load(pfn, promote=True)
+    load = core.back.begin_loads((pfn,), promote=True)[0]
     stored = [core.slots[0][slot] for slot in load.slots]
     core.delete("a")
     core.forget()
@@ -1518,7 +1518,7 @@ def test_a_folio_that_moves_may_be_used_meanwhile(what):
         case "fault":
             assert core.fault(core.node.pfns(0)[0]) == noise(0)
         case _:  # it began, and the store that has it takes its time
-            load = core.back.begin_load(core.node.pfns(0)[0], promote=False)
+            load = core.back.begin_loads((core.node.pfns(0)[0],), promote=False)[0]
     core.write([write])
     if load is not None:
         stored = [core.slots[load.device][slot] for slot in load.slots]

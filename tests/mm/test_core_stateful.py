@@ -143,7 +143,7 @@ class CoreMachine(RuleBasedStateMachine):
             expected = self.model[key][offset:end]
             data = self.back.fault(pfn, promote=promote)
             if data is None:
-                self.loads.append((self.back.begin_load(pfn, promote=promote), expected))
+                self.loads.append((self.back.begin_loads((pfn,), promote=promote)[0], expected))
             else:
                 assert data == expected
             offset = end
@@ -384,7 +384,7 @@ class CoreMachine(RuleBasedStateMachine):
         data = self.back.fault(pfn, promote=False)
         if data is None:
             assert self.node.mm.state[pfn] == DEVICE
-            load = self.back.begin_load(pfn, promote=False)
+            load = self.back.begin_loads((pfn,), promote=False)[0]
             data = self.back.finish(load, [self.stores[load.device][slot] for slot in load.slots])
         return data
 
