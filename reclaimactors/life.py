@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, cast
 import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint
 
-from reclaimactors.actors.heap import WORTH
 from reclaimactors.actors.supervision import unraised, why_of, words_of
 from reclaimactors.errors import ReclaimError
 from reclaimactors.offload.breath import Breath
@@ -288,10 +287,10 @@ async def close(machine: Machine, within_s: float) -> None:
 
 async def _let_go(machine: Machine) -> None:
     """Let go of every value, whoever still names the memory or one of its stores."""
-    memcg, breath = machine.node.memcg, Breath()
+    breath = Breath()
     for _ in machine.node.mm.let_go():
         await breath.take()
-    if memcg.resident + memcg.compressed >= WORTH:
+    if machine.heap.worth_it():
         await machine.heap.trim()
 
 

@@ -5,8 +5,8 @@ glibc keeps the pages between what is left on its heap. So the heap is trimmed
 - each time overhead has grown by a sixteenth of the budget: early on, when few keys are known,
   nearly all of the budget is bytes of values, and the heap grows as large as that; as keys come,
   their overhead takes the place of bytes, but it lies in other mappings (columns, dicts);
-- each time the bytes of values and blobs have fallen by a quarter of the budget;
-- when a memory that held a MiB or more is closed.
+- each time what is held has fallen by a quarter of the most that was held since the last trim;
+- when a memory that ever held a MiB or more is closed.
 
 A trim takes milliseconds (1 to 9 were seen), so it runs in a thread.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Heap"]
 
 STEP = 16  #: parts of the budget that overhead grows by
-FALL = 4  #: parts of the budget that values and blobs fall by
+FALL = 4  #: parts of the most that was held, by which it falls
 WORTH = 1 << 20  #: bytes that are worth a trim
 
 
@@ -37,19 +37,25 @@ class Heap:
         self._memcg = memcg
         self._limiter = CapacityLimiter(1)  # nobody who hangs has it
         self._next = memcg.budget // STEP
-        self._most = 0  # bytes of values and blobs, since the last trim
+        self._most = 0  # bytes that were held, since the last trim
+        self._held_much = False  # at any time
         self._trim = _malloc_trim()
 
     def due(self) -> bool:
         """Return whether it is to be trimmed now; once for each reason."""
         memcg = self._memcg
-        held = memcg.resident + memcg.compressed
+        held = memcg.budget - memcg.free
         grew = memcg.overhead >= self._next
-        fell = self._most - held >= max(WORTH, memcg.budget // FALL)
+        fell = self._most - held >= max(WORTH, self._most // FALL)
         if grew:
             self._next = memcg.overhead + memcg.budget // STEP
         self._most = held if fell else max(held, self._most)
+        self._held_much = self._held_much or held >= WORTH
         return grew or fell
+
+    def worth_it(self) -> bool:
+        """Return whether a trim is worth it at the end: whether much was ever held."""
+        return self.due() or self._held_much
 
     async def trim(self) -> None:
         """Give back what is free, where the C library can be told to."""

@@ -11,7 +11,7 @@ from anyio import to_thread
 
 import reclaimactors as ra
 from reclaimactors.actors import heap as heap_module
-from reclaimactors.actors.heap import FALL, STEP, Heap
+from reclaimactors.actors.heap import STEP, Heap
 from reclaimactors.mm.memcg import Memcg
 
 PART = 1 << 20
@@ -45,23 +45,33 @@ async def test_it_is_due_once_for_each_part_of_the_budget_that_overhead_grows_by
     assert not heap.due()
 
 
-async def test_it_is_due_once_each_time_that_values_and_blobs_fall_by_a_quarter_of_the_budget():
-    memcg = Memcg(BUDGET)
+async def test_it_is_due_once_each_time_that_what_is_held_falls_by_a_quarter_of_the_most():
+    memcg = Memcg(64 * BUDGET)
     heap = Heap(memcg)
-    quarter = BUDGET // FALL
-    memcg.adjust(resident=2 * quarter, compressed=quarter)
+    most = 16 * PART
+    memcg.adjust(resident=most // 2, compressed=most // 4, overhead=most // 4)
     assert not heap.due()
-    memcg.adjust(resident=1 - quarter)
+    memcg.adjust(resident=1 - most // 4)
     assert not heap.due()
     memcg.adjust(compressed=-1)
     assert heap.due()
     assert not heap.due()
-    memcg.adjust(resident=-quarter // 2)
-    memcg.adjust(resident=quarter // 2)
+    memcg.adjust(resident=-most // 8)
+    memcg.adjust(resident=most // 8)
     assert not heap.due()
-    memcg.adjust(compressed=1 - quarter)
+    most = 12 * PART
+    memcg.adjust(compressed=1 - most // 4)
     assert not heap.due()
-    memcg.adjust(resident=-1)
+    memcg.adjust(overhead=-1)
+    assert heap.due()
+
+
+async def test_keys_that_go_are_a_fall_like_values():
+    memcg = Memcg(64 * BUDGET)
+    heap = Heap(memcg)
+    memcg.adjust(overhead=3 * PART)
+    assert not heap.due()
+    memcg.adjust(overhead=-PART)
     assert heap.due()
 
 
@@ -100,3 +110,16 @@ async def test_after_much_was_deleted_a_thread_trims(trims, size):
             while not trims:
                 await anyio.sleep(0)
         assert threading.get_ident() not in trims
+
+
+async def test_a_memory_whose_values_were_all_deleted_is_trimmed_as_it_closes(trims):
+    async with ra.open_memory(budget="32MiB", swap=[]) as memory:
+        for key in range(300):
+            await memory.put(key, os.urandom(4096))
+        for key in range(300):
+            await memory.delete(key)
+        with anyio.fail_after(30):
+            while not trims:
+                await anyio.sleep(0)
+        before = len(trims)
+    assert len(trims) == before + 1
