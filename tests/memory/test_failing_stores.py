@@ -269,12 +269,12 @@ async def test_a_swapd_that_crashed_is_waited_for(monkeypatch):
         left = 3
         real = swapd.stores._store
 
-        async def broken(writes):
+        async def broken(*given):
             nonlocal left
             if left:
                 left -= 1
                 raise RuntimeError("a bug in a lane")
-            return await real(writes)
+            return await real(*given)
 
         monkeypatch.setattr(swapd.stores, "_store", broken)
         for i in range(800, 2000):
