@@ -290,8 +290,8 @@ async def _let_go(machine: Machine) -> None:
     breath = Breath()
     for _ in machine.node.mm.let_go():
         await breath.take()
-    if machine.heap.worth_it():
-        await machine.heap.trim()
+    if machine.malloc.worth_it():
+        await machine.malloc.trim()
 
 
 def _cancelled(what: str) -> ReclaimError:

@@ -1,7 +1,7 @@
 """The embedding API: the `Memory` that `open_memory` gives.
 
 The synchronous half decides (`put_nowait`, `get_nowait`), the asynchronous half adds the waiting. A
-put reserves room, waits in the brake if it must (`reclaimactors.actors.admission`), and commits in
+put reserves room, waits in the brake if it must (`reclaimactors.callers.admission`), and commits in
 one step; a get never waits for room. What becomes of a folio is in `reclaimactors.mm`.
 """
 
@@ -21,20 +21,20 @@ import anyio
 import attrs
 from anyio.lowlevel import checkpoint
 
-from reclaimactors.actors.admission import Admission
-from reclaimactors.actors.faults import Faults
 from reclaimactors.actors.health import health_of
-from reclaimactors.actors.pins import Pins
-from reclaimactors.actors.prefetch import Prefetch
-from reclaimactors.actors.proactive import Proactive
 from reclaimactors.advice import Advice
+from reclaimactors.callers.admission import Admission
+from reclaimactors.callers.faults import Faults
+from reclaimactors.callers.pins import Pins
+from reclaimactors.callers.prefetch import Prefetch
+from reclaimactors.callers.reclaim import Proactive
+from reclaimactors.callers.swapoff import swapoff
 from reclaimactors.errors import TopologyError
-from reclaimactors.mm.ending import undo
 from reclaimactors.mm.folio import DEVICE, RESIDENT, UNEVICTABLE
 from reclaimactors.offload.breath import Away
 from reclaimactors.offload.job import COPY_BYTES
 from reclaimactors.topology import checks
-from reclaimactors.topology.swapon import swapoff, swapon
+from reclaimactors.topology.swapon import swapon
 from reclaimactors.units import format_size, nr_pages
 
 if TYPE_CHECKING:
@@ -454,23 +454,13 @@ class Memory:
         if not isinstance(advice, Advice):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not always typed
             msg = f"advice is one of {', '.join(map(str, Advice))}, not {advice!r}"
             raise TypeError(msg)
-        pfns = self._node.pfns(key)
-        machine = self._machine
         if advice is Advice.WILLNEED:
             self._prefetch.will_need(key)
             return
-        resident = [pfn for pfn in pfns if self._state[pfn] == RESIDENT]
-        deactivate = getattr(self._node.policy, "deactivate", None)
-        if deactivate is not None:
-            try:
-                for pfn in reversed(resident):
-                    deactivate(pfn)
-            except BaseException as exc:
-                undo(exc, self._node.relist, resident)
-                raise
-        if advice is Advice.PAGEOUT and resident:
-            machine.kswapd.request(sum(self._node.mm.size[pfn] for pfn in resident))
-            machine.wake_kswapd()
+        nr_bytes = self._node.deactivate(key)
+        if advice is Advice.PAGEOUT and nr_bytes:
+            self._machine.kswapd.request(nr_bytes)
+            self._machine.wake_kswapd()
 
     def tune(self, *, kcompressd: bool | None = None, fifo: int | None = None) -> None:
         """Switch kcompressd (padata too) off or on, or change the depth of its FIFO, at once.
@@ -663,7 +653,7 @@ class Memory:
         else:
             self._credit = int(BUDGET_CALLS * away.share(perf_counter()))
         self._check()
-        self._machine.look_at_heap()
+        self._machine.look_at_malloc()
 
     def refuse_calls(self) -> None:
         """Close for callers; `open_memory` calls this, and ends the actors by cancellation."""

@@ -48,8 +48,8 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "zram": "reclaimactors.backends.zram:ZramBackend",
     },
     "policies": {
-        "active_inactive": "reclaimactors.mm.lru:ActiveInactive",
-        "mglru": "reclaimactors.mm.mglru:Mglru",
+        "active_inactive": "reclaimactors.policies.active_inactive:ActiveInactive",
+        "mglru": "reclaimactors.policies.mglru:Mglru",
     },
 }
 

@@ -134,7 +134,7 @@ def test_check_says_what_run_would(tmp_path, text, says):
 
 
 BROKEN_POLICY = """
-from reclaimactors.mm.lru import ActiveInactive
+from reclaimactors.policies.active_inactive import ActiveInactive
 
 class Broken(ActiveInactive):
     def isolate(self, nr):

@@ -63,7 +63,7 @@ async def failing_stores():
 class Crashing:
     '''A policy that crashes whoever isolates, when told.'''
     def __init__(self, pages, when):
-        from reclaimactors.mm.lru import ActiveInactive
+        from reclaimactors.policies.active_inactive import ActiveInactive
         self.inner, self.when, self.calls = ActiveInactive(pages=pages), when, 0
     def __getattr__(self, name):
         return getattr(self.inner, name)

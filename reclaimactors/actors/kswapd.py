@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
+from reclaimactors.actors.gates import enqueue, first_pages, gate_of
 from reclaimactors.actors.machine import LATE_S
-from reclaimactors.actors.sched import enqueue, first_pages, gate_of
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.page_io import Gate
 from reclaimactors.mm.vmscan import Step
@@ -78,7 +78,7 @@ class KswapdActor:
     async def _breathe(self) -> None:
         """Let the event loop go on once a slice is used up."""
         if self._breath.due:
-            self._m.look_at_heap()
+            self._m.look_at_malloc()
             self._m.revive()
             await self._breath.take()
 
@@ -133,7 +133,7 @@ class KswapdActor:
             else:
                 machine.compress_inline(oldest)
             return
-        first = machine.node.mm.size[batch.pfns[0]]
+        first = machine.swapout.first_bytes(batch)
         slow = machine.too_slow_inline(first) and not machine.offload.inline
         if rule == "wait" or slow:
             with anyio.move_on_after(LATE_S):  # then `route` asks whether the worker is late
@@ -144,20 +144,10 @@ class KswapdActor:
     def _compress_here(self, batch: FolioBatch) -> None:
         """Compress a slice of a batch in the event loop; the rest is still to be routed."""
         machine = self._m
-        self._batch = self._slice_off(batch)
+        self._batch = machine.swapout.cut(batch, nr_bytes=machine.slice_bytes())
         machine.in_turn(batch)
         machine.node.vmstat["kcompressd_inline"] += batch.nr_pages
         machine.compress_inline(batch)
-
-    def _slice_off(self, batch: FolioBatch) -> FolioBatch | None:
-        """Cut a batch to what the loop can compress in one slice; return the rest."""
-        machine = self._m
-        limit, nr_bytes = machine.slice_bytes(), 0
-        for nr, pfn in enumerate(batch.pfns):
-            nr_bytes += machine.node.mm.size[pfn]
-            if nr_bytes > limit and nr:
-                return machine.swapout.split(batch, nr)
-        return None
 
     async def _compress_offloaded(self, batch: FolioBatch) -> None:
         """Have a batch compressed and wait for it: kswapd does nothing meanwhile."""

@@ -15,12 +15,11 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.base import Fifo, Signal
-from reclaimactors.actors.heap import Heap
+from reclaimactors.actors.malloc_trim import MallocTrim
 from reclaimactors.actors.supervision import Supervisor, closed, unraised
 from reclaimactors.loops import current_loop
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
 from reclaimactors.mm.ending import end_all, undo
-from reclaimactors.mm.folio import SAME, ZSWAP
 from reclaimactors.mm.padata import Reorder
 from reclaimactors.mm.page_io import FAIL, Squeezed, expand, squeeze
 from reclaimactors.mm.psi import Psi
@@ -124,7 +123,7 @@ class Machine:
         self._rate = 200e6  #: bytes a second of the compressor in the loop, measured as it goes
         self._expand_rate = 500e6  #: the same of faults
         self.readers = anyio.CapacityLimiter(max(2, offload.workers))  #: threads, for large values
-        self.heap = Heap(node.memcg)
+        self.malloc = MallocTrim(node.memcg)
         self._actors: dict[str, Callable[[], Awaitable[None]]] = {}
         self._tasks: TaskGroup | None = None
         self._to_start: deque[str] = deque()
@@ -193,7 +192,7 @@ class Machine:
                 tasks.start_soon(self._let_go, self._to_free.popleft(), name="let_go")
             if self._to_trim:
                 self._to_trim = False
-                tasks.start_soon(self.heap.trim, name="trim")
+                tasks.start_soon(self.malloc.trim, name="trim")
             await self._start_now.wait()
 
     def start(self) -> None:
@@ -212,11 +211,11 @@ class Machine:
 
     async def _let_go(self, held: list[bytes] | mmap) -> None:
         await let_go(held)
-        self.look_at_heap()
+        self.look_at_malloc()
 
-    def look_at_heap(self) -> None:
+    def look_at_malloc(self) -> None:
         """Have the heap trimmed, in a thread, if that is due; nobody waits for that."""
-        if self.heap.due():
+        if self.malloc.due():
             self._to_trim = True
             self._start_now.set()
 
@@ -367,17 +366,14 @@ class Machine:
 
     def _name_lethal(self, batch: FolioBatch) -> None:
         """Say once of each folio that killed workers whose it is."""
-        node = self.node
-        for pfn in self.swapout.owned(batch) if node.lethal else ():
-            data = node.mm.data[pfn]
-            if node.lethal.to_tell(data):
-                self.log.error(
-                    "compressor.killed_workers",
-                    compressor=self._compressor.name,
-                    key=f"{node.key_of(pfn)!r:.200}",
-                    size=len(data),
-                    effect="it is not compressed: it goes to a store as it is, or stays in memory",
-                )
+        for key, size in self.swapout.lethal(batch):
+            self.log.error(
+                "compressor.killed_workers",
+                compressor=self._compressor.name,
+                key=f"{key!r:.200}",
+                size=size,
+                effect="it is not compressed: it goes to a store as it is, or stays in memory",
+            )
 
     def hand_back(self, batch: FolioBatch) -> None:
         """End a batch without a result: its folios are resident as before."""
@@ -520,11 +516,10 @@ class Machine:
 
     def takes_long(self, pfns: Sequence[int]) -> bool:
         """Whether decompressing these folios would hold the loop for longer than a slice."""
-        if len(pfns) == 1 and self.node.mm.size[pfns[0]] <= self.node.page_size:
+        mm = self.node.mm
+        if len(pfns) == 1 and mm.bytes_of(pfns) <= self.node.page_size:
             return False
-        state, size = self.node.mm.state, self.node.mm.size
-        total = sum([size[pfn] for pfn in pfns if state[pfn] in {ZSWAP, SAME}])
-        return total > self._expand_rate * SLICE_S
+        return mm.bytes_of(mm.pooled(pfns)) > self._expand_rate * SLICE_S
 
     async def expand(self, held: Sequence[Held]) -> list[bytes | None]:
         """Decompress what the pool held off the loop; None for what fails, to fail in turn.

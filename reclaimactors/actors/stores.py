@@ -18,7 +18,6 @@ from reclaimactors.actors.backing import TooSlow
 from reclaimactors.actors.base import Mailbox
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.mm.ending import end_all
-from reclaimactors.mm.folio import DEAD, DEVICE
 from reclaimactors.mm.rmap import Rmap
 from reclaimactors.offload.breath import Breath
 
@@ -239,10 +238,10 @@ class Stores:
         footprint = self._footprint
         if footprint is None:
             return None
-        owner = self._m.node.mm.owner
+        mm = self._m.node.mm
         rows = zip(write.pfns, write.slots, write.lengths, strict=True)
         return array("I", [  # which takes nothing but whole numbers from 0
-            min(length, footprint(slots)) if owner[pfn] == write.id else 0
+            min(length, footprint(slots)) if mm.owned_by(pfn, write.id) else 0
             for pfn, slots, length in rows
         ])  # fmt: skip
 
@@ -250,17 +249,11 @@ class Stores:
         """The store has made a slot lighter: give back what is charged too much for its folio."""
         node = self._m.node
         pfn = self.rmap.folio(slot) if self.rmap is not None else None
-        if (
-            pfn is None
-            or self._footprint is None
-            or node.mm.device[pfn] != self.backing.device.index
-        ):
+        if pfn is None or self._footprint is None:
             return
-        state = node.mm.state[pfn]
-        if state == DEVICE or (state == DEAD and node.mm.data.get(pfn) is None):
-            slots = node.slots_of(pfn)
-            if slot in slots:
-                self._m.ledger.freed(node.recharge(pfn, self._footprint(slots)))
+        slots = node.slots_at(self.backing.device.index, pfn)
+        if slot in slots:
+            self._m.ledger.freed(node.recharge(pfn, self._footprint(slots)))
 
     def _failed(self, write: StoreBatch, exc: BackendError) -> list[StoreBatch]:
         """A write has failed; return writes to other devices."""
@@ -318,15 +311,15 @@ class Stores:
         """
         node = self._m.node
         for pfn in write.pfns:
-            device, slots = node.mm.device[pfn], node.slots_of(pfn)
+            device, slots = node.device_of(pfn), node.slots_of(pfn)
             loads = self._m.swapds[device].loads
             stored: list[bytes] = []
             for slot in slots:
-                if node.mm.owner[pfn] != write.id:
+                if not node.mm.owned_by(pfn, write.id):
                     break
                 stored += loads.slots_now((slot,)) or ()
                 await breath.take()
-            if len(stored) == len(slots) and node.mm.owner[pfn] == write.id:
+            if len(stored) == len(slots) and node.mm.owned_by(pfn, write.id):
                 try:
                     moved[pfn] = self._m.swapin.as_stored(pfn, device, slots, stored)
                     continue

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 from reclaimactors.errors import ProtocolViolation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "DEAD",
@@ -125,9 +125,63 @@ class MemMap:
         self.shadow.extend(array("q", [-1]) * _ROWS)
         self._free.extend(range(nr + _ROWS - 1, nr - 1, -1))
 
+    # -- what is asked of them --------------------------------------------------------------------
+
     def in_memory(self, pfn: int) -> bool:
         """Return whether the source bytes of a folio are in memory."""
         return self.state[pfn] in IN_MEMORY
+
+    def is_dead(self, pfn: int) -> bool:
+        """Return whether the key of a folio is gone, while somebody still holds its bytes."""
+        return self.state[pfn] == DEAD
+
+    def is_blob(self, pfn: int) -> bool:
+        """Return whether the pool has a folio, compressed."""
+        return self.state[pfn] == ZSWAP
+
+    def is_away(self, pfn: int) -> bool:
+        """Return whether only a swap device has a folio."""
+        return self.state[pfn] == DEVICE
+
+    def is_on(self, pfn: int, device: int) -> bool:
+        """Return whether only this swap device has a folio."""
+        return self.state[pfn] == DEVICE and self.device[pfn] == device
+
+    def keeps_slots(self, pfn: int) -> bool:
+        """Return whether a folio, live or dead, is nowhere but in the slots of its device."""
+        state = self.state[pfn]
+        return state == DEVICE or (state == DEAD and self.data.get(pfn) is None)
+
+    def away(self, pfns: Iterable[int]) -> list[int]:
+        """Return those of these folios that only a swap device has."""
+        state = self.state
+        return [pfn for pfn in pfns if state[pfn] == DEVICE]
+
+    def on(self, device: int, start: int, stop: int) -> list[int]:
+        """Return the folios from row `start` to before `stop` that only this device has."""
+        rows = enumerate(zip(self.state[start:stop], self.device[start:stop], strict=True), start)
+        return [pfn for pfn, row in rows if row == (DEVICE, device)]
+
+    def pooled(self, pfns: Iterable[int]) -> list[int]:
+        """Return those of these folios that are expanded from what the pool, or a word, says."""
+        state = self.state
+        return [pfn for pfn in pfns if state[pfn] in {ZSWAP, SAME}]
+
+    def bytes_of(self, pfns: Iterable[int]) -> int:
+        """Return the bytes of the values of these folios."""
+        size = self.size
+        return sum([size[pfn] for pfn in pfns])
+
+    def blob_bytes(self, pfns: Iterable[int]) -> int:
+        """Return the bytes that the blobs of these folios expand to."""
+        state, size = self.state, self.size
+        return sum([size[pfn] for pfn in pfns if state[pfn] == ZSWAP])
+
+    def owned_by(self, pfn: int, batch: int) -> bool:
+        """Return whether a batch still owns a folio."""
+        return self.owner[pfn] == batch
+
+    # -- their life -------------------------------------------------------------------------------
 
     def free(self, pfn: int) -> None:
         """Take a pfn back. Nobody may hold a ref."""

@@ -76,9 +76,7 @@ class Ledger:
         """
         node = self._node
         node.nr_in_flight -= nr
-        node.memcg.in_flight -= source
-        if isinstance(batch, StoreBatch):
-            node.memcg.at_store -= source
+        node.memcg.landed(source, at_store=isinstance(batch, StoreBatch))
         node.nr_resident -= nr
         self.freed(source - kept)
         if batch.producer is not None:

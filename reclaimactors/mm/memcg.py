@@ -4,7 +4,7 @@
 before it is made. Room is reserved first (a reservation counts as resident) and spent later, in
 one step. Only callers reserve; an actor never does. Where bytes are *freed*, `freed_total` grows; a
 reservation that is given back was never more than set aside, and frees nothing. Either way there is
-room: `on_room` is called, which wakes whoever waits for it.
+room: `on_room` is called, which wakes whoever waits for it. Nobody else writes these counters.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Memcg:
     reserved: int = 0  #: the part of `resident` that callers and faults have reserved
     pinned: int = 0  #: the part of `resident` that pins hold
     freed_total: int = 0  #: bytes given back since the start; only grows
+    free: int = attrs.field(init=False)  #: bytes that nobody holds: what the watermarks look at
     on_room: Callable[[], None] = _nothing
 
     @property
@@ -53,10 +54,8 @@ class Memcg:
         """Bytes in flight that are queued to be compressed, or are being compressed."""
         return self.in_flight - self.at_store
 
-    @property
-    def free(self) -> int:
-        """Bytes that nobody holds: what the watermarks look at."""
-        return self.budget - self.resident - self.compressed - self.overhead
+    def __attrs_post_init__(self) -> None:
+        self.free = self.budget - self.resident - self.compressed - self.overhead
 
     def adjust(self, resident: int = 0, compressed: int = 0, overhead: int = 0) -> None:
         """Change all three counters in one step.
@@ -70,8 +69,24 @@ class Memcg:
         self.resident += resident
         self.compressed += compressed
         self.overhead += overhead
+        self.free -= delta
         if delta < 0:
-            self.freed(-delta)
+            self.freed_total -= delta
+            self.on_room()
+
+    def insert(self, size: int, overhead: int) -> None:
+        """Charge a new value, for which the caller has seen that there is room."""
+        self.resident += size
+        self.overhead += overhead
+        self.free -= size + overhead
+
+    def overwrite(self, delta: int) -> None:
+        """Charge a resident value that grows by `delta` bytes, for which there is room."""
+        self.resident += delta
+        self.free -= delta
+        if delta < 0:
+            self.freed_total -= delta
+            self.on_room()
 
     def must_have(self, nr_bytes: int) -> None:
         """Check that so many bytes are free.
@@ -83,10 +98,7 @@ class Memcg:
             msg = f"a charge of {nr_bytes} B passes the budget: only {self.free} B are free"
             raise ProtocolViolation(msg)
 
-    def freed(self, nr_bytes: int) -> None:
-        """Tell that so many bytes were given back."""
-        self.freed_total += nr_bytes
-        self.on_room()
+    # -- reservations -----------------------------------------------------------------------------
 
     def reserve(self, nr_bytes: int) -> None:
         """Set bytes aside; they count as resident until `adjust` spends them."""
@@ -99,11 +111,48 @@ class Memcg:
         if nr_bytes:
             self.reserved -= nr_bytes
             self.resident -= nr_bytes
+            self.free += nr_bytes
             self.on_room()
+
+    def spend(
+        self, reserved: int, *, resident: int = 0, compressed: int = 0, overhead: int = 0
+    ) -> None:
+        """Put charges in the place of a reservation, in one step.
+
+        Raises:
+            ProtocolViolation: as `adjust`, for what they are beyond the reservation.
+        """
+        self.adjust(resident - reserved, compressed, overhead)
+        self.reserved -= reserved
+
+    # -- parts of what is resident ----------------------------------------------------------------
+
+    def isolated(self, nr_bytes: int) -> None:
+        """So many bytes go into flight."""
+        self.in_flight += nr_bytes
+
+    def to_store(self, nr_bytes: int) -> None:
+        """So many bytes in flight are given to a store."""
+        self.at_store += nr_bytes
+
+    def landed(self, nr_bytes: int, *, at_store: bool) -> None:
+        """So many bytes are in flight no more, where a store had them or before that."""
+        self.in_flight -= nr_bytes
+        if at_store:
+            self.at_store -= nr_bytes
+
+    def pin(self, nr_bytes: int) -> None:
+        """So many bytes are kept by pins."""
+        self.pinned += nr_bytes
+
+    def unpin(self, nr_bytes: int) -> None:
+        """So many bytes are kept by pins no longer."""
+        self.pinned -= nr_bytes
 
     def check(self) -> None:
         """Assert that the budget holds and that no part is larger than its whole."""
         assert self.free >= 0, f"{-self.free} B over the budget"
+        assert self.free == self.budget - self.resident - self.compressed - self.overhead
         assert min(self.resident, self.compressed, self.overhead) >= 0
         assert 0 <= self.at_store <= self.in_flight
         assert self.reserved >= 0

@@ -210,11 +210,11 @@ class Node:
         except BaseException as exc:
             self._drop_new(pfns, exc)
             raise
-        memcg.reserved -= reserved
-        memcg.adjust(
-            resident + size - reserved,
-            compressed,
-            overhead + KEY_OVERHEAD + extra + len(parts) * FOLIO_OVERHEAD,
+        memcg.spend(
+            reserved,
+            resident=resident + size,
+            compressed=compressed,
+            overhead=overhead + KEY_OVERHEAD + extra + len(parts) * FOLIO_OVERHEAD,
         )
         self.mm.key[pfns[0]] = extra
         if len(parts) == 1:
@@ -237,7 +237,7 @@ class Node:
             may_wait: False for who cannot wait, and so owes nothing down to *min*.
         """
         memcg, mm = self.memcg, self.mm
-        room = memcg.budget - memcg.resident - memcg.compressed - memcg.overhead - self.marks.low
+        room = memcg.free - self.marks.low
         size = len(data)
         pfn = self.small.get(key)
         if pfn is None:
@@ -254,8 +254,7 @@ class Node:
             self.small[key] = pfn = self._new_folio(data)
             if extra > 0:
                 mm.key[pfn] = extra
-            memcg.resident += size
-            memcg.overhead += overhead
+            memcg.insert(size, overhead)
             return True
         state = mm.state[pfn]
         held = mm.charge[pfn] if state == DEVICE else len(mm.data.get(pfn, b""))
@@ -270,20 +269,17 @@ class Node:
                 self.swapcache.drop(pfn)
             if self.looked:
                 self.looked.discard(pfn)
-            memcg.resident += delta
         else:
             self._let_go_of_copy(pfn, held)
-            memcg.resident += size
+            memcg.adjust(resident=held, compressed=-held)
         mm.data[pfn] = data
         mm.size[pfn] = size
-        if delta < 0:
-            memcg.freed(-delta)
+        memcg.overwrite(delta)
         return True
 
     def _below_low(self, size: int, need: int, may_wait: bool) -> bool:
         """Whether a put of `size` bytes, which takes `need` more, may go on below *low*."""
-        memcg = self.memcg
-        free = memcg.budget - memcg.resident - memcg.compressed - memcg.overhead - need
+        free = self.memcg.free - need
         if not (self.lets(size, free, need) if may_wait else free >= self.marks.min):
             return False
         self.on_wake()
@@ -299,7 +295,6 @@ class Node:
         elif state == DEVICE:
             self.demotion.forget(pfn)
             self.release_slots(pfn)
-        self.memcg.compressed -= held
         mm.state[pfn] = RESIDENT
         self.nr_resident += 1
 
@@ -445,10 +440,8 @@ class Node:
     def left_flight(self, pfn: int) -> None:
         """A folio is not on its way out any more: take its bytes off the accounts of flight."""
         mm, size = self.mm, self.mm.size[pfn]
-        self.memcg.in_flight -= size
-        if mm.at_store[pfn]:
-            mm.at_store[pfn] = 0
-            self.memcg.at_store -= size
+        self.memcg.landed(size, at_store=mm.at_store[pfn] > 0)
+        mm.at_store[pfn] = 0
 
     def pages(self, pfns: Iterable[int]) -> int:
         """Return the base pages of these folios."""
@@ -491,6 +484,31 @@ class Node:
             return scattered
         first = self.mm.entry[pfn]
         return range(first, first + nr_pages(self.mm.length[pfn], self.page_size))
+
+    def slots_at(self, device: int, pfn: int) -> Sequence[int]:
+        """Return the slots that a device holds for a folio, () where that has none or has left."""
+        mm = self.mm
+        return self.slots_of(pfn) if mm.device[pfn] == device and mm.keeps_slots(pfn) else ()
+
+    def device_of(self, pfn: int) -> int:
+        """Return the index of the swap device that has, or last had, a folio."""
+        return self.mm.device[pfn]
+
+    def deactivate(self, key: Hashable) -> int:
+        """Have the policy reclaim a value first; return the bytes of it that can be reclaimed.
+
+        On failure, which is the policy's: its folios are new to the policy.
+        """
+        resident = [pfn for pfn in self.pfns(key) if self.mm.state[pfn] == RESIDENT]
+        deactivate = getattr(self.policy, "deactivate", None)
+        if deactivate is not None:
+            try:
+                for pfn in reversed(resident):
+                    deactivate(pfn)
+            except BaseException as exc:
+                undo(exc, self.relist, resident)
+                raise
+        return self.mm.bytes_of(resident)
 
     def release_slots(self, pfn: int) -> None:
         """Let the device forget a folio's slots; they are reused after that."""
@@ -547,7 +565,7 @@ class Node:
     def pin(self, pfn: int) -> None:
         """Keep a resident folio where it is, and its bytes even after its key is gone."""
         if self.pins.get(pfn, 0) == 0:
-            self.memcg.pinned += self.mm.size[pfn]
+            self.memcg.pin(self.mm.size[pfn])
         self.pins[pfn] = self.pins.get(pfn, 0) + 1
         self.hold(pfn)
 
@@ -556,7 +574,7 @@ class Node:
         self.pins[pfn] -= 1
         if not self.pins[pfn]:
             del self.pins[pfn]
-            self.memcg.pinned -= self.mm.size[pfn]
+            self.memcg.unpin(self.mm.size[pfn])
         self.release(pfn)
 
     def levels(self) -> dict[str, int]:

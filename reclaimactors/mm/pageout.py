@@ -206,7 +206,7 @@ class Pageout:
             new = [pfn for pfn in pfns if not at_store[pfn]]  # another store may have failed on it
             for pfn in new:
                 at_store[pfn] = 1
-            self._node.memcg.at_store += sum([mm.size[pfn] for pfn in new])
+            self._node.memcg.to_store(sum([mm.size[pfn] for pfn in new]))
         self._node.swapcache.taken(self._node.swap[write.device], sum(map(len, slots)))
 
     def items(self, write: StoreBatch) -> list[tuple[int, bytes]]:

@@ -174,8 +174,7 @@ class Swapin:
             node.demotion.forget(pfn)
             node.release_slots(pfn)
         mm.owner[pfn] = 0
-        node.memcg.reserved -= reserved
-        node.memcg.adjust(resident=len(data) - reserved, compressed=-held)
+        node.memcg.spend(reserved, resident=len(data), compressed=-held)
         mm.data[pfn] = data
         mm.state[pfn] = RESIDENT
         node.nr_resident += 1

@@ -23,7 +23,7 @@ from reclaimactors.mm.vmstat import order_of
 from reclaimactors.mm.zram_out import ZramOut
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from reclaimactors.mm.batch import Producer, StoreBatch
     from reclaimactors.mm.node import Node
@@ -112,7 +112,7 @@ class Swapout:
         """Account folios that a batch has just got: from here on each is owed a verdict."""
         node = self._node
         vm = node.vmstat
-        node.memcg.in_flight += batch.nr_bytes
+        node.memcg.isolated(batch.nr_bytes)
         node.nr_in_flight += len(batch.pfns)
         vm["reclaim_isolated"] += len(batch.pfns)
         vm["pgscan_" + batch.who.value] += batch.nr_pages
@@ -192,6 +192,28 @@ class Swapout:
         """Return the pfns that the batch still owns: the others were cancelled meanwhile."""
         owner, bid = self._node.mm.owner, batch.id
         return [pfn for pfn in batch.pfns if owner[pfn] == bid]
+
+    def first_bytes(self, batch: FolioBatch) -> int:
+        """Return the bytes of a batch's first folio: where it may enter, some of the batch may."""
+        return self._node.mm.size[batch.pfns[0]]
+
+    def lethal(self, batch: FolioBatch) -> list[tuple[Hashable, int]]:
+        """Return key and size of each folio that has killed workers, once for each."""
+        node = self._node
+        if not node.lethal:
+            return []
+        held = [(pfn, node.mm.data[pfn]) for pfn in self.owned(batch)]
+        return [(node.key_of(pfn), len(data)) for pfn, data in held if node.lethal.to_tell(data)]
+
+    def cut(self, batch: FolioBatch, *, pages: int = 0, nr_bytes: int = 0) -> FolioBatch | None:
+        """Keep so many pages or bytes of a batch, one folio at least; return the rest, if any."""
+        node = self._node
+        limit = pages or nr_bytes
+        for nr, pfn in enumerate(batch.pfns):
+            limit -= node.pages((pfn,)) if pages else node.mm.size[pfn]
+            if limit < 0 and nr:
+                return self.split(batch, nr)
+        return None
 
     def split(self, batch: FolioBatch, nr: int) -> FolioBatch:
         """Move all but the first `nr` folios to a new batch, which owns them from then on."""

@@ -1,4 +1,4 @@
-"""Backing stores come and go: swapon and swapoff. Mirrors the two system calls of mm/swapfile.c."""
+"""A backing store comes: swapon. Mirrors the system call of mm/swapfile.c."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors import registry
 from reclaimactors.actors.swapd import Swapd
-from reclaimactors.actors.swapoff import bring_back
 from reclaimactors.backends.file import FileBackend
 from reclaimactors.deadline import within
 from reclaimactors.errors import BackendError
@@ -21,11 +20,10 @@ from reclaimactors.mm.swap import SwapDevice
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from reclaimactors.actors.admission import Admission
     from reclaimactors.actors.machine import Machine
     from reclaimactors.topology.spec import SwapSpec, Topology
 
-__all__ = ["close_backends", "swapoff", "swapon"]
+__all__ = ["close_backends", "swapon"]
 
 
 async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
@@ -93,30 +91,6 @@ async def _open_backend(machine: Machine, swapd: Swapd, timeout_s: float) -> Non
         if isinstance(exc, TimeoutError):
             raise BackendError(f"swap {name!r} did not open within {timeout_s:g} s") from exc
         raise BackendError(f"swap {name!r} cannot be opened: {exc!r}") from exc
-
-
-async def swapoff(machine: Machine, topology: Topology, admission: Admission, swapd: Swapd) -> None:
-    """Bring back what a backing store holds, let go of it and close it.
-
-    Raises:
-        OutOfMemory: if there is no room for what it holds; it stays, in service as before.
-        BackendError: if it cannot give something back; the same.
-        CorruptData: the same.
-    """
-    await bring_back(machine, admission, swapd)
-    index = swapd.device.index
-    machine.node.swap.remove(index)  # no way back: even if cancelled, it is off
-    del machine.swapds[index]
-    machine.node.device_left(index)
-    machine.verdicts.notify()
-    for actor in swapd.actors:
-        machine.remove_actor(actor)
-    try:
-        # Cancelled or not, its calls have ended before the store is closed, or have had their time.
-        with anyio.CancelScope(shield=True), suppress(TimeoutError):
-            await within(topology.close_timeout, swapd.end)
-    finally:
-        await close_backends([swapd], topology.close_timeout)
 
 
 async def close_backends(swapds: Iterable[Swapd], within_s: float) -> None:

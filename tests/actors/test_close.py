@@ -10,7 +10,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
-from reclaimactors.actors import heap as heap_module
+from reclaimactors.actors import malloc_trim as malloc_trim_module
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.backends.zram import ZramBackend
 from reclaimactors.compressors.lz4 import Lz4
@@ -393,7 +393,7 @@ async def test_a_view_that_is_open_at_the_end_stays_valid(kit):
 @pytest.mark.parametrize(("nr", "times"), [(300, 1), (200, 0)])
 async def test_the_heap_is_trimmed_where_it_held_a_mib(monkeypatch, nr, times):
     trims = []
-    monkeypatch.setattr(heap_module, "_malloc_trim", lambda: trims.append)
+    monkeypatch.setattr(malloc_trim_module, "_malloc_trim", lambda: trims.append)
     async with ra.open_memory(budget="32MiB", swap=[]) as memory:
         for key in range(nr):
             await memory.put(key, os.urandom(4096))

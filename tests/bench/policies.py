@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX
-from reclaimactors.mm.lru import ActiveInactive
-from reclaimactors.mm.mglru import Mglru
+from reclaimactors.policies.active_inactive import ActiveInactive
+from reclaimactors.policies.mglru import Mglru
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 import reclaimactors as ra
-from reclaimactors.mm.mglru import Mglru
+from reclaimactors.policies.mglru import Mglru
 from reclaimactors.topology import resolve
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -11,7 +11,7 @@ import pytest
 import reclaimactors as ra
 from reclaimactors.backends.zram import ZramBackend
 from reclaimactors.compressors.lz4 import Lz4
-from reclaimactors.mm.mglru import Mglru
+from reclaimactors.policies.mglru import Mglru
 from reclaimactors.topology import builtin_names
 
 FAULTS = 4

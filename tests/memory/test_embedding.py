@@ -21,7 +21,7 @@ from reclaimactors.memory import BUDGET_CALLS
 from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, UNEVICTABLE, ZSWAP
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD
-from reclaimactors.mm.mglru import Mglru
+from reclaimactors.policies.mglru import Mglru
 from reclaimactors.testing import FaultyBackend, Gate, GatedCompressor, ThreadGate
 
 BUDGET = 1 << 20
@@ -436,7 +436,7 @@ async def test_at_low_or_above_a_put_does_not_wait():
 
 
 async def test_between_low_and_min_a_put_waits_for_work_in_proportion(monkeypatch):
-    monkeypatch.setattr("reclaimactors.actors.admission.LATE_S", 60.0)
+    monkeypatch.setattr("reclaimactors.callers.admission.LATE_S", 60.0)
     gate = ThreadGate(timeout=60)
     compress = {"offload": "thread", "fifo": 16, "batch": 16, "on_full": "wait"}
     compress["compressor"] = GatedCompressor(Lz4(), gate)

@@ -20,8 +20,8 @@ from anyio.lowlevel import checkpoint
 import reclaimactors as ra
 from reclaimactors.backends.zram import ZramBackend
 from reclaimactors.compressors.lz4 import Lz4
-from reclaimactors.mm import mglru
 from reclaimactors.mm.folio import RESIDENT, UNEVICTABLE
+from reclaimactors.policies import mglru
 from reclaimactors.testing import VirtualClockLoop
 from reclaimactors.topology import builtin_names
 

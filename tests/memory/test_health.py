@@ -18,7 +18,7 @@ from reclaimactors.actors.machine import RECOVERED
 from reclaimactors.actors.supervision import WINDOW_S
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.compressors.lz4 import Lz4
-from reclaimactors.mm.mglru import Mglru
+from reclaimactors.policies.mglru import Mglru
 from reclaimactors.testing import FaultyBackend, FaultyCompressor, Gate
 
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])

@@ -17,9 +17,9 @@ from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
 from reclaimactors.actors import loads as loads_module
-from reclaimactors.actors import prefetch as prefetch_module
 from reclaimactors.actors.loads import MOST_SLOTS
 from reclaimactors.backends.memory import MemoryBackend
+from reclaimactors.callers import prefetch as prefetch_module
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm import swapin as swapin_module
 from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, ZSWAP

@@ -32,9 +32,9 @@ import reclaimactors as ra
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.backends.zram import ZramBackend
 from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, UNEVICTABLE, WRITEBACK, ZSWAP
-from reclaimactors.mm.lru import ActiveInactive
-from reclaimactors.mm.mglru import Mglru
 from reclaimactors.mm.page_io import expand
+from reclaimactors.policies.active_inactive import ActiveInactive
+from reclaimactors.policies.mglru import Mglru
 from reclaimactors.testing import FaultyBackend, Gate, VirtualClockLoop
 from reclaimactors.testing.faults import Damage
 from reclaimactors.topology import builtin_names, resolve

@@ -15,11 +15,10 @@ class Node:
 
     def __init__(self, free):
         self.marks = Watermarks(MIN, LOW, 600)
-        self.memcg = Memcg(1000)
         self.free(free)
 
     def free(self, nr_bytes):
-        self.memcg.resident = 1000 - nr_bytes
+        self.memcg = Memcg(1000, resident=1000 - nr_bytes)
 
 
 class Ledger:

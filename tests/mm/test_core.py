@@ -18,9 +18,7 @@ from reclaimactors.mm.brake import Brake
 from reclaimactors.mm.demotion import PASSED_OVER
 from reclaimactors.mm.folio import DEAD, DEVICE, FREE, RESIDENT, SAME, UNEVICTABLE, WRITEBACK, ZSWAP
 from reclaimactors.mm.keys import key_extra
-from reclaimactors.mm.lru import ActiveInactive
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
-from reclaimactors.mm.mglru import Mglru
 from reclaimactors.mm.node import Node
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.mm.pageout import MAX_VISITS
@@ -29,6 +27,8 @@ from reclaimactors.mm.swapin import Swapin
 from reclaimactors.mm.swapout import Swapout
 from reclaimactors.mm.watermark import Watermarks
 from reclaimactors.mm.zswap import Zswap
+from reclaimactors.policies.active_inactive import ActiveInactive
+from reclaimactors.policies.mglru import Mglru
 from reclaimactors.testing import FaultyCompressor
 
 PAGE = 4096

@@ -20,9 +20,7 @@ from reclaimactors import CorruptData, ProtocolViolation
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.folio import DEVICE
-from reclaimactors.mm.lru import ActiveInactive
 from reclaimactors.mm.memcg import Memcg
-from reclaimactors.mm.mglru import Mglru
 from reclaimactors.mm.node import Node
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.mm.swap import SwapDevice, SwapDevices
@@ -31,6 +29,8 @@ from reclaimactors.mm.swapout import Swapout
 from reclaimactors.mm.vmscan import Kswapd, Step
 from reclaimactors.mm.watermark import Watermarks
 from reclaimactors.mm.zswap import Zswap
+from reclaimactors.policies.active_inactive import ActiveInactive
+from reclaimactors.policies.mglru import Mglru
 from reclaimactors.testing import FaultyCompressor
 
 PAGE = 512

@@ -8,7 +8,6 @@ import pytest
 
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
-from reclaimactors.mm.lru import ActiveInactive
 from reclaimactors.mm.memcg import Memcg
 from reclaimactors.mm.node import Node
 from reclaimactors.mm.page_io import squeeze
@@ -17,6 +16,7 @@ from reclaimactors.mm.swapout import Swapout
 from reclaimactors.mm.vmscan import DEF_PRIORITY, Kswapd, Step
 from reclaimactors.mm.watermark import Watermarks
 from reclaimactors.mm.zswap import Zswap
+from reclaimactors.policies.active_inactive import ActiveInactive
 
 PAGE = 4096
 BUDGET = 1000 * PAGE

@@ -15,7 +15,7 @@ from reclaimactors import Backend, PluginError, TopologyError
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.compressors.null import Null
 from reclaimactors.compressors.zlib import Zlib
-from reclaimactors.mm.mglru import Mglru
+from reclaimactors.policies.mglru import Mglru
 from reclaimactors.registry import PluginRef, build, known, use_up
 
 PLUGIN = """
@@ -155,7 +155,8 @@ def test_nothing_is_imported_that_is_not_named():
         from reclaimactors.registry import PluginRef, build, known, use_up
         known("compressors"), known("backends"), known("policies")
         build("compressors", PluginRef("zlib"))
-        print([name for name in ("lz4", "reclaimactors.mm.mglru", "reclaimactors.backends.file",
+        print([name for name in ("lz4", "reclaimactors.policies.mglru",
+                                 "reclaimactors.backends.file",
                                  "reclaimactors.compressors.null") if name in sys.modules])
     """
     done = subprocess.run(

@@ -13,9 +13,9 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
-from reclaimactors.actors.admission import Admission
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
+from reclaimactors.callers.admission import Admission
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP

@@ -5,10 +5,10 @@ import anyio.lowlevel
 import pytest
 
 import reclaimactors as ra
+from reclaimactors.actors.gates import enqueue, gate_of
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.machine import Machine
-from reclaimactors.actors.proactive import Proactive
-from reclaimactors.actors.sched import enqueue, gate_of
+from reclaimactors.callers.reclaim import Proactive
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import ZSWAP

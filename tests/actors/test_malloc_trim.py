@@ -10,8 +10,8 @@ import pytest
 from anyio import to_thread
 
 import reclaimactors as ra
-from reclaimactors.actors import heap as heap_module
-from reclaimactors.actors.heap import STEP, Heap
+from reclaimactors.actors import malloc_trim as malloc_trim_module
+from reclaimactors.actors.malloc_trim import STEP, MallocTrim
 from reclaimactors.mm.memcg import Memcg
 
 PART = 1 << 20
@@ -28,65 +28,65 @@ def trims(monkeypatch):
         seen.append(threading.get_ident())
         return 1
 
-    monkeypatch.setattr(heap_module, "_malloc_trim", lambda: trim)
+    monkeypatch.setattr(malloc_trim_module, "_malloc_trim", lambda: trim)
     return seen
 
 
 async def test_it_is_due_once_for_each_part_of_the_budget_that_overhead_grows_by():
     memcg = Memcg(BUDGET)
-    heap = Heap(memcg)
+    trim = MallocTrim(memcg)
     due = 0
     for _ in range(4 * 10):
         memcg.adjust(overhead=PART // 10 + 1)
-        due += heap.due()
+        due += trim.due()
     assert due == 4
     memcg.adjust(overhead=-PART)
     memcg.adjust(overhead=PART)
-    assert not heap.due()
+    assert not trim.due()
 
 
 async def test_it_is_due_once_each_time_that_what_is_held_falls_by_a_quarter_of_the_most():
     memcg = Memcg(64 * BUDGET)
-    heap = Heap(memcg)
+    trim = MallocTrim(memcg)
     most = 16 * PART
     memcg.adjust(resident=most // 2, compressed=most // 4, overhead=most // 4)
-    assert not heap.due()
+    assert not trim.due()
     memcg.adjust(resident=1 - most // 4)
-    assert not heap.due()
+    assert not trim.due()
     memcg.adjust(compressed=-1)
-    assert heap.due()
-    assert not heap.due()
+    assert trim.due()
+    assert not trim.due()
     memcg.adjust(resident=-most // 8)
     memcg.adjust(resident=most // 8)
-    assert not heap.due()
+    assert not trim.due()
     most = 12 * PART
     memcg.adjust(compressed=1 - most // 4)
-    assert not heap.due()
+    assert not trim.due()
     memcg.adjust(overhead=-1)
-    assert heap.due()
+    assert trim.due()
 
 
 async def test_keys_that_go_are_a_fall_like_values():
     memcg = Memcg(64 * BUDGET)
-    heap = Heap(memcg)
+    trim = MallocTrim(memcg)
     memcg.adjust(overhead=3 * PART)
-    assert not heap.due()
+    assert not trim.due()
     memcg.adjust(overhead=-PART)
-    assert heap.due()
+    assert trim.due()
 
 
 async def test_a_small_memory_is_not_worth_it():
     memcg = Memcg(BUDGET // 64)
-    heap = Heap(memcg)
+    trim = MallocTrim(memcg)
     memcg.adjust(resident=BUDGET // 64)
-    assert not heap.due()
+    assert not trim.due()
     memcg.adjust(resident=-BUDGET // 64)
-    assert not heap.due()
+    assert not trim.due()
 
 
 async def test_without_such_a_c_library_nothing_happens(monkeypatch):
-    monkeypatch.setattr(heap_module, "_malloc_trim", lambda: None)
-    await Heap(Memcg(BUDGET)).trim()
+    monkeypatch.setattr(malloc_trim_module, "_malloc_trim", lambda: None)
+    await MallocTrim(Memcg(BUDGET)).trim()
 
 
 async def test_without_a_thread_it_is_trimmed_all_the_same(monkeypatch, trims):
@@ -94,7 +94,7 @@ async def test_without_a_thread_it_is_trimmed_all_the_same(monkeypatch, trims):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(to_thread, "run_sync", refuse)
-    await Heap(Memcg(BUDGET)).trim()
+    await MallocTrim(Memcg(BUDGET)).trim()
     assert trims == [threading.get_ident()]
 
 

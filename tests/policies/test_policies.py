@@ -9,10 +9,10 @@ import pytest
 
 from reclaimactors.abc import Verdict
 from reclaimactors.errors import ProtocolViolation
-from reclaimactors.mm import lru, mglru
-from reclaimactors.mm.lru import ActiveInactive
-from reclaimactors.mm.mglru import Mglru
 from reclaimactors.mm.workingset import EVICTION_MASK, Workingset, refault_distance
+from reclaimactors.policies import active_inactive, mglru
+from reclaimactors.policies.active_inactive import ActiveInactive
+from reclaimactors.policies.mglru import Mglru
 from reclaimactors.testing.policy import PolicyTests
 
 
@@ -216,7 +216,7 @@ def test_deactivated_folio_goes_next(policy):
 
 
 def test_one_isolate_has_a_bound_and_still_finds_victims(policy, monkeypatch):
-    for module in (lru, mglru):
+    for module in (active_inactive, mglru):
         monkeypatch.setattr(module, "SCAN_MAX", 50)
     fill(policy, range(1000))
     for pfn in range(1000):

@@ -7,30 +7,59 @@ that room. A copy that the swap cache keeps on it is simply dropped.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import anyio
 from anyio.lowlevel import checkpoint
 
+from reclaimactors.deadline import within
 from reclaimactors.errors import BackendError, CorruptData, OutOfMemory
-from reclaimactors.mm.folio import DEVICE
 from reclaimactors.offload.breath import Breath
+from reclaimactors.topology.swapon import close_backends
 from reclaimactors.units import KIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reclaimactors.actors.admission import Admission
     from reclaimactors.actors.machine import Machine
     from reclaimactors.actors.swapd import Swapd
+    from reclaimactors.callers.admission import Admission
+    from reclaimactors.mm.folio import MemMap
+    from reclaimactors.topology.spec import Topology
 
-__all__ = ["bring_back"]
+__all__ = ["swapoff"]
 
 SCAN = 1024  #: rows of the mem_map looked at in one go: about 60 us
 BATCH = 8  #: folios read at a time
 BATCH_BYTES = 256 * KIB  #: of them, as much as is read, checked and decompressed in half a slice
 
 
-async def bring_back(machine: Machine, admission: Admission, swapd: Swapd) -> None:
+async def swapoff(machine: Machine, topology: Topology, admission: Admission, swapd: Swapd) -> None:
+    """Bring back what a backing store holds, let go of it and close it.
+
+    Raises:
+        OutOfMemory: if there is no room for what it holds; it stays, in service as before.
+        BackendError: if it cannot give something back; the same.
+        CorruptData: the same.
+    """
+    await _empty(machine, admission, swapd)
+    index = swapd.device.index
+    machine.node.swap.remove(index)  # no way back: even if cancelled, it is off
+    del machine.swapds[index]
+    machine.node.device_left(index)
+    machine.verdicts.notify()
+    for actor in swapd.actors:
+        machine.remove_actor(actor)
+    try:
+        # Cancelled or not, its calls have ended before the store is closed, or have had their time.
+        with anyio.CancelScope(shield=True), suppress(TimeoutError):
+            await within(topology.close_timeout, swapd.end)
+    finally:
+        await close_backends([swapd], topology.close_timeout)
+
+
+async def _empty(machine: Machine, admission: Admission, swapd: Swapd) -> None:
     """Empty a device. Whatever ends this early, the device goes on as before, nothing is lost.
 
     Raises:
@@ -65,9 +94,7 @@ async def _walk(machine: Machine, admission: Admission, swapd: Swapd) -> bool:
     mm, index = machine.node.mm, swapd.device.index
     found = False
     for start in range(0, len(mm), SCAN):
-        span = slice(start, start + SCAN)
-        rows = enumerate(zip(mm.state[span], mm.device[span], strict=True), start)
-        pfns = [pfn for pfn, row in rows if row == (DEVICE, index)]
+        pfns = mm.on(index, start, start + SCAN)
         found = found or bool(pfns)
         for at in range(0, len(pfns), BATCH):
             await _bring_back(machine, admission, swapd, pfns[at : at + BATCH])
@@ -83,9 +110,9 @@ async def _bring_back(
     limit = min(BATCH_BYTES, machine.pipeline.max_bytes)
 
     def still_there() -> list[int]:
-        return [p for p in pfns if mm.state[p] == DEVICE and mm.device[p] == device.index]
+        return [pfn for pfn in pfns if mm.is_on(pfn, device.index)]
 
-    while some := _up_to(limit, still_there(), mm.size):
+    while some := _up_to(limit, still_there(), mm):
         reserved = await _reserve(machine, admission, swapd, some)
         machine.node.memcg.unreserve(reserved)  # the loads reserve the same, in this very step
         waiting = _load_now(swapd, [pfn for pfn in still_there() if pfn in some])
@@ -121,11 +148,11 @@ async def _reserve(
         raise OutOfMemory(f"swap {name!r} stays on, {used} slots of it are in use: {exc}") from exc
 
 
-def _up_to(limit: int, pfns: Sequence[int], sizes: Sequence[int]) -> list[int]:
+def _up_to(limit: int, pfns: Sequence[int], mm: MemMap) -> list[int]:
     """Return the first folios of at most `limit` bytes in all, at least one if there is one."""
     some: list[int] = []
     for pfn in pfns:
-        limit -= sizes[pfn]
+        limit -= mm.bytes_of((pfn,))
         if limit < 0 and some:
             break
         some.append(pfn)

@@ -6,16 +6,15 @@ from contextlib import asynccontextmanager, suppress
 from mmap import mmap
 from typing import TYPE_CHECKING
 
-from reclaimactors.actors.admission import Stalled
-from reclaimactors.mm.folio import DEAD, DEVICE
+from reclaimactors.callers.admission import Stalled
 from reclaimactors.offload.job import join_in_map
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Hashable
 
-    from reclaimactors.actors.admission import Admission
-    from reclaimactors.actors.faults import Faults
     from reclaimactors.actors.machine import Machine
+    from reclaimactors.callers.admission import Admission
+    from reclaimactors.callers.faults import Faults
     from reclaimactors.mm.swapin import Expanded
 
 __all__ = ["Pins"]
@@ -29,7 +28,7 @@ class Pins:
         self._admission = admission
         self._faults = faults
         self._node = machine.node
-        self._state = machine.node.mm.state
+        self._mm = machine.node.mm
 
     async def folio(self, key: Hashable) -> int | None:
         """Make a value of one folio resident, and pin it; return its pfn, None if it has more."""
@@ -37,14 +36,14 @@ class Pins:
         while len(pfns := node.pfns(key)) == 1:
             pfn = pfns[0]
             if not node.pins.get(pfn):
-                self._admission.must_fit(node.mm.size[pfn], node.memcg.overhead)
+                self._admission.must_fit(self._mm.bytes_of(pfns), node.memcg.overhead)
             node.pin(pfn)
             try:
                 await self._bring_in(pfn)
             except BaseException:  # cancelled too: nobody else unpins it
                 node.unpin(pfn)
                 raise
-            if self._state[pfn] != DEAD:
+            if not self._mm.is_dead(pfn):
                 return pfn
             node.unpin(pfn)  # overwritten or deleted while we waited
         return None
@@ -59,10 +58,10 @@ class Pins:
             return swapin.shortfall((pfn,)) - reserved
 
         try:
-            while self._state[pfn] != DEAD:
+            while not self._mm.is_dead(pfn):
                 if short() > 0:  # again if its blob went to a store while we waited
                     reserved += await self._admission.reserve(short)
-                elif self._state[pfn] == DEVICE:
+                elif self._mm.is_away(pfn):
                     node.memcg.unreserve(reserved)  # the load reserves the same at once
                     reserved = 0
                     await self._load_folio(pfn)
@@ -76,7 +75,7 @@ class Pins:
             node.memcg.unreserve(reserved)
 
     async def _load_folio(self, pfn: int) -> None:
-        swapd = self._machine.swapds[self._node.mm.device[pfn]]
+        swapd = self._machine.swapds[self._node.device_of(pfn)]
         tickets = swapd.loads.request((pfn,), promote=True)
         if tickets is None:
             await swapd.loads.room()
@@ -93,14 +92,14 @@ class Pins:
         value: mmap | bytes | None = None
 
         def short() -> int:
-            return sum(node.mm.size[pfn] for pfn in node.pfns(key)) - reserved
+            return self._mm.bytes_of(node.pfns(key)) - reserved
 
         try:
             while value is None or len(value) > reserved:  # again if it grew while we waited
                 self._admission.must_fit(short(), memcg.overhead)
                 more = await self._admission.reserve(short)
                 reserved += more
-                memcg.pinned += more
+                memcg.pin(more)
                 value = await self._faults.joined(key, join_in_map)
             view = memoryview(value).toreadonly()
             try:
@@ -111,5 +110,5 @@ class Pins:
                 if isinstance(value, mmap):
                     self._machine.let_go(value)
         finally:
-            memcg.pinned -= reserved
+            memcg.unpin(reserved)
             memcg.unreserve(reserved)

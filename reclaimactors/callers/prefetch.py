@@ -20,9 +20,9 @@ from reclaimactors.offload.job import COPY_BYTES
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from reclaimactors.actors.faults import Faults
     from reclaimactors.actors.loads import Ticket
     from reclaimactors.actors.machine import Machine
+    from reclaimactors.callers.faults import Faults
 
 __all__ = ["Prefetch"]
 
@@ -59,15 +59,15 @@ class Prefetch:
 
     def _now(self, pfns: Sequence[int]) -> bool:
         """Bring back, or ask stores for, what fits a slice; return whether all of it is here."""
-        state, machine = self._node.mm.state, self._machine
+        mm, machine = self._node.mm, self._machine
         ends = perf_counter() + SLICE_S
         here = True
         for pfn in pfns:
-            if state[pfn] not in _AWAY:
+            if mm.in_memory(pfn):
                 continue
             if perf_counter() > ends or machine.takes_long((pfn,)):
                 return False
-            if state[pfn] == DEVICE:
+            if mm.is_away(pfn):
                 here = False  # the actor waits for it
                 if self._faults.request((pfn,), promote=True) is None:
                     break
@@ -113,21 +113,21 @@ class Prefetch:
 
     def _away(self, pfns: Sequence[int], at: int) -> tuple[list[int], int]:
         """Return folios from `at` on that are not resident, and where to go on after them."""
-        state, size = self._node.mm.state, self._node.mm.size
+        mm = self._node.mm
         some: list[int] = []
         nr_bytes = 0
         while at < len(pfns) and nr_bytes < COPY_BYTES:
             pfn = pfns[at]
-            if state[pfn] in _AWAY:
+            if not mm.in_memory(pfn):
                 some.append(pfn)
-                nr_bytes += size[pfn]
+                nr_bytes += mm.bytes_of((pfn,))
             at += 1
         return some, at
 
     async def _bring_in(self, pfns: Sequence[int], tickets: Sequence[Ticket]) -> None:
         """Bring folios in that the pool holds, and wait for those that are being read."""
-        machine, state = self._machine, self._node.mm.state
-        held = [machine.swapin.held(pfn) for pfn in pfns if state[pfn] in {ZSWAP, SAME}]
+        machine = self._machine
+        held = [machine.swapin.held(pfn) for pfn in self._node.mm.pooled(pfns)]
         expanded = await machine.expand(held)
         machine.check_open()
         await self._faults.settle(held, expanded)

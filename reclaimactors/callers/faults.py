@@ -14,8 +14,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from reclaimactors.actors.admission import Stalled
-from reclaimactors.mm.folio import DEVICE, SAME, ZSWAP
+from reclaimactors.callers.admission import Stalled
 from reclaimactors.mm.swapin import Expanded
 from reclaimactors.offload.breath import SLICE_S, Breath, let_go
 from reclaimactors.offload.job import COPY_BYTES, join
@@ -49,7 +48,7 @@ class Faults:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._node = machine.node
-        self._state = machine.node.mm.state
+        self._mm = machine.node.mm
 
     async def get(self, key: Hashable) -> bytes:
         """Return the value of `key`; what it may raise is said at `Memory.get`."""
@@ -58,7 +57,7 @@ class Faults:
             return await self.joined(key, self._join)
         pfn = pfns[0]
         ready: Expanded | None = None
-        if self._state[pfn] == DEVICE:
+        if self._mm.is_away(pfn):
             known = self._load_one(pfn)
             if known is not None:
                 return known
@@ -68,7 +67,7 @@ class Faults:
             ready = await self.expand_one(pfn)
         while len(pfns := self._node.pfns(key)) == 1:
             pfn = pfns[0]
-            if self._state[pfn] != DEVICE:
+            if not self._mm.is_away(pfn):
                 return self.one(pfn, ready)
             tickets = self.request(pfns, promote=self._machine.swapin.may_promote(pfns))
             if tickets is None:
@@ -121,8 +120,9 @@ class Faults:
         while True:
             pfns = self._node.pfns(key)
             promote = self._machine.swapin.may_promote(pfns)
-            away = self._bytes_away(pfns)
-            now = self._load_now(pfns, promote=promote) if 0 < away <= COPY_BYTES else {}
+            away = self._mm.away(pfns)
+            few = self._mm.bytes_of(away) <= COPY_BYTES
+            now = self._load_now(away, promote=promote) if few else {}
             tickets = self.request([pfn for pfn in pfns if pfn not in now], promote=promote)
             if tickets is not None:
                 break
@@ -131,8 +131,8 @@ class Faults:
             parts = self.parts(pfns, promote=promote)
             held: list[Held] = []
         else:
-            swapin, state = self._machine.swapin, self._state
-            held = [swapin.held(pfn) for pfn in pfns if state[pfn] in {ZSWAP, SAME}]
+            swapin = self._machine.swapin
+            held = [swapin.held(pfn) for pfn in self._mm.pooled(pfns)]
             later = {one.pfn for one in held}
             parts = [
                 b"" if pfn in later else swapin.fault(pfn, promote=promote) or b"" for pfn in pfns
@@ -163,38 +163,31 @@ class Faults:
         """Read a folio from its store if that can be done at once."""
         machine = self._machine
         promote = machine.swapin.may_promote((pfn,))
-        return machine.swapds[self._node.mm.device[pfn]].loads.load_now(pfn, promote=promote)
-
-    def _bytes_away(self, pfns: Sequence[int]) -> int:
-        """Return how many bytes of these folios only stores have."""
-        state, size = self._state, self._node.mm.size
-        return sum([size[pfn] for pfn in pfns if state[pfn] == DEVICE])
+        return machine.swapds[self._node.device_of(pfn)].loads.load_now(pfn, promote=promote)
 
     def _load_now(self, pfns: Sequence[int], *, promote: bool) -> dict[int, bytes]:
         """Read what stores can give at once, each folio by itself, a slice's worth at most."""
-        state, mm, machine = self._state, self._node.mm, self._machine
+        node, swapds = self._node, self._machine.swapds
         now: dict[int, bytes] = {}
         ends = perf_counter() + SLICE_S
         for pfn in pfns:
-            if state[pfn] == DEVICE:
-                data = machine.swapds[mm.device[pfn]].loads.load_now(pfn, promote=promote)
-                if data is None:
-                    break
-                now[pfn] = data
-                if perf_counter() > ends:
-                    break
+            data = swapds[node.device_of(pfn)].loads.load_now(pfn, promote=promote)
+            if data is None:
+                break
+            now[pfn] = data
+            if perf_counter() > ends:
+                break
         return now
 
     def request(self, pfns: Sequence[int], *, promote: bool) -> list[Ticket] | None:
         """Ask the stores for the folios that only they have; None where a mailbox is full."""
-        state = self._state
-        away = [pfn for pfn in pfns if state[pfn] == DEVICE]
+        mm = self._mm
+        away = mm.away(pfns)
         if not away:
             return []
-        machine = self._machine
         tickets: list[Ticket] = []
-        for swapd in machine.swapds.values():
-            mine = [pfn for pfn in away if self._node.mm.device[pfn] == swapd.device.index]
+        for device, swapd in self._machine.swapds.items():
+            mine = [pfn for pfn in away if mm.is_on(pfn, device)]
             if mine:
                 got = swapd.loads.request(mine, promote=promote)
                 if got is None:
@@ -204,8 +197,8 @@ class Faults:
 
     async def room(self, pfns: Sequence[int]) -> None:
         """Wait for room in the mailbox that was full, in the same step, for these folios."""
-        swapds, device = self._machine.swapds, self._node.mm.device
-        wanted = [swapds[device[pfn]].loads for pfn in pfns if self._state[pfn] == DEVICE]
+        swapds, device_of = self._machine.swapds, self._node.device_of
+        wanted = [swapds[device_of(pfn)].loads for pfn in self._mm.away(pfns)]
         await next((loads for loads in wanted if loads.full), wanted[0]).room()
         self._machine.check_open()
 
@@ -213,7 +206,7 @@ class Faults:
         """Return the bytes of a folio that no store has to give: the path of a small value."""
         machine = self._machine
         swapin = machine.swapin
-        blob = self._state[pfn] == ZSWAP and ready is None
+        blob = ready is None and self._mm.is_blob(pfn)
         started = perf_counter()
         data = swapin.fault(pfn, promote=swapin.may_promote((pfn,)), ready=ready) or b""
         ended = perf_counter()
@@ -226,13 +219,10 @@ class Faults:
         """Return the bytes of each folio, b"" for those that a store must give."""
         machine = self._machine
         fault = machine.swapin.fault
-        size = self._node.mm.size
-        expanded = sum([size[pfn] for pfn in pfns if self._state[pfn] == ZSWAP])
+        expanded = self._mm.blob_bytes(pfns)
+        away = set(self._mm.away(pfns))
         started = perf_counter()
-        parts = [
-            (fault(pfn, promote=promote) or b"") if self._state[pfn] != DEVICE else b""
-            for pfn in pfns
-        ]
+        parts = [(fault(pfn, promote=promote) or b"") if pfn not in away else b"" for pfn in pfns]
         ended = perf_counter()
         machine.psi.stall_full(started, ended)
         machine.faulted(expanded, ended - started)

@@ -34,7 +34,7 @@ def gate_of(machine: Machine, who: Reclaimer, pages: int) -> Gate:
 
 def first_pages(machine: Machine, batch: FolioBatch) -> int:
     """Return the pages of a batch's first folio: where it may enter, some of the batch may."""
-    return nr_pages(machine.node.mm.size[batch.pfns[0]], machine.node.page_size)
+    return nr_pages(machine.swapout.first_bytes(batch), machine.node.page_size)
 
 
 def enqueue(machine: Machine, batch: FolioBatch) -> FolioBatch | None:
@@ -49,14 +49,7 @@ def enqueue(machine: Machine, batch: FolioBatch) -> FolioBatch | None:
     limit = min(machine.pipeline.batch_pages, fifo.left(batch.admitted_as))
     rest = None
     if batch.nr_pages > limit:
-        pages, nr = 0, 0
-        for pfn in batch.pfns:
-            pages += nr_pages(node.mm.size[pfn], node.page_size)
-            if pages > limit and nr:
-                break
-            nr += 1
-        if nr < len(batch.pfns):
-            rest = machine.swapout.split(batch, nr)
+        rest = machine.swapout.cut(batch, pages=max(1, limit))
     batch.since = machine.loop.now()
     batch.queued = max(1, batch.nr_bytes)
     producer.in_flight += batch.queued

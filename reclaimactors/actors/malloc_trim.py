@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     from reclaimactors.mm.memcg import Memcg
 
-__all__ = ["Heap"]
+__all__ = ["MallocTrim"]
 
 STEP = 16  #: parts of the budget that overhead grows by
 FALL = 4  #: parts of the most that was held, by which it falls
 WORTH = 1 << 20  #: bytes that are worth a trim
 
 
-class Heap:
+class MallocTrim:
     """When to trim, and how."""
 
     def __init__(self, memcg: Memcg) -> None:

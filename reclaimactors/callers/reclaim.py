@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
+from reclaimactors.actors.gates import enqueue, first_pages, gate_of
 from reclaimactors.actors.machine import PATIENCE_S
-from reclaimactors.actors.sched import enqueue, first_pages, gate_of
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.page_io import QUEUE_SHARE, Gate
 from reclaimactors.mm.vmscan import LEAST

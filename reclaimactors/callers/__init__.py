@@ -1,0 +1,1 @@
+"""What runs in the task of whoever calls: waiting for room, faults, pins, reclaim, swapoff."""

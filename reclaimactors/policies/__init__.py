@@ -1,0 +1,1 @@
+"""Built-in policies: which folio is reclaimed next."""
