@@ -66,23 +66,14 @@ class Memcg:
         delta = resident + compressed + overhead
         if delta > 0:
             self.must_have(delta)
+        self.charge(resident, compressed, overhead)
+
+    def charge(self, resident: int, compressed: int = 0, overhead: int = 0) -> None:
+        """Change all three counters in one step, where the caller has seen that there is room."""
+        delta = resident + compressed + overhead
         self.resident += resident
         self.compressed += compressed
         self.overhead += overhead
-        self.free -= delta
-        if delta < 0:
-            self.freed_total -= delta
-            self.on_room()
-
-    def insert(self, size: int, overhead: int) -> None:
-        """Charge a new value, for which the caller has seen that there is room."""
-        self.resident += size
-        self.overhead += overhead
-        self.free -= size + overhead
-
-    def overwrite(self, delta: int) -> None:
-        """Charge a resident value that grows by `delta` bytes, for which there is room."""
-        self.resident += delta
         self.free -= delta
         if delta < 0:
             self.freed_total -= delta

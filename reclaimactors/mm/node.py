@@ -254,7 +254,7 @@ class Node:
             self.small[key] = pfn = self._new_folio(data)
             if extra > 0:
                 mm.key[pfn] = extra
-            memcg.insert(size, overhead)
+            memcg.charge(size, 0, overhead)
             return True
         state = mm.state[pfn]
         held = mm.charge[pfn] if state == DEVICE else len(mm.data.get(pfn, b""))
@@ -269,12 +269,14 @@ class Node:
                 self.swapcache.drop(pfn)
             if self.looked:
                 self.looked.discard(pfn)
-        else:
-            self._let_go_of_copy(pfn, held)
-            memcg.adjust(resident=held, compressed=-held)
+            mm.data[pfn] = data
+            mm.size[pfn] = size
+            memcg.charge(delta)
+            return True
+        self._let_go_of_copy(pfn, held)
         mm.data[pfn] = data
         mm.size[pfn] = size
-        memcg.overwrite(delta)
+        memcg.charge(size, -held)
         return True
 
     def _below_low(self, size: int, need: int, may_wait: bool) -> bool:
@@ -291,7 +293,8 @@ class Node:
         state = mm.state[pfn]
         self.refaulted(pfn)
         if state == ZSWAP:
-            self.zswap.remove(pfn, held, nr_pages(mm.size[pfn], self.page_size))
+            old, page = mm.size[pfn], self.page_size
+            self.zswap.remove(pfn, held, 1 if old <= page else nr_pages(old, page))
         elif state == DEVICE:
             self.demotion.forget(pfn)
             self.release_slots(pfn)
