@@ -2,14 +2,16 @@
 
 import sys
 from importlib import import_module
-from time import perf_counter
 from typing import TYPE_CHECKING
+
+from reclaimactors.cpu.clock import perf_counter
 
 if TYPE_CHECKING:
     from reclaimactors.abc import Backend, BatchCompressor, Buffer, Compressor, Policy, Verdict
     from reclaimactors.actors.health import Health
     from reclaimactors.advice import Advice
     from reclaimactors.backends.zram import ZramBackend
+    from reclaimactors.cpu.psi import Pressure, PressureLine
     from reclaimactors.errors import (
         BackendError,
         BackendFull,
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
         TopologyError,
     )
     from reclaimactors.memory import Memory, SwapInfo, Usage
-    from reclaimactors.mm.psi import Pressure, PressureLine
     from reclaimactors.opening import open_memory
     from reclaimactors.topology import SwapSpec, Topology
 
@@ -75,7 +76,7 @@ _HOMES = {
         "TopologyError",
     ),
     "memory": ("Memory", "SwapInfo", "Usage"),
-    "mm.psi": ("Pressure", "PressureLine"),
+    "cpu.psi": ("Pressure", "PressureLine"),
     "opening": ("open_memory",),
     "topology": ("SwapSpec", "Topology"),
 }

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
+from reclaimactors.cpu.clock import current_time
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -40,7 +42,7 @@ class _LoopTime:
 
     def now(self) -> float:
         """Return the loop time by now; between two timers, that of the last one's end."""
-        return self.ran + min(self._set_to, anyio.current_time() - self._set_at)
+        return self.ran + min(self._set_to, current_time() - self._set_at)
 
     def set(self, until: float) -> float:
         """Begin a slice that ends at the loop time `until` at the latest; return its seconds.
@@ -49,12 +51,12 @@ class _LoopTime:
         """
         left = until - self.ran
         self._set_to = min(self._slice_s, left) if left > _SAME_S else self._slice_s
-        self._set_at = anyio.current_time()
+        self._set_at = current_time()
         return self._set_to
 
     def fired(self) -> bool:
         """Count the slice that has ended; return whether a deadline may pass now."""
-        nominal, took = self._set_to, anyio.current_time() - self._set_at
+        nominal, took = self._set_to, current_time() - self._set_at
         self._set_to = 0.0
         if took > nominal + self._slice_s / 2:
             self._late += 1

@@ -18,8 +18,9 @@ import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint
 
 from reclaimactors.actors.supervision import unraised, why_of, words_of
+from reclaimactors.cpu.breath import Breath
+from reclaimactors.cpu.clock import current_time
 from reclaimactors.errors import ReclaimError
-from reclaimactors.offload.breath import Breath
 from reclaimactors.topology import processes
 from reclaimactors.topology.swapon import close_backends
 
@@ -236,7 +237,7 @@ class InBlock:
         """
         machine = self._machine
         self._memory.refuse_calls()
-        ends = anyio.current_time() + self._close_timeout
+        ends = current_time() + self._close_timeout
         self._tasks.cancel_scope.cancel()
         goes_on = error
         try:
@@ -253,7 +254,7 @@ class InBlock:
                     machine.log.error("memory.crashed", error=why_of(machine.crash))
             finally:
                 # Not less than a quarter: the process may have been stopped while its tasks ended.
-                await close(machine, max(self._close_timeout / 4, ends - anyio.current_time()))
+                await close(machine, max(self._close_timeout / 4, ends - current_time()))
         if goes_on is None and machine.crash is not None:
             raise unraised(machine.crash)
         return goes_on is not error

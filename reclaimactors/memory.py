@@ -12,7 +12,7 @@ import sys
 from contextlib import asynccontextmanager
 from pickle import PickleBuffer
 from threading import get_ident
-from time import perf_counter, sleep
+from time import sleep
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
@@ -29,9 +29,10 @@ from reclaimactors.callers.pins import Pins
 from reclaimactors.callers.prefetch import Prefetch
 from reclaimactors.callers.reclaim import Proactive
 from reclaimactors.callers.swapoff import swapoff
+from reclaimactors.cpu.breath import Away
+from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.errors import TopologyError
 from reclaimactors.mm.folio import DEVICE, RESIDENT, UNEVICTABLE
-from reclaimactors.offload.breath import Away
 from reclaimactors.offload.job import COPY_BYTES
 from reclaimactors.topology import checks
 from reclaimactors.topology.swapon import swapon
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from reclaimactors.abc import Backend
     from reclaimactors.actors.health import Health
     from reclaimactors.actors.machine import Machine
-    from reclaimactors.mm.psi import Pressure
+    from reclaimactors.cpu.psi import Pressure
     from reclaimactors.topology import SwapSpec, Topology
 
 __all__ = ["Life", "Memory", "SwapInfo", "Usage"]

@@ -10,12 +10,14 @@ thread needs to wake up, at most once a millisecond.
 from __future__ import annotations
 
 import threading
-from time import perf_counter, sleep
+from time import sleep
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 from anyio import to_thread
 from anyio.lowlevel import checkpoint
+
+from reclaimactors.cpu.clock import perf_counter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

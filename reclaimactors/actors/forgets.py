@@ -20,9 +20,9 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.backing import TooSlow
 from reclaimactors.actors.base import Signal
+from reclaimactors.cpu.breath import Breath
 from reclaimactors.errors import BackendError
 from reclaimactors.mm.swap_service import MOST_S
-from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
     from reclaimactors.actors.backing import Backing

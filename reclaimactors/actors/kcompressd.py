@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from reclaimactors.actors.base import run_lanes
+from reclaimactors.cpu.breath import Breath
 from reclaimactors.mm.ending import end_all
-from reclaimactors.offload.breath import Breath
 from reclaimactors.offload.process import WorkerDied
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.gates import enqueue, first_pages, gate_of
 from reclaimactors.actors.machine import LATE_S
+from reclaimactors.cpu.breath import Breath
+from reclaimactors.cpu.clock import current_time
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.page_io import Gate
 from reclaimactors.mm.vmscan import Step
-from reclaimactors.offload.breath import Breath
 from reclaimactors.offload.process import WorkerDied
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class KswapdActor:
         step = core.next()
         if core.passes != self._passes:
             self._passes = core.passes
-            machine.node.policy.age(anyio.current_time())
+            machine.node.policy.age(current_time())
         if step is Step.ISOLATE:
             who = Reclaimer.PROACTIVE if core.requested else Reclaimer.KSWAPD
             batch = machine.swapout.isolate(core.nr, core.max_bytes, who, machine.kswapd_stream)
@@ -128,13 +129,13 @@ class KswapdActor:
         rule = machine.on_full
         if rule == "steal_oldest" and (oldest := machine.fifo.take_oldest()) is not None:
             machine.node.vmstat["kcompressd_stolen"] += oldest.nr_pages
-            if machine.too_slow_inline(oldest.nr_bytes) and not machine.offload.inline:
+            if machine.rates.too_slow_to_compress(oldest.nr_bytes) and not machine.offload.inline:
                 await self._compress_offloaded(oldest)
             else:
                 machine.compress_inline(oldest)
             return
         first = machine.swapout.first_bytes(batch)
-        slow = machine.too_slow_inline(first) and not machine.offload.inline
+        slow = machine.rates.too_slow_to_compress(first) and not machine.offload.inline
         if rule == "wait" or slow:
             with anyio.move_on_after(LATE_S):  # then `route` asks whether the worker is late
                 await machine.fifo.room_made.wait()
@@ -144,7 +145,7 @@ class KswapdActor:
     def _compress_here(self, batch: FolioBatch) -> None:
         """Compress a slice of a batch in the event loop; the rest is still to be routed."""
         machine = self._m
-        self._batch = machine.swapout.cut(batch, nr_bytes=machine.slice_bytes())
+        self._batch = machine.swapout.cut(batch, nr_bytes=machine.rates.slice_bytes())
         machine.in_turn(batch)
         machine.node.vmstat["kcompressd_inline"] += batch.nr_pages
         machine.compress_inline(batch)

@@ -15,10 +15,10 @@ import attrs
 from reclaimactors.actors.backing import TooSlow
 from reclaimactors.actors.base import Mailbox
 from reclaimactors.actors.supervision import closed, unraised
+from reclaimactors.cpu.breath import Breath
 from reclaimactors.errors import BackendError, CorruptData
 from reclaimactors.mm.ending import end_all
 from reclaimactors.mm.readahead import MAX_PAGES, Readahead
-from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -8,7 +8,6 @@ callers -> (kswapd | kcompressd | padata) -> swapd -> store.
 from __future__ import annotations
 
 from collections import deque
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import anyio
@@ -17,16 +16,18 @@ from anyio.lowlevel import checkpoint
 from reclaimactors.actors.base import Fifo, Signal
 from reclaimactors.actors.malloc_trim import MallocTrim
 from reclaimactors.actors.supervision import Supervisor, closed, unraised
+from reclaimactors.cpu.breath import let_go
+from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.cpu.psi import Psi
+from reclaimactors.cpu.rates import Rates
 from reclaimactors.loops import current_loop
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
 from reclaimactors.mm.ending import end_all, undo
 from reclaimactors.mm.padata import Reorder
 from reclaimactors.mm.page_io import FAIL, Squeezed, expand, squeeze
-from reclaimactors.mm.psi import Psi
 from reclaimactors.mm.swapin import Swapin
 from reclaimactors.mm.swapout import Swapout
 from reclaimactors.mm.vmscan import Kswapd
-from reclaimactors.offload.breath import SLICE_S, let_go
 from reclaimactors.offload.job import multithreaded
 
 if TYPE_CHECKING:
@@ -120,8 +121,7 @@ class Machine:
         self._worked = RECOVERED  #: pages since the compressor last failed, RECOVERED at most
         self._failed_with = ""  #: what it raised last, "" where it killed a worker
         self._retry_at = 0.0  #: when folios that a compressor or a store failed on are tried again
-        self._rate = 200e6  #: bytes a second of the compressor in the loop, measured as it goes
-        self._expand_rate = 500e6  #: the same of faults
+        self.rates = Rates(node.page_size)
         self.readers = anyio.CapacityLimiter(max(2, offload.workers))  #: threads, for large values
         self.malloc = MallocTrim(node.memcg)
         self._actors: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -442,21 +442,13 @@ class Machine:
 
     # -- compressing in the loop ------------------------------------------------------------------
 
-    def too_slow_inline(self, nr_bytes: int) -> bool:
-        """Whether compressing so much in the loop would hold it for longer than a slice."""
-        return nr_bytes > self._rate * SLICE_S
-
     @property
     def ram_takes(self) -> bool:
         """Whether a folio that compresses stays in memory: the pool, or a store that compresses."""
         return self.node.zswap.accepts() or self.swapout.zram.next_in_line
 
-    def slice_bytes(self) -> int:
-        """Return how many bytes to compress in one go: a quarter of a slice, others work too."""
-        return max(1, int(self._rate * SLICE_S / 4))
-
     def compress_inline(self, batch: FolioBatch) -> None:
-        """Compress a whole batch here and now, and end it. Size it with `slice_bytes`."""
+        """Compress a whole batch here and now, and end it. Size it with `Rates.slice_bytes`."""
         try:
             pages, writes = self.swapout.begin(batch, hold=False)
             self.offer(writes, ram_only=batch.ram_only)
@@ -466,13 +458,9 @@ class Machine:
             undo(exc, self.hand_back, batch)
             raise
         ended = perf_counter()
-        self._measure(sum(map(len, pages)), ended - started)
+        self.rates.compressed(sum(map(len, pages)), ended - started)
         self.psi.stall_full(started, ended)
         self.finish(batch, out)
-
-    def _measure(self, nr_bytes: int, seconds: float) -> None:
-        if nr_bytes >= self.node.page_size and seconds > 0:
-            self._rate += (nr_bytes / seconds - self._rate) * 0.2
 
     def reclaim_inline(
         self,
@@ -494,7 +482,7 @@ class Machine:
             theirs later.
         """
         before = self.ledger.freed_total
-        limit = min(self.slice_bytes(), max_bytes or self.pipeline.max_bytes)
+        limit = min(self.rates.slice_bytes(), max_bytes or self.pipeline.max_bytes)
         batch = self.swapout.isolate(nr, limit, who, producer, ram_only=ram_only)
         if not ram_only and (batch is None or self.node.scan.seen_all):
             # The caller's need is not known here: free memory may be at *high*, and too little.
@@ -509,17 +497,12 @@ class Machine:
 
     # -- decompressing ----------------------------------------------------------------------------
 
-    def faulted(self, nr_bytes: int, seconds: float) -> None:
-        """Learn how fast blobs of more than a page are decompressed in the loop."""
-        if nr_bytes > self.node.page_size and seconds > 0:
-            self._expand_rate += (nr_bytes / seconds - self._expand_rate) * 0.05
-
     def takes_long(self, pfns: Sequence[int]) -> bool:
         """Whether decompressing these folios would hold the loop for longer than a slice."""
         mm = self.node.mm
         if len(pfns) == 1 and mm.bytes_of(pfns) <= self.node.page_size:
             return False
-        return mm.bytes_of(mm.pooled(pfns)) > self._expand_rate * SLICE_S
+        return self.rates.too_slow_to_expand(mm.bytes_of(mm.pooled(pfns)))
 
     async def expand(self, held: Sequence[Held]) -> list[bytes | None]:
         """Decompress what the pool held off the loop; None for what fails, to fail in turn.
@@ -544,9 +527,8 @@ class Machine:
                 results.append(work(one))
                 await checkpoint()
             return results
-        worth = self._expand_rate * SLICE_S / 2  # bytes that are worth a hop
         folio = sum(one.size for one in held) // max(1, len(held))
-        min_chunk = max(1, round(worth / max(1, folio)))
+        min_chunk = max(1, round(self.rates.worth_a_hop() / max(1, folio)))
         return await multithreaded(work, held, limiter=self.readers, min_chunk=min_chunk)
 
     @property

@@ -16,10 +16,10 @@ from anyio.lowlevel import checkpoint
 from reclaimactors.abc import Backend, Verdict
 from reclaimactors.actors.backing import TooSlow
 from reclaimactors.actors.base import Mailbox
+from reclaimactors.cpu.breath import Breath
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.mm.ending import end_all
 from reclaimactors.mm.rmap import Rmap
-from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from copy import copy
-from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
 import anyio
 
+from reclaimactors.cpu.clock import current_time, perf_counter
 from reclaimactors.errors import ReclaimError
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Supervisor:
             except Exception as exc:
                 if self.quiet:
                     return
-                now = anyio.current_time()
+                now = current_time()
                 crashes.append(now)
                 recent = sum(now - crash < WINDOW_S for crash in crashes)
                 self._crashed(name, exc, recent)

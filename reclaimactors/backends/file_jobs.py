@@ -12,9 +12,9 @@ import threading
 from bisect import bisect_left
 from functools import partial
 from operator import attrgetter
-from time import perf_counter
 from typing import TYPE_CHECKING
 
+from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.errors import BackendError
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ compressor, `writeback` to a backing store. Those two are in `zram_passes`, the 
 from __future__ import annotations
 
 import errno
-from time import perf_counter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +23,7 @@ from reclaimactors import registry
 from reclaimactors.abc import Backend
 from reclaimactors.backends.zram_passes import BackingStore, Kind, recompress, writeback
 from reclaimactors.backends.zram_table import HUGE, IDLE, SAME, SECONDARY, WB, SlotTable
+from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.mm.page_io import SAME_FILLED, expand, squeeze
 from reclaimactors.registry import PluginRef

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 from array import array
 from contextlib import suppress
-from time import perf_counter
 from typing import TYPE_CHECKING, Literal
 
 import anyio
@@ -26,6 +25,7 @@ from reclaimactors.backends.zram_table import (
     SECONDARY,
     WB,
 )  # fmt: skip
+from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.deadline import within
 from reclaimactors.errors import BackendError, CorruptData
 from reclaimactors.mm.page_io import squeeze

@@ -6,13 +6,13 @@ counts as resident until it is spent or given back.
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.machine import LATE_S, PATIENCE_S
+from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.errors import OutOfMemory
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.brake import Brake

@@ -11,12 +11,12 @@ returned is one whole value that it had during the call.
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from reclaimactors.callers.admission import Stalled
+from reclaimactors.cpu.breath import SLICE_S, Breath, let_go
+from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.mm.swapin import Expanded
-from reclaimactors.offload.breath import SLICE_S, Breath, let_go
 from reclaimactors.offload.job import COPY_BYTES, join
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class Faults:
         ended = perf_counter()
         machine.psi.stall_full(started, ended)
         if blob:
-            machine.faulted(len(data), ended - started)
+            machine.rates.expanded(len(data), ended - started)
         return data
 
     def parts(self, pfns: Sequence[int], *, promote: bool) -> list[bytes]:
@@ -225,5 +225,5 @@ class Faults:
         parts = [(fault(pfn, promote=promote) or b"") if pfn not in away else b"" for pfn in pfns]
         ended = perf_counter()
         machine.psi.stall_full(started, ended)
-        machine.faulted(expanded, ended - started)
+        machine.rates.expanded(expanded, ended - started)
         return parts

@@ -8,13 +8,13 @@ short kswapd is woken, and what is left of that value stays where it is.
 from __future__ import annotations
 
 from contextlib import suppress
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 from reclaimactors.actors.base import Signal
+from reclaimactors.cpu.breath import SLICE_S
+from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.errors import BackendError, CorruptData
 from reclaimactors.mm.folio import DEVICE, SAME, ZSWAP
-from reclaimactors.offload.breath import SLICE_S
 from reclaimactors.offload.job import COPY_BYTES
 
 if TYPE_CHECKING:

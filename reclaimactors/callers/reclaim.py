@@ -15,10 +15,10 @@ from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.gates import enqueue, first_pages, gate_of
 from reclaimactors.actors.machine import PATIENCE_S
+from reclaimactors.cpu.breath import Breath
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.page_io import QUEUE_SHARE, Gate
 from reclaimactors.mm.vmscan import LEAST
-from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
@@ -119,7 +119,7 @@ class Proactive:
         share = int(machine.fifo.limit * QUEUE_SHARE[self._mine.who])
         way = min(share, pipeline.batch_pages * pipeline.in_flight)
         least = min(SWAP_CLUSTER_MAX, pipeline.max_bytes // page // LEAST)
-        return way < least and not machine.too_slow_inline(page)
+        return way < least and not machine.rates.too_slow_to_compress(page)
 
     async def _judge(self) -> None:
         """Look at what the batches that have ended meanwhile came to."""

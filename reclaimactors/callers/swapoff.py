@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
+from reclaimactors.cpu.breath import Breath
 from reclaimactors.deadline import within
 from reclaimactors.errors import BackendError, CorruptData, OutOfMemory
-from reclaimactors.offload.breath import Breath
 from reclaimactors.topology.swapon import close_backends
 from reclaimactors.units import KIB
 

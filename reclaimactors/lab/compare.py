@@ -6,12 +6,12 @@ counts where every round of one beats the same round of the other; else it is wi
 
 from __future__ import annotations
 
-import time
 from statistics import median
 from typing import TYPE_CHECKING
 
 import attrs
 
+from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.lab.measure import Measurement
 from reclaimactors.lab.run import Result, RunFailed, measure_round
 
@@ -54,9 +54,9 @@ class Comparison:
             RunFailed: if one fails; the message names its topology.
         """
         nr_rounds = max(1, min(ROUNDS, int(self.seconds / len(self.topologies) / MIN_ROUND_S)))
-        started = time.perf_counter()
+        started = perf_counter()
         for turn in range(nr_rounds):
-            elapsed = time.perf_counter() - started
+            elapsed = perf_counter() - started
             if turn and elapsed * (turn + 1) > MAX_SHARE * self.seconds * turn:
                 break
             for number, name in enumerate(self.topologies, turn * len(self.topologies)):

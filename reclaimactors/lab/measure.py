@@ -12,13 +12,14 @@ import math
 import os
 import resource
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 import attrs
+
+from reclaimactors.cpu.clock import perf_counter, process_time, thread_time
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -105,11 +106,11 @@ class Measurement:
     def measuring(self, vmstat: Mapping[str, int]) -> Generator[None]:
         """Measure the body; what it did until then counts however it ends."""
         before, (cpu_s, workers_cpu_s) = dict(vmstat), cpu_times()
-        started = time.perf_counter()
+        started = perf_counter()
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - started
+            self.seconds += perf_counter() - started
             cpu_end_s, workers_end_s = cpu_times()
             self.cpu_s += cpu_end_s - cpu_s
             self.workers_cpu_s += workers_end_s - workers_cpu_s
@@ -124,9 +125,9 @@ class Measurement:
     async def tick(self) -> None:
         """Sample the loop's lag and RSS until cancelled."""
         while True:
-            due = time.perf_counter() + TICK_S
+            due = perf_counter() + TICK_S
             await anyio.sleep(TICK_S)
-            self.lag.add(time.perf_counter() - due)
+            self.lag.add(perf_counter() - due)
             self.rss_peak = max(self.rss_peak, rss_bytes())
 
     def merge(self, other: Measurement) -> None:
@@ -157,8 +158,8 @@ def cpu_times() -> tuple[float, float]:
     """
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     children_s = children.ru_utime + children.ru_stime + _running_children_s()
-    process_s = time.process_time()
-    return process_s + children_s, process_s - time.thread_time() + children_s
+    process_s = process_time()
+    return process_s + children_s, process_s - thread_time() + children_s
 
 
 def _running_children_s() -> float:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import gc
 import itertools
 import platform
-import time
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import attrs
 
 from reclaimactors import __version__, registry
+from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.errors import OutOfMemory, ReclaimError
 from reclaimactors.lab.measure import Histogram, Measurement, rss_bytes
 from reclaimactors.lab.workload import SET_BUDGETS, WORKLOADS, Keys, all_in_ram
@@ -194,14 +194,14 @@ async def _drive(memory: Memory, load: Load, seconds: float, measured: Measureme
     """Let the workload's clients loose on a memory for a time, then verify every value."""
     budget = memory.usage().budget
     with measured.measuring(memory.vmstat), anyio.fail_after(seconds + GRACE_S):
-        ends = time.perf_counter() + seconds
+        ends = perf_counter() + seconds
         keys = Keys(
             memory,
             load.input,
             budget,
             load.seed,
             measured,
-            lambda: time.perf_counter() >= ends,
+            lambda: perf_counter() >= ends,
             load.budgets,
         )
         async with anyio.create_task_group() as tasks:
@@ -217,9 +217,9 @@ def _measure_bare(topology: Topology, source: Input, measured: Measurement) -> N
     pages = itertools.cycle(source.values())
     while measured.bare_s < BARE_S:
         batch = list(itertools.islice(pages, 128))
-        started = time.perf_counter()
+        started = perf_counter()
         blobs = [compress(page) for page in batch]
-        measured.bare_s += time.perf_counter() - started
+        measured.bare_s += perf_counter() - started
         measured.bare_bytes += sum(map(len, blobs))
         measured.bare_pages += len(blobs)
 

@@ -8,7 +8,6 @@ for a key. Each put hands over a fresh copy, since a value that the input still 
 from __future__ import annotations
 
 import random
-import time
 from array import array
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import attrs
 
+from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.errors import ReclaimError
 from reclaimactors.topology.capacity import is_outside
 
@@ -86,9 +86,9 @@ class Keys:
         """Put the next version of a key."""
         version = self.versions[key] + 1
         value = self.input.value(key, version)
-        started = time.perf_counter()
+        started = perf_counter()
         await self.memory.put(key, value)
-        self.measured.stalled(time.perf_counter() - started)
+        self.measured.stalled(perf_counter() - started)
         self.versions[key] = version
 
     async def get(self, key: int) -> None:
@@ -99,10 +99,10 @@ class Keys:
         """
         vmstat = self.memory.vmstat
         faults = vmstat["pgfault"]
-        started = time.perf_counter()
+        started = perf_counter()
         value = await self._read(key)
         if vmstat["pgfault"] != faults:
-            self.measured.faults.add(time.perf_counter() - started)
+            self.measured.faults.add(perf_counter() - started)
         self._compare(key, value)
 
     async def _read(self, key: int) -> bytes | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import TYPE_CHECKING
 
+from reclaimactors.cpu.breath import SLICE_S, TURN_S, Breath
+from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.mm.page_io import Squeezed, squeeze
-from reclaimactors.offload.breath import SLICE_S, TURN_S, Breath
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from anyio.lowlevel import checkpoint
 
+from reclaimactors.cpu.breath import Breath
 from reclaimactors.mm.padata import chunks
-from reclaimactors.offload.breath import Breath
 from reclaimactors.threads import hop
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING
 
+from reclaimactors.cpu.breath import Breath
 from reclaimactors.errors import ReclaimError
 from reclaimactors.log import log
 from reclaimactors.mm.page_io import FAIL, Squeezed
-from reclaimactors.offload.breath import Breath
 from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.thread import ThreadOffload
 from reclaimactors.offload.workers import Workers

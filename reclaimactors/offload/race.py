@@ -11,11 +11,11 @@ arenas of pool threads cost more memory than compression saves.)
 
 from __future__ import annotations
 
-from time import thread_time
 from typing import TYPE_CHECKING
 
+from reclaimactors.cpu.breath import Breath
+from reclaimactors.cpu.clock import thread_time
 from reclaimactors.mm.page_io import BLOB, POOR, Squeezed, squeeze
-from reclaimactors.offload.breath import Breath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container

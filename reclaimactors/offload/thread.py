@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio import CapacityLimiter
 
+from reclaimactors.cpu.breath import SLICE_S
+from reclaimactors.cpu.clock import current_time
 from reclaimactors.log import log
 from reclaimactors.mm.page_io import Squeezed
 from reclaimactors.offload.backoff import Backoff
-from reclaimactors.offload.breath import SLICE_S
 from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.pace import Pace
 from reclaimactors.offload.race import Patience, Race
@@ -79,14 +80,14 @@ class ThreadOffload:
     @property
     def late(self) -> bool:
         """Whether no batch was done for longer than is usual, although there are some."""
-        return self._out > 0 and self._pace.late(anyio.current_time() - self._heard)
+        return self._out > 0 and self._pace.late(current_time() - self._heard)
 
     async def squeeze(self, pages: list[bytes], *, of_sources: bool = False) -> Squeezed:
         """Compress a batch in a thread, and in the event loop as well where that starves.
 
         On cancellation the thread ends its piece with its own references; what it did is dropped.
         """
-        if self.inline and anyio.current_time() < self._again_at:
+        if self.inline and current_time() < self._again_at:
             return await self._instead.squeeze(pages, of_sources=of_sources)
         alone = 0 if self._cost else 1  # the first page says what the others take
         out = Squeezed(bytearray(), [], [], of_sources)
@@ -106,7 +107,7 @@ class ThreadOffload:
 
     async def _in_thread(self, race: Race) -> None:
         if not self._out:
-            self._heard = anyio.current_time()
+            self._heard = current_time()
         self._out += 1
         try:
             with anyio.move_on_after(self._wait_s(race.pages)) as scope:
@@ -114,10 +115,10 @@ class ThreadOffload:
             if scope.cancelled_caught:
                 await race.help()
             self._patience.learn(kept_up=race.kept_up)
-            self._pace.answered(anyio.current_time() - self._heard)
+            self._pace.answered(current_time() - self._heard)
         finally:
             self._out -= 1
-            self._heard = anyio.current_time()
+            self._heard = current_time()
 
     def _wait_s(self, pages: list[bytes]) -> float:
         """Return for how long a thread has a batch to itself: for ever, if it is not quick work."""
@@ -130,7 +131,7 @@ class ThreadOffload:
         if not self.inline:
             self._log.error("offload.degraded", reason=why, instead="inline", again_s=wait)
         self._why_inline = f"no thread can be started, the event loop compresses: {why}"
-        self._again_at = anyio.current_time() + wait
+        self._again_at = current_time() + wait
 
     def _worked(self) -> None:
         if self.inline:

@@ -24,6 +24,7 @@ from weakref import WeakSet
 import anyio
 import attrs
 
+from reclaimactors.cpu.clock import current_time
 from reclaimactors.offload import interpreter
 from reclaimactors.offload.backoff import Backoff
 from reclaimactors.offload.pace import Pace
@@ -262,7 +263,7 @@ class Workers:
         while True:
             worker.up_since = inf
             lasting = await self._one_life(worker)
-            if anyio.current_time() - worker.up_since > PROVEN_S:
+            if current_time() - worker.up_since > PROVEN_S:
                 worker.backoff.worked()
             wait = worker.backoff.failed(lasting=lasting)
             self._say_down(worker, wait, self._log.warning if lasting else self._log.error)
@@ -360,7 +361,7 @@ class Workers:
 
     def _ready(self, worker: Worker) -> None:
         worker.up = True
-        worker.up_since = anyio.current_time()
+        worker.up_since = current_time()
         self._log.debug("offload.worker_up", worker=worker.number)
         if worker.why:
             worker.why = ""

@@ -5,10 +5,10 @@ import pytest
 
 import reclaimactors as ra
 from reclaimactors.actors.kcompressd import KcompressdActor
+from reclaimactors.cpu.breath import Breath
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import DEVICE, RESIDENT
 from reclaimactors.mm.page_io import squeeze
-from reclaimactors.offload.breath import Breath
 from reclaimactors.testing import Gate
 
 

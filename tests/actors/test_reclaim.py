@@ -7,13 +7,13 @@ import pytest
 import reclaimactors as ra
 from reclaimactors.actors.gates import enqueue, gate_of
 from reclaimactors.actors.kcompressd import KcompressdActor
-from reclaimactors.actors.machine import Machine
 from reclaimactors.callers.reclaim import Proactive
 from reclaimactors.compressors.lz4 import Lz4
+from reclaimactors.cpu import breath
+from reclaimactors.cpu.rates import Rates
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import ZSWAP
 from reclaimactors.mm.page_io import Gate
-from reclaimactors.offload import breath
 from reclaimactors.offload.process import WorkerDied
 from reclaimactors.testing import Gate as StoreGate
 from reclaimactors.testing import GatedCompressor, ThreadGate
@@ -90,7 +90,7 @@ async def test_where_few_pages_may_be_on_their_way_the_caller_compresses(kit, na
 async def test_what_takes_the_loop_too_long_goes_to_the_worker_few_pages_at_a_time(
     kit, monkeypatch, narrow
 ):
-    monkeypatch.setattr(Machine, "too_slow_inline", lambda *_: True)
+    monkeypatch.setattr(Rates, "too_slow_to_compress", lambda *_: True)
     async with ra.open_memory(**kit.spec(**narrow) | {"budget": "16MiB"}) as memory:
         put_many(kit, memory, 400)
         assert await memory.reclaim(100 * kit.page) >= 100 * kit.page

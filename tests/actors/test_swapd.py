@@ -11,10 +11,10 @@ import reclaimactors as ra
 from reclaimactors.actors.backing import LATE_S
 from reclaimactors.actors.forgets import FORGET_SLOTS
 from reclaimactors.backends.memory import MemoryBackend
+from reclaimactors.cpu.breath import Breath
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import DEVICE, UNEVICTABLE
 from reclaimactors.mm.page_io import squeeze
-from reclaimactors.offload.breath import Breath
 from reclaimactors.testing import Gate
 
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])

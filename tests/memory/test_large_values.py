@@ -21,10 +21,10 @@ from reclaimactors.actors.loads import MOST_SLOTS
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.callers import prefetch as prefetch_module
 from reclaimactors.compressors.lz4 import Lz4
+from reclaimactors.cpu import breath as breath_module
+from reclaimactors.cpu.breath import let_go
 from reclaimactors.mm import swapin as swapin_module
 from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, ZSWAP
-from reclaimactors.offload import breath as breath_module
-from reclaimactors.offload.breath import let_go
 from reclaimactors.offload.job import COPY_BYTES, join, join_in_map
 from reclaimactors.testing import FaultyBackend, Gate
 
@@ -142,7 +142,7 @@ async def reclaimed(memory, key, value):
         pass
     await memory.drain()
     assert not memory.usage().resident
-    memory._machine._expand_rate = 1e8  # so that reading back takes long, whatever machine it is
+    memory._machine.rates.expand = 1e8  # so that reading back takes long, whatever machine it is
 
 
 def states(memory, key="k"):
@@ -278,11 +278,11 @@ async def test_a_long_join_needs_no_thread(monkeypatch):
 async def test_what_is_resident_says_nothing_about_how_fast_blobs_are_decompressed(turns):
     async with open_memory(turns) as memory:
         await memory.put("k", text())
-        before = memory._machine._expand_rate
+        before = memory._machine.rates.expand
         for _ in range(20):
             await memory.get("k")
             memory.get_nowait("k")
-        assert memory._machine._expand_rate == before
+        assert memory._machine.rates.expand == before
 
 
 # -- what goes is freed in slices
@@ -386,7 +386,7 @@ async def test_readers_beside_writers_get_whole_values(turns, where):
             for version in range(1, versions + 1):
                 await memory.put("k", text(version))
                 await memory.reclaim(EVERYTHING)
-                memory._machine._expand_rate = 1e8
+                memory._machine.rates.expand = 1e8
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read)
@@ -409,7 +409,7 @@ async def test_a_value_that_is_overwritten_without_end_is_read_all_the_same(turn
             version += 1
             await memory.put("k", text(version))
             await memory.reclaim(EVERYTHING)
-            memory._machine._expand_rate = 1e8
+            memory._machine.rates.expand = 1e8
             return expanded
 
         memory._machine.expand = overwritten

@@ -3,9 +3,9 @@
 import pytest
 
 from reclaimactors import registry
+from reclaimactors.cpu.breath import TURN_S
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.offload import inline
-from reclaimactors.offload.breath import TURN_S
 from reclaimactors.offload.inline import MOST_AT_ONCE, InlineOffload
 from reclaimactors.registry import PluginRef
 

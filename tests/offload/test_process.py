@@ -20,11 +20,11 @@ import pytest
 
 import reclaimactors as ra
 from reclaimactors import registry
+from reclaimactors.cpu.breath import Breath
 from reclaimactors.mm.lethal import Lethal
 from reclaimactors.mm.page_io import BLOB, POOR, SAME_FILLED, squeeze
 from reclaimactors.mm.vmstat import Vmstat
 from reclaimactors.offload import backoff, inline, interpreter, process, workers
-from reclaimactors.offload.breath import Breath
 from reclaimactors.offload.process import ProcessOffload, WorkerDied
 from reclaimactors.offload.slots import PIECE
 from reclaimactors.registry import PluginRef

@@ -6,8 +6,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from reclaimactors.offload import breath
-from reclaimactors.offload.breath import FAIR_S, MOST, TURN_S, Away, Breath
+from reclaimactors.cpu import breath
+from reclaimactors.cpu.breath import FAIR_S, MOST, TURN_S, Away, Breath
 
 
 @pytest.fixture

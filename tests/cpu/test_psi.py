@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reclaimactors.cpu.psi import Psi, _Line
 from reclaimactors.errors import ProtocolViolation
-from reclaimactors.mm.psi import Psi, _Line
 
 
 def percent(window, stalled_s, idle_s=0.0):

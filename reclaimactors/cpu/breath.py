@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 from anyio.lowlevel import checkpoint
+
+from reclaimactors.cpu.clock import perf_counter
 
 if TYPE_CHECKING:
     from mmap import mmap

@@ -1,0 +1,1 @@
+"""What time is spent on: the clocks, time slices, how fast work goes, and pressure."""
