@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
-from reclaimactors.cpu.clock import current_time
+from reclaimactors.cpu.loop_clock import current_time
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -19,7 +19,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint
 
 from reclaimactors.actors.supervision import unraised, why_of, words_of
 from reclaimactors.cpu.breath import Breath
-from reclaimactors.cpu.clock import current_time
+from reclaimactors.cpu.loop_clock import current_time
 from reclaimactors.errors import ReclaimError
 from reclaimactors.topology import processes
 from reclaimactors.topology.swapon import close_backends

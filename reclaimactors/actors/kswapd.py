@@ -15,7 +15,7 @@ from anyio.lowlevel import checkpoint
 from reclaimactors.actors.gates import enqueue, first_pages, gate_of
 from reclaimactors.actors.machine import LATE_S
 from reclaimactors.cpu.breath import Breath
-from reclaimactors.cpu.clock import current_time
+from reclaimactors.cpu.loop_clock import current_time
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.page_io import Gate
 from reclaimactors.mm.vmscan import Step

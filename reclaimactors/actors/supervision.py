@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, cast
 
 import anyio
 
-from reclaimactors.cpu.clock import current_time, perf_counter
+from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.cpu.loop_clock import current_time
 from reclaimactors.errors import ReclaimError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import anyio
 from anyio import CapacityLimiter
 
 from reclaimactors.cpu.breath import SLICE_S
-from reclaimactors.cpu.clock import current_time
+from reclaimactors.cpu.loop_clock import current_time
 from reclaimactors.log import log
 from reclaimactors.mm.page_io import Squeezed
 from reclaimactors.offload.backoff import Backoff

@@ -24,7 +24,7 @@ from weakref import WeakSet
 import anyio
 import attrs
 
-from reclaimactors.cpu.clock import current_time
+from reclaimactors.cpu.loop_clock import current_time
 from reclaimactors.offload import interpreter
 from reclaimactors.offload.backoff import Backoff
 from reclaimactors.offload.pace import Pace
