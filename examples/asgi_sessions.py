@@ -4,6 +4,10 @@
 ``/stats`` says where the bytes are, and ``/health`` answers 200 as long as the memory serves: a
 load balancer or an orchestrator asks it. The memory is opened and closed with the application.
 
+Where puts come faster than memory can be reclaimed, they would wait longer and longer. So once
+callers have waited for 0.1 s of half a second, PUT is answered 503 until there is headroom again;
+what is stored is still read and deleted.
+
 One process serves all clients: with ``--workers 2`` each process has sessions of its own, and every
 other request finds none (README.md in this folder says what to do instead).
 
@@ -16,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 CLIENTS, SESSIONS_EACH, BUDGET = 8, 150, "4MiB"
+STALL_US, WINDOW_US = 100_000, 500_000  # so much of that is too much
+HEADROOM = 256 * 1024  # bytes that are free again before puts are taken again
 
 
 # -- the service -----------------------------------------------------------------------------------
@@ -42,9 +48,26 @@ CLIENTS, SESSIONS_EACH, BUDGET = 8, 150, "4MiB"
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    async with ra.open_memory("kcompressd", budget=BUDGET) as memory:
+    async with (
+        ra.open_memory("kcompressd", budget=BUDGET) as memory,
+        asyncio.TaskGroup() as tasks,
+    ):
         app.state.memory = memory
+        watching = tasks.create_task(shed(app, memory))
         yield
+        watching.cancel()
+
+
+async def shed(app: Starlette, memory: ra.Memory) -> None:
+    """Refuse puts from the time that callers stall, until there is headroom."""
+    trigger = memory.pressure_trigger("some", stall_us=STALL_US, window_us=WINDOW_US)
+    with suppress(anyio.ClosedResourceError):  # a crash has ended the memory: /health says why
+        async with trigger as stalled:
+            while True:
+                await stalled.wait()
+                app.state.full = True
+                await memory.wait_for_headroom(HEADROOM)
+                app.state.full = False
 
 
 async def session(request: Request) -> Response:
@@ -52,6 +75,8 @@ async def session(request: Request) -> Response:
     key = request.path_params["name"]
     try:
         if request.method == "PUT":
+            if request.app.state.full:
+                return Response("busy", status_code=503, headers={"Retry-After": "1"})
             await memory.put(key, await request.body())
             return Response(status_code=204)
         if request.method == "DELETE":
@@ -89,6 +114,7 @@ app = Starlette(
     ],
     lifespan=lifespan,
 )
+app.state.full = False
 
 
 # -- trying it out ---------------------------------------------------------------------------------
@@ -104,6 +130,9 @@ def basket(client: int, number: int) -> bytes:
 async def shop(http: httpx.AsyncClient, client: int) -> None:
     for number in range(SESSIONS_EACH):
         answer = await http.put(f"/sessions/{client}-{number}", content=basket(client, number))
+        while answer.status_code == 503:
+            await asyncio.sleep(0.01)  # as we are both one process; a client would wait longer
+            answer = await http.put(f"/sessions/{client}-{number}", content=basket(client, number))
         assert answer.status_code == 204, answer.text
     for number in range(SESSIONS_EACH):
         answer = await http.get(f"/sessions/{client}-{number}")

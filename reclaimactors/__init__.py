@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from reclaimactors.actors.health import Health
     from reclaimactors.advice import Advice
     from reclaimactors.backends.zram import ZramBackend
+    from reclaimactors.callers.pressure import PressureTrigger
     from reclaimactors.cpu.psi import Pressure, PressureLine
     from reclaimactors.errors import (
         BackendError,
@@ -44,6 +45,7 @@ __all__ = [
     "Policy",
     "Pressure",
     "PressureLine",
+    "PressureTrigger",
     "ProtocolViolation",
     "ReclaimError",
     "SwapInfo",
@@ -65,6 +67,7 @@ _HOMES = {
     "actors.health": ("Health",),
     "advice": ("Advice",),
     "backends.zram": ("ZramBackend",),
+    "callers.pressure": ("PressureTrigger",),
     "errors": (
         "BackendError",
         "BackendFull",

@@ -27,10 +27,12 @@ from reclaimactors.callers.admission import Admission
 from reclaimactors.callers.faults import Faults
 from reclaimactors.callers.pins import Pins
 from reclaimactors.callers.prefetch import Prefetch
+from reclaimactors.callers.pressure import Headroom, PressureTrigger
 from reclaimactors.callers.reclaim import Proactive
 from reclaimactors.callers.swapoff import swapoff
 from reclaimactors.cpu.breath import Away
 from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.cpu.watch import Watch
 from reclaimactors.errors import TopologyError
 from reclaimactors.mm.folio import DEVICE, RESIDENT, UNEVICTABLE
 from reclaimactors.offload.job import COPY_BYTES
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from reclaimactors.actors.health import Health
     from reclaimactors.actors.machine import Machine
     from reclaimactors.cpu.psi import Pressure
+    from reclaimactors.cpu.watch import Kind
     from reclaimactors.topology import SwapSpec, Topology
 
 __all__ = ["Life", "Memory", "SwapInfo", "Usage"]
@@ -61,6 +64,7 @@ BUDGET_CALLS = 200  #: calls of the fast paths between two checkpoints
 MIN_CALLS = 8  #: of one caller, however many others there are
 PUT_CALLS = 8  #: what a put counts for
 BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
+MIN_WINDOW_US, MAX_WINDOW_US = 1000, 10_000_000  #: of a pressure trigger
 _BYTES_PER_CALL = BUDGET_BYTES // BUDGET_CALLS
 _NOBODY = -1  # no thread's ident
 
@@ -164,6 +168,7 @@ class Memory:
         self._admission = Admission(machine)
         self._faults = Faults(machine)
         self._pins = Pins(machine, self._admission, self._faults)
+        self._headroom = Headroom(machine)
         self._prefetch = Prefetch(machine, self._faults)
         self._credit = BUDGET_CALLS
         self._yielding = 0
@@ -568,12 +573,56 @@ class Memory:
         thread itself was spent in reclaim or (de)compression. Each has `avg10`, `avg60` and
         `avg300`, percent of the last so many seconds, and `total`, microseconds.
         """
-        psi = self._machine.psi
+        psi = self._machine.cpu.psi
         if get_ident() != self._thread:
             while (copy := psi.copied()) is None:
                 sleep(0.001)  # the loop's thread is in the middle of accounting
             psi = copy
-        return psi.snapshot(perf_counter())
+        return psi.snapshot(self._machine.cpu.now())
+
+    @asynccontextmanager
+    async def pressure_trigger(
+        self, kind: Kind, *, stall_us: int, window_us: int
+    ) -> AsyncGenerator[PressureTrigger]:
+        """Watch for pressure, as a trigger of /proc/pressure/memory does.
+
+        ``await trigger.wait()`` returns once `stall_us` of any `window_us` were stalled, and at
+        most once a window. What happens between two waits is not lost: the next returns at once.
+
+        Args:
+            kind: "some" or "full", the lines of `pressure`.
+            stall_us: microseconds of the window, from 1 to all of it.
+            window_us: microseconds, from a millisecond to ten seconds.
+
+        Raises:
+            TopologyError: if one of them is anything else.
+        """
+        self._check()
+        checks.choice("kind", kind, ("some", "full"))
+        checks.integer("window_us", window_us, MIN_WINDOW_US, MAX_WINDOW_US, "(microseconds)")
+        checks.integer("stall_us", stall_us, 1, window_us, "(microseconds: all of window_us)")
+        watch = Watch(kind, stall_us / 1e6, window_us / 1e6)
+        psi = self._machine.cpu.psi
+        psi.account(self._machine.cpu.now())  # what was before is not its business
+        psi.watches.append(watch)
+        try:
+            yield PressureTrigger(self._machine, watch)
+        finally:
+            psi.watches.remove(watch)
+
+    async def wait_for_headroom(self, nbytes: int) -> None:
+        """Wait until `nbytes` can be put without waiting: free memory stays at *low* or above.
+
+        What is missing is reclaimed meanwhile. It promises nothing for later: whoever puts next,
+        takes of it. Where all is incompressible and no store has room, it waits for a delete.
+
+        Raises:
+            TopologyError: if `nbytes` is no whole number from 0.
+            OutOfMemory: if so much can never be had.
+        """
+        self._check()
+        checks.integer("nbytes", nbytes, 0, sys.maxsize, "(bytes)")
+        await self._headroom.wait(nbytes)
 
     def usage(self) -> Usage:
         """Return where the budget is, in bytes, and the age of the oldest queued page."""

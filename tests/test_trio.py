@@ -91,6 +91,22 @@ def test_a_cancelled_body_closes(backend: str, options: dict[str, bool]):
 
 
 @pytest.mark.parametrize(("backend", "options"), LOOPS)
+def test_pressure_and_headroom_are_waited_for(backend: str, options: dict[str, bool]):
+    async def main() -> None:
+        async with ra.open_memory("kswapd_only_inline", budget="1MiB", swap=[]) as memory:
+            watching = memory.pressure_trigger("full", stall_us=1, window_us=10_000_000)
+            async with watching as trigger:
+                for number in range(400):
+                    await memory.put(number, report(number))
+                await memory.wait_for_headroom(1 << 18)
+                with anyio.fail_after(20):
+                    await trigger.wait()
+            assert memory.pressure().full.total > 0
+
+    anyio.run(main, backend=backend, backend_options=options)
+
+
+@pytest.mark.parametrize(("backend", "options"), LOOPS)
 def test_another_thread_looks_while_something_is_queued(backend: str, options: dict[str, bool]):
     def look(memory: ra.Memory) -> float:
         memory.pressure(), memory.health(), memory.swaps(), dict(memory.vmstat)

@@ -129,13 +129,16 @@ class KswapdActor:
         rule = machine.on_full
         if rule == "steal_oldest" and (oldest := machine.fifo.take_oldest()) is not None:
             machine.node.vmstat["kcompressd_stolen"] += oldest.nr_pages
-            if machine.rates.too_slow_to_compress(oldest.nr_bytes) and not machine.offload.inline:
+            if (
+                machine.cpu.rates.too_slow_to_compress(oldest.nr_bytes)
+                and not machine.offload.inline
+            ):
                 await self._compress_offloaded(oldest)
             else:
                 machine.compress_inline(oldest)
             return
         first = machine.swapout.first_bytes(batch)
-        slow = machine.rates.too_slow_to_compress(first) and not machine.offload.inline
+        slow = machine.cpu.rates.too_slow_to_compress(first) and not machine.offload.inline
         if rule == "wait" or slow:
             with anyio.move_on_after(LATE_S):  # then `route` asks whether the worker is late
                 await machine.fifo.room_made.wait()
@@ -145,7 +148,7 @@ class KswapdActor:
     def _compress_here(self, batch: FolioBatch) -> None:
         """Compress a slice of a batch in the event loop; the rest is still to be routed."""
         machine = self._m
-        self._batch = machine.swapout.cut(batch, nr_bytes=machine.rates.slice_bytes())
+        self._batch = machine.swapout.cut(batch, nr_bytes=machine.cpu.rates.slice_bytes())
         machine.in_turn(batch)
         machine.node.vmstat["kcompressd_inline"] += batch.nr_pages
         machine.compress_inline(batch)

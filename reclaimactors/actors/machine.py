@@ -17,9 +17,6 @@ from reclaimactors.actors.base import Fifo, Signal
 from reclaimactors.actors.malloc_trim import MallocTrim
 from reclaimactors.actors.supervision import Supervisor, closed, unraised
 from reclaimactors.cpu.breath import let_go
-from reclaimactors.cpu.clock import perf_counter
-from reclaimactors.cpu.psi import Psi
-from reclaimactors.cpu.rates import Rates
 from reclaimactors.loops import current_loop
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
 from reclaimactors.mm.ending import end_all, undo
@@ -38,6 +35,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.abc import Compressor
     from reclaimactors.actors.swapd import Swapd
+    from reclaimactors.cpu.loop_thread import Cpu
     from reclaimactors.log import Log
     from reclaimactors.mm.batch import FolioBatch, StoreBatch
     from reclaimactors.mm.node import Node
@@ -96,9 +94,11 @@ class Machine:
         mode: str,
         on_full: str,
         ordered: bool,
+        cpu: Cpu,
         log: Log,
     ) -> None:
         self.node = node
+        self.cpu = cpu
         self.log = log  #: of this memory: whose lines say which one it is
         self.swapout = Swapout(node)
         self.ledger = self.swapout.ledger
@@ -112,7 +112,8 @@ class Machine:
         self.kcompressd = mode != "inline"  #: whether it takes more; what it has it does anyway
         self.fifo = Fifo(pipeline.fifo_pages, pipeline.most_fifo_pages)
         self.swapds: dict[int, Swapd] = {}  #: by the index of the device
-        self.psi = Psi()
+        self.pressure = Signal()  #: a trigger fires, or a stall begins that one may see
+        self.cpu.psi.on_pressure = self.pressure.notify
         self.verdicts = Signal()  #: a batch or a write has ended, or kswapd has changed its state
         self.wakeups, self._wakeup_rx = anyio.create_memory_object_stream[None](1)
         self._ordered = ordered
@@ -121,7 +122,6 @@ class Machine:
         self._worked = RECOVERED  #: pages since the compressor last failed, RECOVERED at most
         self._failed_with = ""  #: what it raised last, "" where it killed a worker
         self._retry_at = 0.0  #: when folios that a compressor or a store failed on are tried again
-        self.rates = Rates(node.page_size)
         self.readers = anyio.CapacityLimiter(max(2, offload.workers))  #: threads, for large values
         self.malloc = MallocTrim(node.memcg)
         self._actors: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -263,6 +263,7 @@ class Machine:
                 end_all(self.swapds.values(), lambda swapd: swapd.close())
             finally:
                 self.verdicts.notify()
+                self.pressure.notify()
 
     def tune(self, *, kcompressd: bool | None, fifo: int | None) -> None:
         """Change what the FIFO takes from now on; what is in it goes its way."""
@@ -452,14 +453,12 @@ class Machine:
         try:
             pages, writes = self.swapout.begin(batch, hold=False)
             self.offer(writes, ram_only=batch.ram_only)
-            started = perf_counter()
+            started = self.cpu.now()
             out = squeeze(self._compressor, pages, never=self.node.lethal)
         except BaseException as exc:  # Ctrl-C in the middle of it, or a policy's
             undo(exc, self.hand_back, batch)
             raise
-        ended = perf_counter()
-        self.rates.compressed(sum(map(len, pages)), ended - started)
-        self.psi.stall_full(started, ended)
+        self.cpu.rates.compressed(sum(map(len, pages)), self.cpu.worked(started))
         self.finish(batch, out)
 
     def reclaim_inline(
@@ -482,7 +481,7 @@ class Machine:
             theirs later.
         """
         before = self.ledger.freed_total
-        limit = min(self.rates.slice_bytes(), max_bytes or self.pipeline.max_bytes)
+        limit = min(self.cpu.rates.slice_bytes(), max_bytes or self.pipeline.max_bytes)
         batch = self.swapout.isolate(nr, limit, who, producer, ram_only=ram_only)
         if not ram_only and (batch is None or self.node.scan.seen_all):
             # The caller's need is not known here: free memory may be at *high*, and too little.
@@ -502,7 +501,7 @@ class Machine:
         mm = self.node.mm
         if len(pfns) == 1 and mm.bytes_of(pfns) <= self.node.page_size:
             return False
-        return self.rates.too_slow_to_expand(mm.bytes_of(mm.pooled(pfns)))
+        return self.cpu.rates.too_slow_to_expand(mm.bytes_of(mm.pooled(pfns)))
 
     async def expand(self, held: Sequence[Held]) -> list[bytes | None]:
         """Decompress what the pool held off the loop; None for what fails, to fail in turn.
@@ -528,7 +527,7 @@ class Machine:
                 await checkpoint()
             return results
         folio = sum(one.size for one in held) // max(1, len(held))
-        min_chunk = max(1, round(self.rates.worth_a_hop() / max(1, folio)))
+        min_chunk = max(1, round(self.cpu.rates.worth_a_hop() / max(1, folio)))
         return await multithreaded(work, held, limiter=self.readers, min_chunk=min_chunk)
 
     @property

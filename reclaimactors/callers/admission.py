@@ -12,7 +12,6 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.machine import LATE_S, PATIENCE_S
-from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.errors import OutOfMemory
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.brake import Brake
@@ -30,13 +29,14 @@ class Stalled:
     """A caller waits: that is PSI's *some*."""
 
     def __init__(self, machine: Machine) -> None:
-        self._psi = machine.psi
+        self._psi = machine.cpu.psi
+        self._now = machine.cpu.now
 
     def __enter__(self) -> None:
-        self._psi.enter_some(perf_counter())
+        self._psi.enter_some(self._now())
 
     def __exit__(self, *_: object) -> None:
-        self._psi.leave_some(perf_counter())
+        self._psi.leave_some(self._now())
 
 
 class Admission:

@@ -207,12 +207,11 @@ class Faults:
         machine = self._machine
         swapin = machine.swapin
         blob = ready is None and self._mm.is_blob(pfn)
-        started = perf_counter()
+        started = machine.cpu.now()
         data = swapin.fault(pfn, promote=swapin.may_promote((pfn,)), ready=ready) or b""
-        ended = perf_counter()
-        machine.psi.stall_full(started, ended)
+        spent = machine.cpu.worked(started)
         if blob:
-            machine.rates.expanded(len(data), ended - started)
+            machine.cpu.rates.expanded(len(data), spent)
         return data
 
     def parts(self, pfns: Sequence[int], *, promote: bool) -> list[bytes]:
@@ -221,9 +220,7 @@ class Faults:
         fault = machine.swapin.fault
         expanded = self._mm.blob_bytes(pfns)
         away = set(self._mm.away(pfns))
-        started = perf_counter()
+        started = machine.cpu.now()
         parts = [(fault(pfn, promote=promote) or b"") if pfn not in away else b"" for pfn in pfns]
-        ended = perf_counter()
-        machine.psi.stall_full(started, ended)
-        machine.rates.expanded(expanded, ended - started)
+        machine.cpu.rates.expanded(expanded, machine.cpu.worked(started))
         return parts

@@ -119,7 +119,7 @@ class Proactive:
         share = int(machine.fifo.limit * QUEUE_SHARE[self._mine.who])
         way = min(share, pipeline.batch_pages * pipeline.in_flight)
         least = min(SWAP_CLUSTER_MAX, pipeline.max_bytes // page // LEAST)
-        return way < least and not machine.rates.too_slow_to_compress(page)
+        return way < least and not machine.cpu.rates.too_slow_to_compress(page)
 
     async def _judge(self) -> None:
         """Look at what the batches that have ended meanwhile came to."""

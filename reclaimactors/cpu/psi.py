@@ -15,10 +15,16 @@ clock, the same for all calls.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import attrs
 
 from reclaimactors.errors import ProtocolViolation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reclaimactors.cpu.watch import Watch
 
 __all__ = ["Pressure", "PressureLine", "Psi"]
 
@@ -94,12 +100,20 @@ class _Line:
         return PressureLine(avg10, avg60, avg300, round(self.total * 1e6))
 
 
+def _ignore() -> None:
+    """Nobody watches."""
+
+
 class Psi:
     """Stall clocks of one memory."""
 
-    __slots__ = ("_accounted", "_full", "_now", "_sample_at", "_some", "_waiting")
+    __slots__ = (
+        "_accounted", "_full", "_now", "_sample_at", "_some", "_waiting", "on_pressure", "watches",
+    )  # fmt: skip
 
     def __init__(self) -> None:
+        self.watches: list[Watch] = []  #: triggers; where there are none, they cost nothing
+        self.on_pressure: Callable[[], None] = _ignore  #: one fires, or may, as a stall begins
         self._some, self._full = _Line(), _Line()
         self._waiting = 0
         self._now = self._accounted = -math.inf  # all is accounted up to here, but in the middle
@@ -109,6 +123,8 @@ class Psi:
         """One more caller waits from `now` on."""
         self._advance(now)
         self._waiting += 1
+        if self.watches and self._waiting == 1:
+            self.on_pressure()
 
     def leave_some(self, now: float) -> None:
         """One caller less waits from `now` on.
@@ -129,6 +145,11 @@ class Psi:
         """
         self._advance(start)
         self._advance(end, full=True)
+
+    def account(self, now: float) -> bool:
+        """Account the time up to `now`; return whether somebody waits."""
+        self._advance(now)
+        return self._waiting > 0
 
     def copied(self) -> Psi | None:
         """Return a copy that another thread may ask for a snapshot, while this one goes on.
@@ -168,6 +189,8 @@ class Psi:
                 if full:
                     self._full.add(now - since)
             self._accounted = now
+            if some and self.watches:
+                self._tell(since, now, full=full)
             return
         periods, rest = divmod(now - self._sample_at, PERIOD_S)
         left = self._sample_at - since
@@ -175,3 +198,16 @@ class Psi:
         self._full.sample(left, periods, rest, stalled=full)
         self._sample_at = now - rest + PERIOD_S
         self._accounted = now
+        if some and self.watches:
+            self._tell(since, now, full=full)
+
+    def _tell(self, since: float, now: float, *, full: bool) -> None:
+        """Tell the triggers of a stretch that was stalled."""
+        if since == -math.inf:  # time began with it
+            return
+        fires = False
+        for watch in self.watches:
+            if full or watch.kind == "some":
+                fires = watch.add(since, now) or fires
+        if fires:
+            self.on_pressure()

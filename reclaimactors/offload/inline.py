@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from reclaimactors.cpu.breath import SLICE_S, TURN_S, Breath
 from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.cpu.loop_thread import Cpu
 from reclaimactors.mm.page_io import Squeezed, squeeze
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class InlineOffload:
         compressor: what compresses.
         seconds: on end; 0 = what all have who breathe (`Breath`).
         never: pages that the compressor does not get.
+        cpu: of the memory: all of this is pressure.
     """
 
     workers = 1
@@ -35,11 +37,13 @@ class InlineOffload:
     degraded = ""
 
     def __init__(
-        self, compressor: Compressor, *, seconds: float = SLICE_S, never: Container[bytes] = ()
-    ) -> None:
+        self, compressor: Compressor, *, seconds: float = SLICE_S, never: Container[bytes] = (),
+        cpu: Cpu | None = None,
+    ) -> None:  # fmt: skip
         self._compressor = compressor
         self._seconds = seconds
         self._never = never
+        self._cpu = cpu or Cpu(1)
         self._cost = 0.0  # seconds a byte, lately; 0 = not known yet
 
     def quick(self, pages: Sequence[bytes]) -> bool:
@@ -54,7 +58,7 @@ class InlineOffload:
         while start < len(pages):
             stop = self._piece(pages, start)
             piece = pages[start:stop]
-            started = perf_counter()
+            began, started = self._cpu.now(), perf_counter()
             rows = squeeze(
                 self._compressor,
                 piece,
@@ -63,6 +67,7 @@ class InlineOffload:
                 never=self._never,
             )
             self._learn((perf_counter() - started) / max(1, sum(map(len, piece))))
+            self._cpu.worked(began)
             out.extend(rows)
             await breath.take()
             start = stop

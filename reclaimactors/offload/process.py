@@ -30,6 +30,7 @@ from reclaimactors.offload.workers import Workers
 
 if TYPE_CHECKING:
     from reclaimactors.abc import Compressor
+    from reclaimactors.cpu.loop_thread import Cpu
     from reclaimactors.log import Log
     from reclaimactors.mm.lethal import Lethal
     from reclaimactors.mm.vmstat import Vmstat
@@ -49,14 +50,14 @@ class ProcessOffload:
 
     def __init__(
         self, ref: PluginRef, compressor: Compressor, *, workers: int, nice: int, slots: int,
-        area: int, rows: int, vmstat: Vmstat, lethal: Lethal, log: Log = log,
-        end_s: float = 1.0,
+        area: int, rows: int, vmstat: Vmstat, lethal: Lethal, cpu: Cpu | None = None,
+        log: Log = log, end_s: float = 1.0,
     ) -> None:  # fmt: skip
         self.workers = workers
         self._shape = {"nr": slots, "area": area, "rows": rows}
         self._lethal = lethal
-        self._meanwhile = InlineOffload(compressor, seconds=0.0, never=lethal)
-        self._instead = ThreadOffload(compressor, workers=workers, log=log, never=lethal)
+        self._meanwhile = InlineOffload(compressor, seconds=0.0, never=lethal, cpu=cpu)
+        self._instead = ThreadOffload(compressor, workers=workers, cpu=cpu, log=log, never=lethal)
         self._crew = Workers(
             pickle.dumps(ref),
             self._shape,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from reclaimactors.abc import Compressor
+    from reclaimactors.cpu.loop_thread import Cpu
 
 __all__ = ["PIECE", "Patience", "Race"]
 
@@ -59,16 +60,18 @@ class Race:
         compressor: of the topology, used by both at the same time.
         pages: the batch.
         never: pages that the compressor does not get.
+        cpu: of the memory: what the event loop does is pressure.
         of_sources: as for `page_io.squeeze`.
     """
 
     def __init__(
-        self, compressor: Compressor, pages: list[bytes], never: Container[bytes], *,
+        self, compressor: Compressor, pages: list[bytes], never: Container[bytes], cpu: Cpu, *,
         of_sources: bool,
     ) -> None:  # fmt: skip
         self.pages = pages
         self._compressor = compressor
         self._never = never
+        self._cpu = cpu
         self._of_sources = of_sources
         self._piece = len(pages) if hasattr(compressor, "compress_many") else PIECE
         self._by_thread: list[tuple[Squeezed, bytes, list[int]]] = []
@@ -121,7 +124,9 @@ class Race:
         breath = Breath()
         while not self.met:
             page = self.pages[len(self.pages) - 1 - len(self._by_loop)]
+            started = self._cpu.now()
             self._by_loop.append(self._squeeze([page]))
+            self._cpu.worked(started)
             await breath.take()
 
     def rows(self) -> Squeezed:

@@ -16,6 +16,7 @@ from anyio import CapacityLimiter
 
 from reclaimactors.cpu.breath import SLICE_S
 from reclaimactors.cpu.loop_clock import current_time
+from reclaimactors.cpu.loop_thread import Cpu
 from reclaimactors.log import log
 from reclaimactors.mm.page_io import Squeezed
 from reclaimactors.offload.backoff import Backoff
@@ -39,6 +40,7 @@ class ThreadOffload:
     Args:
         compressor: what compresses.
         workers: threads at most.
+        cpu: of the memory: what the event loop compresses is pressure.
         log: of the memory.
         never: pages that the compressor does not get.
         why: threads were not asked for, but stand in for processes; "" where they were.
@@ -48,7 +50,7 @@ class ThreadOffload:
     staging = 0
 
     def __init__(
-        self, compressor: Compressor, *, workers: int, log: Log = log,
+        self, compressor: Compressor, *, workers: int, cpu: Cpu | None = None, log: Log = log,
         never: Container[bytes] = (), why: str = "",
     ) -> None:  # fmt: skip
         self.workers = workers
@@ -58,7 +60,8 @@ class ThreadOffload:
         self._why_inline = ""
         self._compressor = compressor
         self._limiter = CapacityLimiter(workers)
-        self._instead = InlineOffload(compressor, never=never)
+        self._cpu = cpu or Cpu(1)
+        self._instead = InlineOffload(compressor, never=never, cpu=cpu)
         self._backoff = Backoff()
         self._pace = Pace()
         self._cost = 0.0  # seconds of a thread's CPU a byte, lately; 0 = not known yet
@@ -92,7 +95,7 @@ class ThreadOffload:
         alone = 0 if self._cost else 1  # the first page says what the others take
         out = Squeezed(bytearray(), [], [], of_sources)
         for part in filter(None, (pages[:alone], pages[alone:])):
-            race = Race(self._compressor, part, self._never, of_sources=of_sources)
+            race = Race(self._compressor, part, self._never, self._cpu, of_sources=of_sources)
             try:
                 await self._in_thread(race)
             except RuntimeError as exc:  # this process may not start another thread

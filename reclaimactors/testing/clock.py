@@ -29,6 +29,8 @@ _POLL_S = 0.001
 class VirtualClockLoop(asyncio.SelectorEventLoop):
     """An event loop whose `time()` starts at 0 and jumps when all is idle."""
 
+    virtual = True  #: a memory's pressure is measured by this clock, too
+
     def __init__(self) -> None:
         self._clock = _VirtualClock()
         super().__init__(self._clock)

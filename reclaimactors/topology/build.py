@@ -9,7 +9,9 @@ from reclaimactors import registry
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
 from reclaimactors.actors.machine import Machine, Pipeline
+from reclaimactors.cpu.loop_thread import Cpu
 from reclaimactors.log import log
+from reclaimactors.loops import current_loop
 from reclaimactors.mm.ending import undo
 from reclaimactors.mm.memcg import Memcg
 from reclaimactors.mm.node import Node
@@ -115,7 +117,8 @@ def _machine(topology: Topology) -> Machine:
     pipeline = pipeline_of(topology)
     node = _node(topology, compressor)
     its_log = log.bind(memory=topology.name, nid=0)
-    offload = _offload(topology, compressor, pipeline, node, its_log)
+    cpu = Cpu(topology.page_size, current_loop().native)
+    offload = _offload(topology, compressor, pipeline, node, cpu=cpu, log=its_log)
     machine = Machine(
         node,
         compressor,
@@ -124,6 +127,7 @@ def _machine(topology: Topology) -> Machine:
         mode=compress.mode,
         on_full=compress.on_full,
         ordered=compress.ordered,
+        cpu=cpu,
         log=its_log,
     )
     if isinstance(offload, ProcessOffload):
@@ -136,12 +140,18 @@ def _machine(topology: Topology) -> Machine:
 
 
 def _offload(
-    topology: Topology, compressor: Compressor, pipeline: Pipeline, node: Node, log: Log
+    topology: Topology,
+    compressor: Compressor,
+    pipeline: Pipeline,
+    node: Node,
+    *,
+    cpu: Cpu,
+    log: Log,
 ) -> Offload:
     compress = topology.compress
     workers = compress.nr_workers
     if compress.offload == "inline":
-        return InlineOffload(compressor)
+        return InlineOffload(compressor, cpu=cpu)
     if compress.offload == "process":
         why_not = _stays_here(compress.compressor)
         if why_not is None:
@@ -158,11 +168,12 @@ def _offload(
                 rows=rows,
                 vmstat=node.vmstat,
                 lethal=node.lethal,
+                cpu=cpu,
                 log=log,
             )
         log.warning("offload.refused", reason=why_not, instead="thread")
-        return ThreadOffload(compressor, workers=workers, log=log, why=why_not)
-    return ThreadOffload(compressor, workers=workers, log=log)
+        return ThreadOffload(compressor, workers=workers, cpu=cpu, log=log, why=why_not)
+    return ThreadOffload(compressor, workers=workers, cpu=cpu, log=log)
 
 
 def _stays_here(ref: PluginRef) -> str | None:

@@ -114,7 +114,7 @@ async def machine_of():
         async def make(*, topology="kcompressd", swap=(), **compress):
             spec = Kit.spec(**compress) | {"swap": list(swap)}
             machine = await build(resolve(topology, **spec))
-            machine.rates.compress = (
+            machine.cpu.rates.compress = (
                 1e15  # a slice of the loop holds any batch, whatever this machine does
             )
             stack.push_async_callback(close_backends, machine.swapds.values(), 1.0)

@@ -125,7 +125,7 @@ async def test_what_would_hold_the_loop_too_long_is_left_to_a_worker(
 ):
     machine = await machine_of(fifo=16, on_full=rule, offload="thread")
     kit.fill(machine)
-    machine.rates.compress = 1.0  # a byte a second
+    machine.cpu.rates.compress = 1.0  # a byte a second
     steered = kit.steer(machine)
     actor = isolate(machine)
     async with running() as tasks:

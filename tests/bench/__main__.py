@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("table", "rates", "lag", "busy_reclaim", "large_values", "swapoff", "stores",
+NAMES = ("table", "rates", "lag", "busy_reclaim", "large_values", "shed", "swapoff", "stores",
          "full_queue", "pool_limit", "policies", "gc_pause", "overhead", "peers")  # fmt: skip
 
 

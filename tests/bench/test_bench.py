@@ -133,6 +133,12 @@ async def test_reclaim_beside_a_busy_program_is_measured():
     assert await load("busy_reclaim").rate(busy=True, pages=400) > 0
 
 
+async def test_a_service_that_sheds_is_measured(monkeypatch):
+    monkeypatch.syspath_prepend(HERE)
+    answers = await load("shed").run(sheds=True, seconds=0.1)
+    assert len(answers.put_ms) + len(answers.read_ms) + answers.refused == 40
+
+
 def test_refault_distance_is_worth_what_the_readme_says():
     bench = load("policies")
     ratios = bench.ratios(bench.read(bench.TRACE))

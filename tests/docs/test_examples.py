@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -46,6 +46,56 @@ def test_example_runs(script: Path):
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     assert SAYS[script.name] in ended.stdout
+
+
+async def test_the_web_service_refuses_puts_from_a_stall_until_there_is_headroom(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    service = importlib.import_module("asgi_sessions")
+    app = service.app
+    stalled, headroom = anyio.Event(), anyio.Event()
+
+    class Pressed:
+        """A memory whose callers stall when the test says so."""
+
+        put_by = ()
+
+        @asynccontextmanager
+        async def pressure_trigger(self, kind, **_):
+            assert kind == "some"
+            yield self
+
+        async def wait(self):
+            nonlocal stalled
+            await stalled.wait()
+            stalled = anyio.Event()
+
+        async def wait_for_headroom(self, nbytes):
+            await headroom.wait()
+
+        async def put(self, key, value):
+            self.put_by += (key,)
+
+        async def get(self, key):
+            return b"{}"
+
+    app.state.memory = memory = Pressed()
+    transport = httpx.ASGITransport(app)
+    async with (
+        httpx.AsyncClient(transport=transport, base_url="http://service") as http,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(service.shed, app, memory)
+        assert (await http.put("/sessions/a", content=b"a")).status_code == 204
+        stalled.set()
+        await anyio.wait_all_tasks_blocked()
+        refused = await http.put("/sessions/b", content=b"b")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert (await http.get("/sessions/a")).status_code == 200
+        headroom.set()
+        await anyio.wait_all_tasks_blocked()
+        assert (await http.put("/sessions/c", content=b"c")).status_code == 204
+        tasks.cancel_scope.cancel()
+    assert memory.put_by == ("a", "c")
 
 
 class Buggy(Mglru):

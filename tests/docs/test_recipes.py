@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import anyio
 import httpx
 import pytest
 
@@ -48,7 +49,7 @@ def run(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_every_block_is_run_by_a_test_below():
     counts = {heading: len(code) for heading, code in SECTIONS.items() if code}
-    assert list(counts.values()) == [1, 1, 2, 3]
+    assert list(counts.values()) == [1, 2, 2, 3]
     assert sum(counts.values()) == README.count("```python")
 
 
@@ -68,8 +69,9 @@ def test_fixtures_of_every_scope_pass_in_strict_mode(tmp_path):
 
 
 async def test_a_service_opens_in_its_lifespan():
-    [code] = blocks("lifespan")
+    code, shedding = blocks("lifespan")
     app = module_of(code).app
+    shed = module_of(shedding).shed
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
@@ -78,6 +80,9 @@ async def test_a_service_opens_in_its_lifespan():
         memory = app.state.memory
         assert (await http.put("/key", content=b"value")).status_code == 204
         assert (await http.get("/key")).content == b"value"
+        with anyio.move_on_after(0) as scope:
+            await shed(app, memory)
+        assert scope.cancelled_caught
     assert memory.health().state == "closed"
 
 

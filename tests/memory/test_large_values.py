@@ -142,7 +142,9 @@ async def reclaimed(memory, key, value):
         pass
     await memory.drain()
     assert not memory.usage().resident
-    memory._machine.rates.expand = 1e8  # so that reading back takes long, whatever machine it is
+    memory._machine.cpu.rates.expand = (
+        1e8  # so that reading back takes long, whatever machine it is
+    )
 
 
 def states(memory, key="k"):
@@ -278,11 +280,11 @@ async def test_a_long_join_needs_no_thread(monkeypatch):
 async def test_what_is_resident_says_nothing_about_how_fast_blobs_are_decompressed(turns):
     async with open_memory(turns) as memory:
         await memory.put("k", text())
-        before = memory._machine.rates.expand
+        before = memory._machine.cpu.rates.expand
         for _ in range(20):
             await memory.get("k")
             memory.get_nowait("k")
-        assert memory._machine.rates.expand == before
+        assert memory._machine.cpu.rates.expand == before
 
 
 # -- what goes is freed in slices
@@ -386,7 +388,7 @@ async def test_readers_beside_writers_get_whole_values(turns, where):
             for version in range(1, versions + 1):
                 await memory.put("k", text(version))
                 await memory.reclaim(EVERYTHING)
-                memory._machine.rates.expand = 1e8
+                memory._machine.cpu.rates.expand = 1e8
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(read)
@@ -409,7 +411,7 @@ async def test_a_value_that_is_overwritten_without_end_is_read_all_the_same(turn
             version += 1
             await memory.put("k", text(version))
             await memory.reclaim(EVERYTHING)
-            memory._machine.rates.expand = 1e8
+            memory._machine.cpu.rates.expand = 1e8
             return expanded
 
         memory._machine.expand = overwritten

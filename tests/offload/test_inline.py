@@ -4,6 +4,7 @@ import pytest
 
 from reclaimactors import registry
 from reclaimactors.cpu.breath import TURN_S
+from reclaimactors.cpu.loop_thread import Cpu
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.offload import inline
 from reclaimactors.offload.inline import MOST_AT_ONCE, InlineOffload
@@ -55,3 +56,10 @@ async def test_a_piece_is_half_a_turns_work_or_one_page(pieces):
         [2_000_000],
         [100, 100],
     ]
+
+
+async def test_what_the_loop_compresses_is_pressure():
+    cpu = Cpu(4096)
+    before = cpu.psi.snapshot(cpu.now()).full.total
+    await InlineOffload(LZ4, cpu=cpu).squeeze(PAGES * 50)
+    assert cpu.psi.snapshot(cpu.now()).full.total > before

@@ -79,7 +79,7 @@ async def reclaimed(memory: ra.Memory, folios: int) -> bytes:
     await memory.put("long", value(1, folios))
     await memory.reclaim(1 << 30)
     assert not memory.usage().resident
-    memory._machine.rates.expand = 1e6
+    memory._machine.cpu.rates.expand = 1e6
     return value(1, folios)
 
 

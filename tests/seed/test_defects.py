@@ -54,7 +54,7 @@ async def driven(topology="kcompressd", **compress):
     async with open_memory(topology, **compress) as memory:
         machine = memory._machine
         machine._started = True
-        machine.rates.compress = 1e15
+        machine.cpu.rates.compress = 1e15
         yield machine
 
 

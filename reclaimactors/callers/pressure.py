@@ -1,0 +1,91 @@
+"""Who waits for pressure, or for the end of it: PSI triggers, and headroom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from reclaimactors.callers.reclaim import Proactive
+from reclaimactors.errors import OutOfMemory
+from reclaimactors.units import format_size
+
+if TYPE_CHECKING:
+    from reclaimactors.actors.machine import Machine
+    from reclaimactors.cpu.watch import Watch
+
+__all__ = ["Headroom", "PressureTrigger"]
+
+SOON_S = 0.0001  #: the shortest sleep towards an instant that rounding may have missed
+
+
+class PressureTrigger:
+    """Fires while so much of a window is stalled: see `Memory.pressure_trigger`."""
+
+    def __init__(self, machine: Machine, watch: Watch) -> None:
+        self._m = machine
+        self._watch = watch
+
+    async def wait(self) -> None:
+        """Wait until it fires, or return at once where it has fired since the last wait.
+
+        Raises:
+            ClosedResourceError: if the memory closes.
+        """
+        machine, watch = self._m, self._watch
+        await checkpoint()
+        while True:
+            machine.check_open()
+            now = machine.cpu.now()
+            stalling = machine.cpu.psi.account(now)
+            if watch.fired:
+                watch.fired = False
+                return
+            wait_s = None
+            if stalling and watch.kind == "some":
+                wait_s = max(SOON_S, watch.due_in(now))
+            with anyio.move_on_after(wait_s):
+                await machine.pressure.wait()
+
+
+class Headroom:
+    """Who waits until so much can be put without waiting; one of them reclaims at a time."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._m = machine
+        self._turn = anyio.Lock(fast_acquire=True)
+
+    async def wait(self, nbytes: int) -> None:
+        """Wait until `nbytes` can be put with free memory at *low* or above.
+
+        Raises:
+            OutOfMemory: if that can never be.
+            ClosedResourceError: if the memory closes.
+        """
+        machine = self._m
+        await checkpoint()
+        async with self._turn:
+            while (short := self._short(nbytes)) > 0:
+                self._must_fit(nbytes)
+                if not await Proactive(machine, short).run() and self._short(nbytes) > 0:
+                    await machine.verdicts.wait()
+                machine.check_open()
+
+    def _short(self, nbytes: int) -> int:
+        node = self._m.node
+        return node.marks.low + nbytes - node.memcg.free
+
+    def _must_fit(self, nbytes: int) -> None:
+        node = self._m.node
+        memcg = node.memcg
+        most = memcg.budget - node.marks.low - memcg.overhead - memcg.pinned
+        if nbytes > most:
+            msg = (
+                f"headroom of {format_size(nbytes)} can never be had: of the budget of "
+                f"{format_size(memcg.budget)}, {format_size(node.marks.low)} (low) stays free, "
+                f"{format_size(memcg.overhead)} is overhead of keys and "
+                f"{format_size(memcg.pinned)} is pinned; ask for "
+                f"{format_size(max(0, most))} at most"
+            )
+            raise OutOfMemory(msg)

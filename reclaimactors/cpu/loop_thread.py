@@ -1,0 +1,31 @@
+"""What the event loop's own thread works for one memory: how fast, and for how long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reclaimactors.cpu.clock import stall_clock
+from reclaimactors.cpu.psi import Psi
+from reclaimactors.cpu.rates import Rates
+
+__all__ = ["Cpu"]
+
+
+class Cpu:
+    """Clock, rates and pressure of one memory.
+
+    Args:
+        page_size: in bytes.
+        loop: asyncio's loop; None on trio.
+    """
+
+    def __init__(self, page_size: int, loop: Any = None) -> None:
+        self.now = stall_clock(loop)
+        self.rates = Rates(page_size)
+        self.psi = Psi()
+
+    def worked(self, started: float) -> float:
+        """Account work of the loop's thread, from `started` to now; return its seconds."""
+        ended = self.now()
+        self.psi.stall_full(started, ended)
+        return ended - started
