@@ -29,6 +29,7 @@ from reclaimactors.callers.pins import Pins
 from reclaimactors.callers.prefetch import Prefetch
 from reclaimactors.callers.pressure import Headroom, PressureTrigger
 from reclaimactors.callers.reclaim import Proactive
+from reclaimactors.callers.senpai import Senpai
 from reclaimactors.callers.swapoff import swapoff
 from reclaimactors.cpu.breath import Away
 from reclaimactors.cpu.clock import perf_counter
@@ -170,6 +171,8 @@ class Memory:
         self._pins = Pins(machine, self._admission, self._faults)
         self._headroom = Headroom(machine)
         self._prefetch = Prefetch(machine, self._faults)
+        if topology.senpai.enabled:
+            Senpai(machine, topology.senpai)
         self._credit = BUDGET_CALLS
         self._yielding = 0
         self._swapping = anyio.Lock()

@@ -132,6 +132,7 @@ class Machine:
         self._start_now = anyio.Event()
         self.loop = current_loop()
         self._started = False
+        self._at_once = False  # one of the actors does not wait for pressure
         self.supervisor = Supervisor(node.vmstat, log, self.crashed)
         self.closing = False
         self.ended = False  #: closed, its stores as well
@@ -147,9 +148,18 @@ class Machine:
 
     # -- life -------------------------------------------------------------------------------------
 
-    def add_actor(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        """Name an actor that starts at the first pressure, or now where that has been."""
+    def add_actor(
+        self, name: str, run: Callable[[], Awaitable[None]], *, at_once: bool = False
+    ) -> None:
+        """Name an actor that starts at the first pressure, or now where that has been.
+
+        Args:
+            name: of its own.
+            run: what it does, for ever.
+            at_once: whether all actors start as the memory is opened, because of this one.
+        """
         self._actors[name] = run
+        self._at_once = self._at_once or at_once
         if self._started:
             self._start(name)
 
@@ -167,6 +177,8 @@ class Machine:
         tasks.start_soon(
             self.supervisor.run, "starter", lambda: self._starter(tasks), name="starter"
         )
+        if self._at_once:
+            self.start()
 
     async def _starter(self, tasks: TaskGroup) -> None:
         """Start the actors as they are wanted.

@@ -66,6 +66,7 @@ OURS = (
     "kcompressd_handed_back",  # folios that a crash or the close took back
     "zswap_second_chance",  # blobs that the shrinker passed over once
     "zswap_shrink_gave_up",  # shrink workers that failed 16 times in a row
+    "senpai_freed",  # bytes that senpai has freed
     "swap_demoted",  # pages that moved from a store in the budget to one outside it
     "swapout_error",  # writes that a store did not take
     "swapin_error",  # folios that a store did not give back

@@ -7,6 +7,7 @@ from reclaimactors.topology.explain import explain
 from reclaimactors.topology.load import builtin_names, resolve
 from reclaimactors.topology.spec import (
     CompressSpec,
+    SenpaiSpec,
     SwapSpec,
     Topology,
     WatermarksSpec,
@@ -15,6 +16,7 @@ from reclaimactors.topology.spec import (
 
 __all__ = [
     "CompressSpec",
+    "SenpaiSpec",
     "SwapSpec",
     "Topology",
     "WatermarksSpec",

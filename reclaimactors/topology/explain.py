@@ -23,7 +23,7 @@ from reclaimactors.topology.spec import CompressSpec
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
-    from reclaimactors.topology.spec import SwapSpec, Topology
+    from reclaimactors.topology.spec import SenpaiSpec, SwapSpec, Topology
 
 __all__ = ["explain"]
 
@@ -60,6 +60,8 @@ def explain(topology: Topology) -> list[str]:
         lines.append(_when_full(topology))
     if topology.compress.mode == "inline":
         lines += _not_used(topology)
+    if topology.senpai.enabled:
+        lines.append(_ahead(topology.senpai))
     lines += _tiers(topology)
     lines += [capacity(topology, ratio) for ratio in (1, 2, 3)]
     return lines + keys(topology)
@@ -95,6 +97,13 @@ def _when_full(topology: Topology) -> str:
         else ""
     )
     return f"the FIFO holds {holds} pages{cut}; when it is full, {rule}"
+
+
+def _ahead(senpai: SenpaiSpec) -> str:
+    return (
+        f"senpai: every {senpai.interval:g} s, {senpai.percent:g} % of what is resident is "
+        f"reclaimed, less the more callers stall, and nothing from {senpai.pressure:g} % on"
+    )
 
 
 def _not_used(topology: Topology) -> list[str]:

@@ -14,7 +14,14 @@ import attrs
 
 from reclaimactors.errors import TopologyError
 from reclaimactors.topology.checks import bad, is_table, suggest
-from reclaimactors.topology.spec import CompressSpec, Topology, WatermarksSpec, ZswapSpec, table
+from reclaimactors.topology.spec import (
+    CompressSpec,
+    SenpaiSpec,
+    Topology,
+    WatermarksSpec,
+    ZswapSpec,
+    table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["builtin_names", "resolve"]
 
-_TABLES = ("compress", "watermarks", "zswap")
+_TABLES = ("compress", "senpai", "watermarks", "zswap")
 _MAX_FILE = 1 << 20  # bytes: whatever is larger is no topology
 
 
@@ -67,7 +74,7 @@ def _merged(current: Any, value: Any) -> Any:
 
 def _as_asked(spec: Any) -> Any:
     """Return the keys of a spec; anything else as it is."""
-    is_spec = isinstance(spec, (Topology, CompressSpec, WatermarksSpec, ZswapSpec))
+    is_spec = isinstance(spec, (Topology, CompressSpec, SenpaiSpec, WatermarksSpec, ZswapSpec))
     return attrs.asdict(spec, recurse=False) if is_spec else spec
 
 

@@ -27,7 +27,7 @@ from reclaimactors.units import KIB, MIB, PAGE_SIZE, format_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CompressSpec", "SwapSpec", "Topology", "WatermarksSpec", "ZswapSpec"]
+__all__ = ["CompressSpec", "SenpaiSpec", "SwapSpec", "Topology", "WatermarksSpec", "ZswapSpec"]
 
 MODES = ("inline", "kcompressd", "padata")
 OFFLOADS = ("inline", "thread", "process")
@@ -189,6 +189,35 @@ class ZswapSpec:
 
 
 @attrs.frozen(kw_only=True)
+class SenpaiSpec:
+    """Reclaim ahead of pressure, a little at a time, for as long as callers hardly stall."""
+
+    enabled: bool = attrs.field(
+        default=False, converter=lambda value: checks.flag("enabled", value)
+    )
+    """Whether there is such an actor. Default false."""
+
+    interval: float = attrs.field(
+        default=6.0,
+        converter=lambda value: checks.number("interval", value, 0.001, 1e6, "seconds"),
+    )
+    """Seconds between two looks, 0.001 to 1000000. Default 6, as in TMO."""
+
+    percent: float = attrs.field(
+        default=0.05,
+        converter=lambda value: checks.number("percent", value, 1e-6, 100, "percent"),
+    )
+    """Of what is resident, reclaimed in an interval without pressure, up to 100. Default 0.05."""
+
+    pressure: float = attrs.field(
+        default=0.1,
+        converter=lambda value: checks.number("pressure", value, 1e-6, 100, "percent"),
+    )
+    """Percent of an interval that callers stall (PSI's some) from which nothing is reclaimed, up to
+    100; half of it halves what is. Default 0.1."""
+
+
+@attrs.frozen(kw_only=True)
 class SwapSpec:
     """One backing store."""
 
@@ -284,6 +313,11 @@ class Topology:
         default=ZswapSpec(), converter=lambda value: table(ZswapSpec, value, "zswap")
     )
     """The pool of blobs."""
+
+    senpai: SenpaiSpec = attrs.field(
+        default=SenpaiSpec(), converter=lambda value: table(SenpaiSpec, value, "senpai")
+    )
+    """Reclaim ahead of pressure."""
 
     swap: tuple[SwapSpec, ...] = attrs.field(default=(), converter=_swaps)
     """Backing stores; default none, and the pool is the last tier."""

@@ -15,6 +15,7 @@ from reclaimactors.compressors.null import Null
 from reclaimactors.registry import PluginRef
 from reclaimactors.topology import (
     CompressSpec,
+    SenpaiSpec,
     SwapSpec,
     Topology,
     WatermarksSpec,
@@ -25,7 +26,7 @@ from reclaimactors.topology import (
 )
 from reclaimactors.units import KIB, MIB
 
-SPECS = [CompressSpec, SwapSpec, Topology, WatermarksSpec, ZswapSpec]
+SPECS = [CompressSpec, SenpaiSpec, SwapSpec, Topology, WatermarksSpec, ZswapSpec]
 
 
 def test_defaults_are_the_contracts():
@@ -271,6 +272,7 @@ topologies = st.fixed_dictionaries(
         "compress": table_of(CompressSpec),
         "watermarks": table_of(WatermarksSpec),
         "zswap": table_of(ZswapSpec),
+        "senpai": table_of(SenpaiSpec),
         "swap": st.lists(table_of(SwapSpec), max_size=2) | values,
     },
 )
