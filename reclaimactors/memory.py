@@ -178,11 +178,11 @@ class Memory:
         self._swapping = anyio.Lock()
         self._parts_per_yield = max(2, COPY_BYTES // topology.max_folio)
         # The path of a hit looks at these directly.
-        self._small = node.small
+        self._small = node.values.small
         self._state = node.mm.state
         self._data = node.mm.data
         self._access = node.policy.access
-        self._put_fast = node.put_fast
+        self._put_fast = node.values.put_fast
         self._is_running = self._loop.is_running
         self._max_folio = topology.max_folio
 
@@ -243,22 +243,22 @@ class Memory:
             if self._state[pfn] == DEVICE:
                 raise anyio.WouldBlock
             return self._faults.one(pfn)
-        pfns: Sequence[int] = self._node.large[key]
+        pfns: Sequence[int] = self._node.values.large[key]
         if DEVICE in [self._state[pfn] for pfn in pfns]:
             raise anyio.WouldBlock
         promote = self._machine.swapin.may_promote(pfns)
         return b"".join(self._faults.parts(pfns, promote=promote))
 
     def __contains__(self, key: Hashable) -> bool:
-        return key in self._node
+        return key in self._node.values
 
     def __len__(self) -> int:
-        return len(self._node.small) + len(self._node.large)
+        return len(self._node.values.small) + len(self._node.values.large)
 
     def keys(self) -> list[Hashable]:
         """Return a snapshot of the keys."""
         self._check()
-        return [*self._node.small, *self._node.large]
+        return [*self._node.values.small, *self._node.values.large]
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -294,7 +294,7 @@ class Memory:
         size, node = _size_of(source), self._node
         if size > self._max_folio:  # refused before it is copied
             folios = nr_pages(size, self._max_folio)
-            self._admission.must_fit(size, node.other_overhead(key, folios))
+            self._admission.must_fit(size, node.values.other_overhead(key, folios))
         parts: list[bytes] = []
         dear = isinstance(source, memoryview) and not source.c_contiguous  # copied item by item
         for part in self._split(source):
@@ -304,11 +304,11 @@ class Memory:
         if parts[0] is not data:  # it was copied
             self._credit -= size // _BYTES_PER_CALL
         if not self._admission.queued:
-            need = node.need(key, size, len(parts))
+            need = node.values.need(key, size, len(parts))
             if node.memcg.free - need >= node.marks.low:
                 self._commit(key, parts, 0)
                 return
-        self._admission.must_fit(size, node.other_overhead(key, len(parts)))
+        self._admission.must_fit(size, node.values.other_overhead(key, len(parts)))
         await self._put(key, parts, size)
 
     async def _put(self, key: Hashable, parts: list[bytes], size: int) -> None:
@@ -318,7 +318,7 @@ class Memory:
         braked = False
 
         def short() -> int:
-            return node.need(key, size, len(parts)) - reserved
+            return node.values.need(key, size, len(parts)) - reserved
 
         try:
             while short() > 0 or not braked:  # the old value may change while we wait
@@ -334,13 +334,13 @@ class Memory:
     def _commit(self, key: Hashable, parts: list[bytes], reserved: int) -> None:
         """Make `parts` the value of `key`; the bytes of a large old value go in slices."""
         old = self._bytes_of_large(key)
-        self._node.commit(key, parts, reserved)
+        self._node.values.commit(key, parts, reserved)
         self._machine.let_go(old)
 
     def _bytes_of_large(self, key: Hashable) -> list[bytes]:
         """Return the bytes that are held for a value of several folios, [] for any other."""
         data = self._data
-        return [data[pfn] for pfn in self._node.large.get(key, ()) if pfn in data]
+        return [data[pfn] for pfn in self._node.values.large.get(key, ()) if pfn in data]
 
     def put_nowait(self, key: Hashable, data: Buffer) -> None:
         """Make `data` the value of `key` without waiting; below *min* it compresses here and now.
@@ -361,9 +361,9 @@ class Memory:
         source = _bytes_of(data)
         size, node = _size_of(source), self._node
         folios = max(1, nr_pages(size, self._max_folio))
-        self._admission.must_fit(size, node.other_overhead(key, folios))
+        self._admission.must_fit(size, node.values.other_overhead(key, folios))
         parts = list(self._split(source))
-        reserved = self._admission.reserve_now(lambda: node.need(key, size, len(parts)))
+        reserved = self._admission.reserve_now(lambda: node.values.need(key, size, len(parts)))
         try:
             self._commit(key, parts, reserved)
         except BaseException:
@@ -383,7 +383,7 @@ class Memory:
         if self._credit < 0:
             await self._yield()
         old = self._bytes_of_large(key)
-        self._node.delete(key)
+        self._node.values.delete(key)
         self._machine.let_go(old)
 
     def _split(self, source: bytes | memoryview) -> Iterable[bytes]:
@@ -466,7 +466,7 @@ class Memory:
         if advice is Advice.WILLNEED:
             self._prefetch.will_need(key)
             return
-        nr_bytes = self._node.deactivate(key)
+        nr_bytes = self._node.values.deactivate(key)
         if advice is Advice.PAGEOUT and nr_bytes:
             self._machine.kswapd.request(nr_bytes)
             self._machine.wake_kswapd()
@@ -641,7 +641,7 @@ class Memory:
             compressed=compressed,
             overhead=overhead,
             free=budget - resident - compressed - overhead,
-            swapped=self._node.swapped,
+            swapped=self._node.slots.swapped,
             staging=self._machine.offload.staging,
             oldest_queued_s=self._loop.now() - since if since is not None else 0.0,
         )
@@ -656,7 +656,7 @@ class Memory:
     def __repr__(self) -> str:
         used = self._node.memcg.budget - self._node.memcg.free
         held = f"{format_size(used)} of {format_size(self._node.memcg.budget)}"
-        keys = len(self._node.small) + len(self._node.large)
+        keys = len(self._node.values.small) + len(self._node.values.large)
         return f"<Memory {self._topology.name!r}: {keys} keys, {held}>"
 
     # -- guards -----------------------------------------------------------------------------------

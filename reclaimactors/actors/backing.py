@@ -167,7 +167,7 @@ class Backing:
         """Note whether it is late: then it takes nothing more of what is to be written back."""
         was, self.device.late = self.device.late, self.late
         if self.device.late and not was:
-            self._node.cannot_write_back(self.device.index)
+            self._node.writeback.cannot(self.device.index)
 
 
 class TooSlow(BackendError):  # noqa: N818 - says what happened

@@ -69,7 +69,7 @@ class Forgets:
                 breath.begin()
             await self._after_loads()
             nr = min(FORGET_SLOTS, self._most)
-            runs = self._m.node.take_stale(self._device.index, nr)
+            runs = self._m.node.slots.take_stale(self._device.index, nr)
             if runs:
                 await self._forget(runs)
             await breath.take()
@@ -100,9 +100,9 @@ class Forgets:
             forgotten = not isinstance(exc, TooSlow)
         finally:
             if forgotten:
-                node.forgotten(device.index, runs)
+                node.slots.forgotten(device.index, runs)
             else:
-                node.not_forgotten(device.index, runs)
+                node.slots.not_forgotten(device.index, runs)
                 self._backing.put_aside.notify()
             self._m.verdicts.notify()
 

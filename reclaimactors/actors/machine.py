@@ -498,7 +498,7 @@ class Machine:
         if not ram_only and (batch is None or self.node.scan.seen_all):
             # The caller's need is not known here: free memory may be at *high*, and too little.
             cluster = SWAP_CLUSTER_MAX * self.node.page_size
-            self.node.want_writeback(cluster if who is Reclaimer.DIRECT else 0)
+            self.node.writeback.want(cluster if who is Reclaimer.DIRECT else 0)
         if batch is None:
             return 0
         if self.kcompressd and self.node.zswap.enabled:
@@ -575,7 +575,7 @@ class Machine:
             if ledger.freed_total != freed or (or_room and node.memcg.free > free):
                 return True
             compressed = not node.memcg.compressing or ledger.returned_total >= ends
-            if compressed and not node.awaits_writes(of_late=True):
+            if compressed and not node.writeback.awaits_writes(of_late=True):
                 return False
 
     # -- stores -----------------------------------------------------------------------------------

@@ -251,9 +251,9 @@ class Stores:
         pfn = self.rmap.folio(slot) if self.rmap is not None else None
         if pfn is None or self._footprint is None:
             return
-        slots = node.slots_at(self.backing.device.index, pfn)
+        slots = node.slots.at(self.backing.device.index, pfn)
         if slot in slots:
-            self._m.ledger.freed(node.recharge(pfn, self._footprint(slots)))
+            self._m.ledger.freed(node.slots.recharge(pfn, self._footprint(slots)))
 
     def _failed(self, write: StoreBatch, exc: BackendError) -> list[StoreBatch]:
         """A write has failed; return writes to other devices."""
@@ -281,8 +281,8 @@ class Stores:
                 break
             else:
                 await checkpoint()
-        if node.writeback_wanted:
-            node.cannot_write_back(device.index)
+        if node.writeback.wanted:
+            node.writeback.cannot(device.index)
             self._m.verdicts.notify()
 
     async def _coldest(self, nr: int, breath: Breath) -> list[StoreBatch]:
@@ -311,7 +311,7 @@ class Stores:
         """
         node = self._m.node
         for pfn in write.pfns:
-            device, slots = node.device_of(pfn), node.slots_of(pfn)
+            device, slots = node.device_of(pfn), node.slots.of(pfn)
             loads = self._m.swapds[device].loads
             stored: list[bytes] = []
             for slot in slots:

@@ -117,12 +117,12 @@ class Admission:
             await checkpoint()
             return patient
         if node.scan.exhausted:
-            if node.awaits(of_late=True) or node.awaits_slots:
+            if node.writeback.awaits(of_late=True) or node.writeback.awaits_slots:
                 await machine.progress_within(LATE_S, or_room=True)  # then: is a store late by now?
             elif not await self._store_returns():
                 raise self.out_of_memory(need)
             return True
-        pending = node.awaits(of_late=False) or node.awaits_slots
+        pending = node.writeback.awaits(of_late=False) or node.writeback.awaits_slots
         if pending and (patient or node.scan.seen_all):
             return await machine.progress_within(PATIENCE_S, or_room=True)
         await checkpoint()
@@ -159,7 +159,7 @@ class Admission:
                 machine.revive()
                 machine.wake_kswapd()
             freed = machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT, ram_only=True)
-            pending = node.awaits(of_late=True) or node.awaits_slots
+            pending = node.writeback.awaits(of_late=True) or node.writeback.awaits_slots
             may_wait = pending or node.swap.has_room or node.swap.may_return
             if not freed and (node.scan.seen_all or (may_wait and not machine.ram_takes)):
                 if may_wait:
@@ -194,7 +194,7 @@ class Admission:
         machine, brake = self._m, self._brake
         while brake.holds and not machine.kswapd.throttled:
             done = not machine.awake or machine.node.scan.seen_all
-            if done and not machine.node.awaits(of_late=False):
+            if done and not machine.node.writeback.awaits(of_late=False):
                 brake.forgive()
                 return
             paid = not machine.late
@@ -232,7 +232,7 @@ class Admission:
         """Return the error, with what is in the way."""
         node = self._m.node
         memcg = node.memcg
-        keys = len(node.small) + len(node.large)
+        keys = len(node.values.small) + len(node.values.large)
         msg = (
             f"no room for {format_size(need)} more: {format_size(memcg.free)} of the budget of "
             f"{format_size(memcg.budget)} is free, {format_size(node.marks.min)} of it stays free, "

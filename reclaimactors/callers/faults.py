@@ -52,7 +52,7 @@ class Faults:
 
     async def get(self, key: Hashable) -> bytes:
         """Return the value of `key`; what it may raise is said at `Memory.get`."""
-        pfns = self._node.pfns(key)
+        pfns = self._node.values.pfns(key)
         if len(pfns) > 1:
             return await self.joined(key, self._join)
         pfn = pfns[0]
@@ -65,7 +65,7 @@ class Faults:
             return self.one(pfn)
         else:
             ready = await self.expand_one(pfn)
-        while len(pfns := self._node.pfns(key)) == 1:
+        while len(pfns := self._node.values.pfns(key)) == 1:
             pfn = pfns[0]
             if not self._mm.is_away(pfn):
                 return self.one(pfn, ready)
@@ -100,7 +100,7 @@ class Faults:
             expanded = await self._machine.expand(value.held)
             self._machine.check_open()
             looks += 1
-            if looks == MAX_LOOKS or self._node.pfns(key) == value.pfns:
+            if looks == MAX_LOOKS or self._node.values.pfns(key) == value.pfns:
                 break
         place = {pfn: at for at, pfn in enumerate(value.pfns)}
         found = await self.settle(value.held, expanded)
@@ -118,7 +118,7 @@ class Faults:
     async def _snapshot(self, key: Hashable) -> _Snapshot:
         """Take a value as it is; wait only where a store's mailbox is full."""
         while True:
-            pfns = self._node.pfns(key)
+            pfns = self._node.values.pfns(key)
             promote = self._machine.swapin.may_promote(pfns)
             away = self._mm.away(pfns)
             few = self._mm.bytes_of(away) <= COPY_BYTES

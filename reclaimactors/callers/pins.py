@@ -33,7 +33,7 @@ class Pins:
     async def folio(self, key: Hashable) -> int | None:
         """Make a value of one folio resident, and pin it; return its pfn, None if it has more."""
         node = self._node
-        while len(pfns := node.pfns(key)) == 1:
+        while len(pfns := node.values.pfns(key)) == 1:
             pfn = pfns[0]
             if not node.pins.get(pfn):
                 self._admission.must_fit(self._mm.bytes_of(pfns), node.memcg.overhead)
@@ -92,7 +92,7 @@ class Pins:
         value: mmap | bytes | None = None
 
         def short() -> int:
-            return self._mm.bytes_of(node.pfns(key)) - reserved
+            return self._mm.bytes_of(node.values.pfns(key)) - reserved
 
         try:
             while value is None or len(value) > reserved:  # again if it grew while we waited

@@ -51,7 +51,7 @@ class Prefetch:
         Raises:
             KeyError: if the key is absent.
         """
-        pfns = self._node.pfns(key)
+        pfns = self._node.values.pfns(key)
         if self._machine.swapin.may_promote(pfns) and not self._now(pfns):
             self._keys[key] = None
             self._machine.start()
@@ -97,7 +97,7 @@ class Prefetch:
             KeyError: if the key is gone.
         """
         at = 0
-        while at < len(pfns := self._node.pfns(key)):
+        while at < len(pfns := self._node.values.pfns(key)):
             some, after = self._away(pfns, at)
             if not self._machine.swapin.may_promote(some):
                 return

@@ -132,13 +132,13 @@ class Proactive:
         elif not mine.in_flight:
             scan = machine.node.scan
             if scan.seen_all and not scan.exhausted:  # as whoever compresses in the loop does
-                machine.node.want_writeback()
+                machine.node.writeback.want()
             if scan.exhausted:
                 self._over = not await self._others_free()
-            elif scan.seen_all and machine.node.writeback_wanted:
+            elif scan.seen_all and machine.node.writeback.wanted:
                 # All that is left to do is a store's; one that is late is not waited for.
                 freed = await self._others_free()
-                self._over = not freed and machine.node.writeback_wanted > 0
+                self._over = not freed and machine.node.writeback.wanted > 0
             elif self._patient:
                 with anyio.move_on_after(PATIENCE_S) as scope:
                     await self._others_free()
@@ -152,7 +152,8 @@ class Proactive:
         machine = self._m
         before = machine.ledger.freed_total
         while machine.ledger.freed_total == before:
-            if not (machine.node.awaits(of_late=False) or machine.node.awaits_slots):
+            writeback = machine.node.writeback
+            if not (writeback.awaits(of_late=False) or writeback.awaits_slots):
                 return False
             await machine.verdicts.wait()
             machine.check_open()

@@ -47,7 +47,7 @@ async def swapoff(machine: Machine, topology: Topology, admission: Admission, sw
     index = swapd.device.index
     machine.node.swap.remove(index)  # no way back: even if cancelled, it is off
     del machine.swapds[index]
-    machine.node.device_left(index)
+    machine.node.writeback.device_left(index)
     machine.verdicts.notify()
     for actor in swapd.actors:
         machine.remove_actor(actor)

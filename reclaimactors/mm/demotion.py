@@ -107,4 +107,4 @@ class Demotion:
         assert set(self._lru.walk(0)) == charged, "folios of stores in the budget drifted"
         assert self.held >= 0
         assert self.wanted >= 0
-        assert self.leaving == 0 or self._node.nr_writes, "nobody moves what is leaving"
+        assert self.leaving == 0 or self._node.writeback.nr_writes, "nobody moves what is leaving"

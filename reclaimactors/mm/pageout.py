@@ -176,7 +176,7 @@ class Pageout:
     ) -> StoreBatch:
         """Return an empty write for folios of a batch, or for blobs of the pool (None)."""
         node = self._node
-        node.write_begun(device.index)
+        node.writeback.write_begun(device.index)
         if batch is None:
             return StoreBatch(node.new_id(), device.index, Reclaimer.KSWAPD, blobs=True)
         return StoreBatch(
@@ -261,7 +261,7 @@ class Pageout:
             nr += 1
         rest = attrs.evolve(write, id=node.new_id(), pfns=write.pfns[nr:], slots=write.slots[nr:],
                             lengths=write.lengths[nr:])  # fmt: skip
-        node.write_begun(write.device)
+        node.writeback.write_begun(write.device)
         del write.pfns[nr:], write.slots[nr:], write.lengths[nr:]
         for pfn in rest.pfns:
             node.mm.owner[pfn] = rest.id
@@ -289,7 +289,7 @@ class Pageout:
             zip(write.pfns, write.slots, write.lengths, strict=True)
         ):
             if mm.owner[pfn] != write.id or not self._may_move(pfn, write):
-                node.forget_slots(write.device, slots)
+                node.slots.forget(write.device, slots)
                 node.release(pfn)
                 continue
             nr = 1 if mm.size[pfn] <= page else nr_pages(mm.size[pfn], page)
@@ -300,7 +300,7 @@ class Pageout:
             elif write.moved is not None:  # its codec and checksum go with it
                 charged = mm.charge[pfn]
                 node.demotion.forget(pfn)
-                node.release_slots(pfn)
+                node.slots.release(pfn)
             else:
                 mm.shadow[pfn] = next(shadows)
                 mm.codec[pfn] = _RAW
@@ -310,9 +310,9 @@ class Pageout:
             mm.device[pfn] = write.device
             mm.entry[pfn] = slots[0]
             if not isinstance(slots, range):
-                node.scattered[pfn] = array("Q", slots)
+                node.slots.scattered[pfn] = array("Q", slots)
             mm.length[pfn] = length
-            node.swapped += length
+            node.slots.swapped += length
             mm.charge[pfn] = min(charged, charges[i]) if charges else 0
             if mm.charge[pfn]:
                 node.demotion.add(pfn)
@@ -419,7 +419,7 @@ class Pageout:
             for first, nr in runs(slots):
                 self._node.swap[device].set_aside(first, nr)
         else:
-            self._node.forget_slots(device, slots)
+            self._node.slots.forget(device, slots)
 
     # -- the pool's shrinker ----------------------------------------------------------------------
 
@@ -527,7 +527,7 @@ class Pageout:
             self._node.demotion.leaving -= write.leaving
         if write.reclaims:
             self._node.swap[write.device].at_store -= write.nr_bytes
-        self._node.write_ended(write.device)
+        self._node.writeback.write_ended(write.device)
 
 
 def _with_room(writes: Sequence[StoreBatch], device: SwapDevice, length: int) -> StoreBatch | None:

@@ -43,7 +43,7 @@ class Scan:
     @property
     def exhausted(self) -> bool:
         """Whether all that could free memory was tried: folios, and the pool's way to a store."""
-        return self.seen_all and (self.asks >= MAX_RECLAIM_RETRIES or not self._node.may_write_back)
+        return self.seen_all and (self.asks >= MAX_RECLAIM_RETRIES or not self._node.writeback.may)
 
     @property
     def lists_seen(self) -> bool:

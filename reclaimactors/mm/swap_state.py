@@ -45,19 +45,19 @@ class SwapCache:
         mm = self._node.mm
         mm.cached[pfn] = 1
         self._clean.setdefault(mm.device[pfn], {})[pfn] = None
-        self.pages += len(self._node.slots_of(pfn))
+        self.pages += len(self._node.slots.of(pfn))
 
     def forget(self, pfn: int) -> None:
         """A clean folio is read from nowhere else any more: it leaves the cache with its slots."""
         mm = self._node.mm
         mm.cached[pfn] = 0
         del self._clean[mm.device[pfn]][pfn]
-        self.pages -= len(self._node.slots_of(pfn))
+        self.pages -= len(self._node.slots.of(pfn))
 
     def drop(self, pfn: int) -> None:
         """A clean folio is overwritten or deleted: its slots go back to the device."""
         self.forget(pfn)
-        self._node.release_slots(pfn)
+        self._node.slots.release(pfn)
 
     def shed(self, device: SwapDevice, slots: int) -> int:
         """Give back at least so many slots of a device, oldest first; return how many it were."""
@@ -80,7 +80,7 @@ class SwapCache:
             "swap cache drifted"
         )
         assert all(mm.state[pfn] == RESIDENT for pfn in clean), "a clean folio is not resident"
-        assert self.pages == sum(len(self._node.slots_of(pfn)) for pfn in clean), "slots drifted"
+        assert self.pages == sum(len(self._node.slots.of(pfn)) for pfn in clean), "slots drifted"
         as_it_is = [pfn for pfn in clean if not mm.codec[pfn] and pfn in mm.data]  # see MemMap.gone
         assert all(crc32(mm.data[pfn]) == mm.crc[pfn] for pfn in as_it_is), "clean, but changed"
 

@@ -172,7 +172,7 @@ class Swapin:
             node.swapcache.add(pfn)
         elif state == DEVICE:
             node.demotion.forget(pfn)
-            node.release_slots(pfn)
+            node.slots.release(pfn)
         mm.owner[pfn] = 0
         node.memcg.spend(reserved, resident=len(data), compressed=-held)
         mm.data[pfn] = data
@@ -239,7 +239,7 @@ class Swapin:
         node = self._node
         device, size = node.mm.device, node.mm.size
         loads = [
-            Load(pfn, device[pfn], node.slots_of(pfn), promote, size[pfn] if promote else 0)
+            Load(pfn, device[pfn], node.slots.of(pfn), promote, size[pfn] if promote else 0)
             for pfn in pfns
         ]
         if promote:

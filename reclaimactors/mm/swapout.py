@@ -203,7 +203,8 @@ class Swapout:
         if not node.lethal:
             return []
         held = [(pfn, node.mm.data[pfn]) for pfn in self.owned(batch)]
-        return [(node.key_of(pfn), len(data)) for pfn, data in held if node.lethal.to_tell(data)]
+        told = [(pfn, len(data)) for pfn, data in held if node.lethal.to_tell(data)]
+        return [(node.values.key_of(pfn), size) for pfn, size in told]
 
     def cut(self, batch: FolioBatch, *, pages: int = 0, nr_bytes: int = 0) -> FolioBatch | None:
         """Keep so many pages or bytes of a batch, one folio at least; return the rest, if any."""

@@ -74,7 +74,7 @@ class Kswapd:
     @property
     def pending(self) -> bool:
         """Whether something on its way may yet free memory."""
-        return self._node.awaits(of_late=True)
+        return self._node.writeback.awaits(of_late=True)
 
     @property
     def hopeless(self) -> bool:
@@ -106,12 +106,12 @@ class Kswapd:
             return self._sleep()
         if not self.running:
             self._start_run(node)
-        if not node.awaits_writes(of_late=False):
+        if not node.writeback.awaits_writes(of_late=False):
             self.throttled = False
         if self.throttled and not node.zswap.accepts():
             return Step.THROTTLE
         if node.scan.seen_all:
-            node.want_writeback()
+            node.writeback.want()
         if self._covered(node) or not self._room(node):
             return Step.WAIT
         if self._quota <= 0:
@@ -126,7 +126,7 @@ class Kswapd:
             self.requested = max(0, self.requested - batch.nr_bytes - batch.clean_bytes)
         else:
             self._quota = self.requested = 0
-            self._node.want_writeback()
+            self._node.writeback.want()
 
     def _isolate(self, node: Node) -> Step:
         self.nr = min(SWAP_CLUSTER_MAX, self._quota)

@@ -96,7 +96,7 @@ class Kit:
         target = node.marks.low - down_to * (node.marks.low - node.marks.min)
         nr = 0
         while node.memcg.free >= target:
-            node.commit(("fill", nr), [(make or Kit.text)(nr, size)], 0)
+            node.values.commit(("fill", nr), [(make or Kit.text)(nr, size)], 0)
             nr += 1
         return nr
 

@@ -51,7 +51,7 @@ async def callers():
 def nothing_in_flight(memory):
     node = memory._node
     assert node.check()
-    assert (node.nr_in_flight, node.nr_writes, node.memcg.in_flight) == (0, 0, 0)
+    assert (node.nr_in_flight, node.writeback.nr_writes, node.memcg.in_flight) == (0, 0, 0)
     assert memory._machine.fifo.waiting_pages == 0
     return True
 
@@ -258,7 +258,7 @@ async def test_a_hanging_store_a_full_fifo_and_a_held_batch_end_with_nothing_in_
             await gate.wait_entered()
             await kit.settle()
             assert not machine.fifo.room(1)
-            assert memory._node.nr_writes == 1
+            assert memory._node.writeback.nr_writes == 1
         assert nothing_in_flight(memory)
     finally:
         gate.open()

@@ -347,7 +347,7 @@ async def test_hopeless_comes_with_the_last_verdict_of_a_slow_worker_and_goes_wi
         for key in range(nr):
             if machine.node.memcg.free < machine.node.marks.high:
                 assert core.hopeless
-                machine.node.delete(("fill", key))
+                machine.node.values.delete(("fill", key))
         worker.trace.clear()
         kit.fill(machine)
         assert not core.hopeless

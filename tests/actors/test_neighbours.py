@@ -124,7 +124,7 @@ async def test_batches_in_a_fifo_that_closes(kit, machine_of):
 async def test_a_batch_that_the_loop_compresses_itself(kit, machine_of):
     machine = await machine_of()
     machine.node.zswap.enabled = False  # so that `begin` gives the verdicts
-    machine.node.commit("zeros", [bytes(kit.page)], 0)
+    machine.node.values.commit("zeros", [bytes(kit.page)], 0)
     policy = wary(machine)
     [batch] = isolated(machine, 1)
     policy.raises["shadow"] = set(batch.pfns)
@@ -151,7 +151,7 @@ async def test_writes_of_one_call_of_a_store(kit, machine_of):
     state = machine.node.mm.state
     assert {state[pfn] for pfn in batches[1].pfns} == {DEVICE}
     assert {state[pfn] for batch in batches[::2] for pfn in batch.pfns} == {RESIDENT}
-    assert machine.node.nr_writes == machine.node.nr_in_flight == 0
+    assert machine.node.writeback.nr_writes == machine.node.nr_in_flight == 0
     assert machine.node.check()
     assert device_of(machine).aside == 0
 
@@ -168,7 +168,7 @@ async def test_writes_that_wait_as_their_swapd_stops(kit, machine_of):
         machine.compress_inline(batch)
     with pytest.raises(RuntimeError, match="putback"):
         machine.swapds[0].close()
-    assert machine.node.nr_writes == machine.node.nr_in_flight == 0
+    assert machine.node.writeback.nr_writes == machine.node.nr_in_flight == 0
     assert machine.node.check()
 
 
@@ -190,7 +190,7 @@ async def test_folios_that_were_read_together(kit, caplog):
     spec = kit.spec() | {"swap": [{"backend": store}]}
     async with ra.open_memory(**spec) as memory:
         values = await swapped(kit, memory, 3)
-        wary(memory._machine).raises["insert"] = set(memory._node.pfns(1))
+        wary(memory._machine).raises["insert"] = set(memory._node.values.pfns(1))
         got = {}
 
         async def reader(key):
@@ -204,7 +204,7 @@ async def test_folios_that_were_read_together(kit, caplog):
                 readers.start_soon(reader, key)
             await store.load_gate.entered.wait()
             store.load_gate.open()
-        [pfn] = memory._node.pfns(1)
+        [pfn] = memory._node.values.pfns(1)
         assert got == values | {1: f"insert of {pfn}"}
         assert "swapd.load_failed" in caplog.text
         assert memory._node.memcg.reserved == 0
@@ -219,7 +219,7 @@ async def test_folios_that_were_read_together(kit, caplog):
 async def test_what_a_put_nowait_had_reserved_for_it(kit):
     async with ra.open_memory(**kit.spec()) as memory:
         memory.put_nowait("old", b"old")
-        [pfn] = memory._node.pfns("old")
+        [pfn] = memory._node.values.pfns("old")
         wary(memory._machine).raises["insert"] = set(range(pfn + 1, pfn + 9))
         with pytest.raises(RuntimeError, match="insert"):
             memory.put_nowait("new", bytes(100))

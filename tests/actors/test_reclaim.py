@@ -292,7 +292,7 @@ async def test_it_waits_without_work_for_a_store_that_was_asked_to_take_what_is_
         node, machine = memory._node, memory._machine
         assert node.nr_resident == 0
         store.store_gate = StoreGate()
-        node.want_writeback(50 * kit.page)  # as a put does that lacks so much
+        node.writeback.want(50 * kit.page)  # as a put does that lacks so much
         await store.store_gate.entered.wait()
         rounds, reclaim_inline = [], machine.reclaim_inline
 

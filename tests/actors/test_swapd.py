@@ -46,7 +46,7 @@ async def swap_out(kit, memory, nr=1):
 
 
 def states(memory):
-    return {memory._node.mm.state[pfn] for pfn in memory._node.small.values()}
+    return {memory._node.mm.state[pfn] for pfn in memory._node.values.small.values()}
 
 
 def device(memory, index=0):
@@ -158,7 +158,9 @@ async def test_one_slot_that_cannot_be_read_does_not_spoil_a_batch(kit, open_ove
         values = await swap_out(kit, memory, 5)
         store.load_errors = {1: EIO}  # the batch; each of its folios is then tried alone
         machine = memory._machine
-        tickets = machine.swapds[0].loads.request(list(memory._node.small.values()), promote=False)
+        tickets = machine.swapds[0].loads.request(
+            list(memory._node.values.small.values()), promote=False
+        )
         assert [await ticket.wait() for ticket in tickets] == list(values.values())
         assert store.nr_loads == 1 + 5
 
@@ -208,7 +210,7 @@ async def test_many_loads_that_hang_together_end_at_one_deadline(kit, open_over)
         started = anyio.current_time()
         machine = memory._machine
         for ticket in machine.swapds[0].loads.request(
-            list(memory._node.small.values()), promote=False
+            list(memory._node.values.small.values()), promote=False
         ):
             with pytest.raises(ra.BackendError):
                 await ticket.wait()
@@ -300,7 +302,7 @@ async def test_a_store_is_late_while_a_write_has_no_answer(kit, open_over):
         memory._machine.revive()
         assert device(memory).late
         await anyio.sleep(5.0)
-        assert memory._node.nr_writes == 0
+        assert memory._node.writeback.nr_writes == 0
         assert not device(memory).late
         assert not device(memory).takes_writes  # it was given up
         store.store_gate = None
@@ -395,7 +397,7 @@ async def test_a_store_that_keeps_failing_is_tried_less_and_less_and_is_still_re
         store.store_errors = {}
         await anyio.sleep(60.0)
         await memory.reclaim(EVERYTHING)
-        assert memory._node.mm.state[memory._node.small["more"]] == DEVICE
+        assert memory._node.mm.state[memory._node.values.small["more"]] == DEVICE
         assert memory.health().state == "open"
     lines = [line.split()[0] for line in caplog.messages if "swapd." in line]
     assert lines == ["swapd.store_failed", "swapd.out_of_service", "swapd.back_in_service"]
@@ -480,7 +482,7 @@ async def test_one_write_at_a_time_tries_a_store_that_has_failed(kit, open_over)
             tasks.start_soon(memory.reclaim, EVERYTHING)
             await store.store_gate.entered.wait()
             await kit.settle()
-            assert (store.nr_stores - before, machine.node.nr_writes) == (1, 1)
+            assert (store.nr_stores - before, machine.node.writeback.nr_writes) == (1, 1)
             store.store_gate.open()
         await memory.reclaim(EVERYTHING)
         assert states(memory) == {DEVICE}
@@ -819,7 +821,7 @@ async def test_a_shrinker_that_ends_between_two_writes_hands_both_back(kit, open
         seen = []
 
         async def take(_):
-            seen.append(node.nr_writes)
+            seen.append(node.writeback.nr_writes)
             if len(seen) == 2:
                 raise KeyboardInterrupt
 
@@ -829,7 +831,7 @@ async def test_a_shrinker_that_ends_between_two_writes_hands_both_back(kit, open
         monkeypatch.undo()
         node.zswap.wanted = 0
         assert seen == [1, 2]
-        assert (node.nr_writes, node.zswap.leaving) == (0, 0)
+        assert (node.writeback.nr_writes, node.zswap.leaving) == (0, 0)
         assert {key: await memory.get(key) for key in values} == values
         assert node.check()
 

@@ -134,16 +134,16 @@ class Shelf:
 
     def _folios(self, key: int) -> list[int]:
         mm = self._node.mm
-        return [pfn for pfn in self._node.pfns(key) if mm.state[pfn] == DEVICE]
+        return [pfn for pfn in self._node.values.pfns(key) if mm.state[pfn] == DEVICE]
 
     def _of(self, key: int) -> list[int]:
-        return [slot for pfn in self._folios(key) for slot in self._node.slots_of(pfn)]
+        return [slot for pfn in self._folios(key) for slot in self._node.slots.of(pfn)]
 
     def _held(self, key: int) -> tuple[bytes, bool]:
         """What a store has of a value, without padding, and whether each slot is whole."""
         read, length = self._slots.read, self._node.mm.length
         own = [
-            b"".join(map(read, self._node.slots_of(pfn)))[: length[pfn]]
+            b"".join(map(read, self._node.slots.of(pfn)))[: length[pfn]]
             for pfn in self._folios(key)
         ]
         return b"".join(own), all(self._slots.whole(slot) for slot in self._of(key))
@@ -229,7 +229,7 @@ async def life(store: str, zswap: dict, sizes: list[int], damages: list[str], se
             await asyncio.sleep(0)
         await memory.drain()
         assert memory._node.check()
-        assert memory._node.swap.used == memory._node.swapped == 0
+        assert memory._node.swap.used == memory._node.slots.swapped == 0
         assert memory.vmstat["actor_restarts"] == 0
         return len(bad)
 

@@ -66,12 +66,12 @@ def fill(memory, free, make=noise):
     """Put values, without waiting, until exactly so much is free."""
     node = memory._node
     nr = 0
-    overhead = node.overhead_of(("fill", nr), 1)
+    overhead = node.values.overhead_of(("fill", nr), 1)
     while node.memcg.free - free >= 2 * (PAGE + overhead):
-        node.commit(("fill", nr), [make(nr)], 0)
+        node.values.commit(("fill", nr), [make(nr)], 0)
         nr += 1
-    size = node.memcg.free - free - node.overhead_of(("fill", nr), 1)
-    node.commit(("fill", nr), [make(nr, size)], 0)
+    size = node.memcg.free - free - node.values.overhead_of(("fill", nr), 1)
+    node.values.commit(("fill", nr), [make(nr, size)], 0)
     assert node.memcg.free == free
     return nr + 1
 
@@ -82,7 +82,7 @@ async def settle(turns=100):
 
 
 def state(memory, key):
-    return memory._node.mm.state[memory._node.pfns(key)[0]]
+    return memory._node.mm.state[memory._node.values.pfns(key)[0]]
 
 
 # values
@@ -276,7 +276,7 @@ async def test_a_large_value_comes_back_however_much_of_it_was_reclaimed(reclaim
         if reclaimed:
             memory._machine.reclaim_inline(reclaimed, Reclaimer.DIRECT)
             await memory.drain()
-        gone = sum(memory._node.mm.state[pfn] != RESIDENT for pfn in memory._node.pfns("a"))
+        gone = sum(memory._node.mm.state[pfn] != RESIDENT for pfn in memory._node.values.pfns("a"))
         assert gone == reclaimed
         assert await memory.get("a") == value
 
@@ -497,7 +497,7 @@ async def test_below_min_put_nowait_reclaims_into_memory():
         assert memory.get_nowait("a") == noise()
         assert memory.vmstat["pgsteal_direct"] > 0
         assert memory.vmstat["allocstall_normal"] == 1
-        assert memory._node.nr_writes == 0
+        assert memory._node.writeback.nr_writes == 0
 
 
 async def test_below_min_put_nowait_would_block_where_only_a_store_could_take_it():
@@ -547,7 +547,7 @@ async def test_puts_that_wait_are_admitted_first_come_first_served():
         gated.store_gate.open()
         await asyncio.gather(*puts)
         assert sorted(order) == list(range(5))
-        assert list(memory._node.small)[-5:] == order
+        assert list(memory._node.values.small)[-5:] == order
 
 
 async def test_an_overwrite_needs_only_what_the_old_value_does_not_free():
@@ -753,7 +753,7 @@ async def test_a_large_pin_whose_key_grows_while_it_waits_for_room_is_charged_in
         await gated.store_gate.entered.wait()
         pinning = asyncio.ensure_future(pin())
         await settle()
-        memory._node.commit("a", [noise(2, 4 * PAGE), noise(3, 4 * PAGE)], 0)
+        memory._node.values.commit("a", [noise(2, 4 * PAGE), noise(3, 4 * PAGE)], 0)
         gated.store_gate.open()
         await asyncio.gather(big, pinning)
         assert got == [(8 * PAGE, 8 * PAGE)]
@@ -851,7 +851,7 @@ async def test_a_zero_value_that_ends_while_its_pin_waits_gives_no_slot_away(end
         await memory.put("zero", bytes(PAGE))
         await memory.reclaim(EVERYTHING)
         assert [state(memory, key) for key in ("slot 0", "zero")] == [DEVICE, SAME]
-        pfn = node.small["zero"]
+        pfn = node.values.small["zero"]
         node.pin(pfn)  # as `Memory.pin` does before it waits for room
         if end == "delete":
             await memory.delete("zero")

@@ -122,9 +122,9 @@ async def test_what_waits_for_a_store_that_was_too_slow_does_not_wait_for_it_aga
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(memory.reclaim, 8 << 20)
             await anyio.sleep(1.0)
-            assert memory._node.nr_writes > 8
+            assert memory._node.writeback.nr_writes > 8
             await anyio.sleep(TIMEOUT)
-            assert memory._node.nr_writes == 0
+            assert memory._node.writeback.nr_writes == 0
         assert memory._node.check()
 
 

@@ -113,7 +113,7 @@ async def test_a_value_that_is_deleted_or_read_there_is_no_other_than_a_resident
         await memory.put("b", noise(2))
         await memory.reclaim(1 << 20)
         node = memory._node
-        assert {node.mm.state[node.small[key]] for key in "ab"} == {UNEVICTABLE}
+        assert {node.mm.state[node.values.small[key]] for key in "ab"} == {UNEVICTABLE}
         assert await memory.get("a") == memory.get_nowait("a") == noise(1)
         async with memory.pin("a") as view:
             assert view == noise(1)

@@ -148,7 +148,7 @@ async def reclaimed(memory, key, value):
 
 
 def states(memory, key="k"):
-    return {memory._node.mm.state[pfn] for pfn in memory._node.pfns(key)}
+    return {memory._node.mm.state[pfn] for pfn in memory._node.values.pfns(key)}
 
 
 # -- no step is as long as the value
@@ -185,7 +185,7 @@ async def test_a_value_comes_back_a_few_folios_a_turn(turns, offload, what, call
 async def test_a_large_folio_is_decompressed_off_the_loop_for_a_pin(turns):
     async with open_memory(turns, max_folio=4 << 20) as memory:
         await reclaimed(memory, "k", text())
-        assert len(memory._node.pfns("k")) == 1
+        assert len(memory._node.values.pfns("k")) == 1
         turns.bytes.clear()
         async with memory.pin("k") as view:
             assert view == text()

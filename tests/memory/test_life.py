@@ -43,7 +43,7 @@ def press(memory):
     """Bring free memory just below low, and wake kswapd: it alone reclaims."""
     node = memory._node
     while node.memcg.free >= node.marks.low:
-        node.commit(len(node.small), [text(0)], 0)
+        node.values.commit(len(node.values.small), [text(0)], 0)
     memory._machine.wake_kswapd()
 
 

@@ -112,7 +112,7 @@ async def test_what_cannot_be_read_is_not_moved_and_holds_nothing_up():
     async with open_memory("zram", zswap={"enabled": False}) as memory:
         node = memory._node
         nr = await until_full(memory)
-        slots = node.slots_of(node.pfns(0)[0])
+        slots = node.slots.of(node.values.pfns(0)[0])
         memory.swaps()[0].backend.table.bytes[slots[0]] = b"damage"
         await memory.swapon({"backend": "file", "priority": 1})
         for key in range(nr, nr + 200):

@@ -64,7 +64,7 @@ async def fill(memory, nr=64):
 def in_slot_order(memory):
     """Return the keys in the order of their slots."""
     node = memory._node
-    return sorted(node.small, key=lambda key: node.mm.entry[node.small[key]])
+    return sorted(node.values.small, key=lambda key: node.mm.entry[node.values.small[key]])
 
 
 async def test_reading_in_order_is_read_ahead_in_growing_windows():
@@ -121,7 +121,7 @@ async def test_a_neighbour_that_cannot_be_read_spoils_nothing():
     async with over(disk) as memory:
         values = await fill(memory)
         keys = in_slot_order(memory)
-        slots = {key: memory._node.mm.entry[memory._node.small[key]] for key in keys}
+        slots = {key: memory._node.mm.entry[memory._node.values.small[key]] for key in keys}
         disk.broken = {slots[keys[10]]}
         for key in keys:
             if key == keys[10]:
@@ -167,7 +167,7 @@ async def test_a_put_that_lacks_no_more_than_was_read_ahead_waits_for_nobody():
         node = memory._node
         assert node.memcg.reserved >= PAGE
         # A put lacks one byte, and what was read ahead is enough to bring free memory to *high*.
-        least = node.memcg.free - node.need("new", PAGE, 1) + 1
+        least = node.memcg.free - node.values.need("new", PAGE, 1) + 1
         node.marks = Watermarks(least, least + 1, least + 2)
         with anyio.fail_after(10):
             await memory.put("new", noise(1000))

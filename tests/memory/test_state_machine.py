@@ -726,7 +726,7 @@ class MemoryMachine(RuleBasedStateMachine):
     @rule(call=st.sampled_from(sorted(STRANGE)))
     def second_loop(self, call) -> None:
         """A resident value is served, which costs less than to ask which loop runs."""
-        pfn = self.memory._node.small.get(0)
+        pfn = self.memory._node.values.small.get(0)
         if call.startswith("get") and pfn is not None and self.is_held(pfn):
             return
 
@@ -774,7 +774,7 @@ class MemoryMachine(RuleBasedStateMachine):
         node = self.memory._node
         for key, value in self.model.items():
             at = 0
-            for pfn in node.pfns(key):
+            for pfn in node.values.pfns(key):
                 size = node.mm.size[pfn]
                 copy = self.copy_of(pfn)
                 assert copy is None or copy == value[at : at + size], f"{key!r}: pfn {pfn}"
@@ -821,7 +821,7 @@ class MemoryMachine(RuleBasedStateMachine):
         if isinstance(backend, ZramBackend):
             return None
         slots = backend.inner.slots if isinstance(backend, Fault) else backend._slots
-        held = b"".join(slots[slot] for slot in node.slots_of(pfn))[: mm.length[pfn]]
+        held = b"".join(slots[slot] for slot in node.slots.of(pfn))[: mm.length[pfn]]
         return node.compressor.decompress(held, mm.size[pfn]) if mm.codec[pfn] else held
 
     def teardown(self) -> None:

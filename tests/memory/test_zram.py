@@ -147,7 +147,7 @@ async def test_a_batch_reaches_zram_in_the_step_in_which_it_is_compressed():
         assert memory.usage().swapped == 8 * PAGE
         assert memory._node.idle
         faults = [pfn for pfn, state in enumerate(memory._node.mm.state) if state == DEVICE]
-        (key,) = [key for key, pfn in memory._node.small.items() if pfn == faults[0]]
+        (key,) = [key for key, pfn in memory._node.values.small.items() if pfn == faults[0]]
         get = memory.get(key)
         with pytest.raises(StopIteration) as stopped:
             get.send(None)  # a fault from zram changes no tasks
@@ -326,7 +326,7 @@ async def test_a_cancelled_folio_of_a_batch_in_the_worker_keeps_its_last_value()
         machine.finish(batch, out)
         zram = check(memory)
         assert zram.mm_stat["orig_data_size"] == 2 * 2 * PAGE
-        assert [node.mm.state[node.small[key]] for key in (0, 1, 2)] == [RESIDENT] * 3
+        assert [node.mm.state[node.values.small[key]] for key in (0, 1, 2)] == [RESIDENT] * 3
         values = {0: text(0, 2 * PAGE), 1: text(100, 3 * PAGE), 2: noise()}
         for key, data in (values | {4: text(4, 2 * PAGE), 5: text(5, 2 * PAGE)}).items():
             assert await memory.get(key) == data
@@ -339,8 +339,8 @@ async def test_a_damaged_slot_is_an_error_that_names_the_store_and_hurts_nobody_
             await memory.put(key, text(key))
         await memory.drain()
         zram, node = zram_of(memory), memory._node
-        away = [key for key, pfn in node.small.items() if node.mm.state[pfn] == DEVICE][:4]
-        slots = [node.mm.entry[node.small[key]] for key in away]
+        away = [key for key, pfn in node.values.small.items() if node.mm.state[pfn] == DEVICE][:4]
+        slots = [node.mm.entry[node.values.small[key]] for key in away]
         good = {slot: zram.table.bytes[slot] for slot in slots}
         zram.table.bytes[slots[0]] = b"\xff" * len(good[slots[0]])  # damaged
         zram.table.bytes[slots[1]] = good[slots[3]]  # another one's

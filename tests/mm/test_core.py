@@ -75,17 +75,17 @@ class Core:
     # -- what keys do
 
     def put(self, key, *parts):
-        self.node.commit(key, list(parts), 0)
+        self.node.values.commit(key, list(parts), 0)
         self.check()
-        return self.node.pfns(key)[0]
+        return self.node.values.pfns(key)[0]
 
     def delete(self, key):
-        self.node.delete(key)
+        self.node.values.delete(key)
         self.check()
 
     def get(self, key, *, promote=True):
         """Return a value, from its store if need be."""
-        parts = [self.fault(pfn, promote=promote) for pfn in self.node.pfns(key)]
+        parts = [self.fault(pfn, promote=promote) for pfn in self.node.values.pfns(key)]
         return b"".join(parts)
 
     def fault(self, pfn, *, promote=True):
@@ -137,11 +137,11 @@ class Core:
     def forget(self):
         """Let every store forget what it should."""
         for index, slots in enumerate(self.slots):
-            runs = self.node.take_stale(index)
+            runs = self.node.slots.take_stale(index)
             for first, nr in runs:
                 for slot in range(first, first + nr):
                     slots.pop(slot, None)
-            self.node.forgotten(index, runs)
+            self.node.slots.forgotten(index, runs)
         self.check()
 
     def reclaim(self, nr=32):
@@ -172,7 +172,7 @@ class Core:
         """Return the next write of what leaves the stores in the budget, read from them."""
         write = self.out.pageout.demote(self.node.swap[device])
         for pfn in write.pfns if write and read else ():
-            source, slots = self.node.mm.device[pfn], self.node.slots_of(pfn)
+            source, slots = self.node.mm.device[pfn], self.node.slots.of(pfn)
             stored = [self.slots[source][slot] for slot in slots]
             write.moved[pfn] = self.back.as_stored(pfn, source, slots, stored)
         self.check()
@@ -181,7 +181,7 @@ class Core:
     # -- what tests ask
 
     def state(self, key):
-        return self.node.mm.state[self.node.pfns(key)[0]]
+        return self.node.mm.state[self.node.values.pfns(key)[0]]
 
     def verdicts(self):
         """Return the verdicts so far, those that were given at all."""
@@ -403,7 +403,7 @@ def test_a_pool_that_was_full_accepts_again_only_below_its_threshold():
     core.reclaim()
     assert core.state("above") == DEVICE
     while core.node.zswap.total > core.node.zswap.limit // 2:
-        core.delete(next(key for key in core.node.small if core.state(key) == ZSWAP))
+        core.delete(next(key for key in core.node.values.small if core.state(key) == ZSWAP))
     core.put("below", text(2))
     core.reclaim()
     assert core.state("below") == ZSWAP
@@ -520,7 +520,7 @@ def test_a_fresh_blob_is_passed_over_once_before_it_is_written_back():
     assert core.out.pageout.writeback(core.node.swap[0]) is None
     assert core.node.vmstat["zswap_second_chance"] == 3
     write = core.out.pageout.writeback(core.node.swap[0])
-    assert write.pfns == [core.node.pfns(i)[0] for i in range(3)]
+    assert write.pfns == [core.node.values.pfns(i)[0] for i in range(3)]
     core.write([write])
 
 
@@ -614,9 +614,9 @@ def test_reading_from_a_device_protects_the_pool_from_pressure():
     core.node.marks = Watermarks(1 << 18, 1 << 19, 1 << 20)
     pool = core.node.zswap
     expected = pool.total * (pool.pages - len(away)) // pool.pages
-    core.node.want_writeback()
+    core.node.writeback.want()
     assert pool.wanted == pytest.approx(expected, abs=1)
-    core.node.want_writeback()
+    core.node.writeback.want()
     assert pool.wanted == pytest.approx(expected, abs=1), "what is asked for already stays"
 
 
@@ -678,7 +678,7 @@ def test_a_store_that_fails_leaves_no_stale_copy_and_is_counted_once(counter, ol
     vm = core.node.vmstat
     grown = {name: vm[name] - before[name] for name in reasons if name and vm[name] != before[name]}
     assert grown == dict.fromkeys(expected - {None}, 1)
-    assert core.node.pfns("a")[0] not in core.node.zswap.coldest(1 << 20)
+    assert core.node.values.pfns("a")[0] not in core.node.zswap.coldest(1 << 20)
     copies = [data for data in core.slots[0].values() if data in {new(2), noise(1), text(1)}]
     assert copies == ([] if counter == "swapout_error" else [new(2)])
     assert core.get("a") == new(2)
@@ -733,7 +733,7 @@ def test_a_damaged_blob_is_counted_wherever_it_is_read():
     assert core.node.vmstat["decompress_fail"] == 0  # the checksum was first
     core.put("b", text(3))
     core.reclaim()
-    core.node.mm.data[core.node.pfns("b")[0]] = b"\xff" * len(Lz4().compress(text(3)))
+    core.node.mm.data[core.node.values.pfns("b")[0]] = b"\xff" * len(Lz4().compress(text(3)))
     with pytest.raises(CorruptData):
         core.get("b")
     assert core.node.vmstat["decompress_fail"] == 1
@@ -790,7 +790,7 @@ def test_misplaced_slots_are_corrupt_data():
 @pytest.mark.parametrize("nr", [0, 1, 2, 4])
 def test_another_number_of_slots_is_corrupt_data(nr):
     core = on_device()
-    pfn = core.node.pfns("a")[0]
+    pfn = core.node.values.pfns("a")[0]
     load = core.back.begin_loads((pfn,), promote=True)[0]
     with pytest.raises(CorruptData, match="'store0'"):
         core.back.finish(load, [noise()] * nr)
@@ -816,7 +816,7 @@ def test_padding_up_to_the_page_is_cut():
 
 def test_a_failed_load_leaves_the_folio_and_gives_its_reservation_back():
     core = on_device()
-    core.back.fail(core.back.begin_loads((core.node.pfns("a")[0],), promote=True)[0])
+    core.back.fail(core.back.begin_loads((core.node.values.pfns("a")[0],), promote=True)[0])
     core.check()
     assert (core.state("a"), core.node.memcg.reserved) == (DEVICE, 0)
 
@@ -842,7 +842,7 @@ def test_an_old_copy_on_a_device_is_never_read_again():
 def test_a_folio_that_is_reclaimed_to_a_device_a_second_time_has_a_fresh_checksum():
     core = on_device()
     core.get("a")
-    assert core.node.put_fast("a", noise(9, 2 * PAGE + 100))
+    assert core.node.values.put_fast("a", noise(9, 2 * PAGE + 100))
     core.reclaim()
     assert core.get("a") == noise(9, 2 * PAGE + 100)
 
@@ -938,7 +938,7 @@ def test_the_late_verdict_of_a_deleted_folio_is_thrown_away(flight):
 
 def test_a_fast_overwrite_never_touches_a_folio_in_flight(flight):
     core, land = flight
-    assert not core.node.put_fast("a", text(2))
+    assert not core.node.values.put_fast("a", text(2))
     land()
     assert core.get("a") == text(1)
 
@@ -982,7 +982,7 @@ def test_a_deleted_folio_is_charged_until_its_last_holder_lets_go(flight):
 
 def test_a_folio_deleted_while_it_is_loaded_keeps_its_slots_until_the_load_ends():
     core = on_device()
-    pfn = core.node.pfns("a")[0]
+    pfn = core.node.values.pfns("a")[0]
     load = core.back.begin_loads((pfn,), promote=True)[0]
     stored = [core.slots[0][slot] for slot in load.slots]
     core.delete("a")
@@ -1070,9 +1070,9 @@ class Steps(deque):
 
 def test_taking_slots_to_forget_costs_no_more_for_each_the_more_there_are():
     node = Core(devices=[None]).node
-    node.stale[0] = stale = Steps((2 * i, 1) for i in range(5000))
+    node.slots.stale[0] = stale = Steps((2 * i, 1) for i in range(5000))
     taken = []
-    while some := node.take_stale(0, 64):
+    while some := node.slots.take_stale(0, 64):
         taken += some
     assert taken == [(2 * i, 1) for i in range(5000)]
     assert stale.steps <= 2 * 5000
@@ -1133,7 +1133,7 @@ def test_an_overwrite_of_a_value_in_flight_needs_all_of_its_size_while_it_is_hel
     core = Core()
     core.put("a", text())
     core.begin(core.isolate(), hold=True)
-    assert core.node.need("a", PAGE, 1) == PAGE + FOLIO_OVERHEAD
+    assert core.node.values.need("a", PAGE, 1) == PAGE + FOLIO_OVERHEAD
 
 
 @given(st.lists(st.tuples(st.integers(-300, 300), st.integers(-300, 300)), max_size=30))
@@ -1154,7 +1154,7 @@ def test_a_reservation_counts_as_resident_until_it_is_spent():
     core.node.memcg.reserve(10_000)
     core.check()
     assert core.node.memcg.resident == 10_000
-    core.node.commit("a", [text()], 10_000)
+    core.node.values.commit("a", [text()], 10_000)
     core.check()
     assert (core.node.memcg.resident, core.node.memcg.reserved) == (PAGE, 0)
 
@@ -1187,7 +1187,7 @@ def test_a_value_of_several_folios_may_be_partly_resident():
     core = Core(devices=[None])
     core.put("a", text(1), noise(2), text(3))
     core.reclaim(2)
-    states = [core.node.mm.state[pfn] for pfn in core.node.pfns("a")]
+    states = [core.node.mm.state[pfn] for pfn in core.node.values.pfns("a")]
     assert states == [ZSWAP, DEVICE, RESIDENT]
     assert core.get("a") == text(1) + noise(2) + text(3)
 
@@ -1276,7 +1276,7 @@ def test_an_overwritten_clean_folio_gives_its_slots_back_and_is_written_again(fa
     core.reclaim()
     core.get("key")
     if fast:
-        assert core.node.put_fast("key", noise(2))
+        assert core.node.values.put_fast("key", noise(2))
         core.check()
     else:
         core.put("key", noise(2))
@@ -1295,7 +1295,7 @@ def test_a_deleted_clean_folio_gives_its_slots_back():
     core.get("key")
     core.delete("key")
     core.forget()
-    assert (core.node.swap.used, core.node.swapped) == (0, 0)
+    assert (core.node.swap.used, core.node.slots.swapped) == (0, 0)
 
 
 def test_a_device_more_than_half_used_lends_no_slots():
@@ -1327,7 +1327,7 @@ def test_the_cache_has_given_all_slots_back_when_the_device_is_full():
     core.reclaim()
     values = read_back(core, range(8))
     assert core.node.gauges()["nr_swapcached"] == 8
-    for pfn in map(core.node.pfns, range(8)):
+    for pfn in map(core.node.values.pfns, range(8)):
         core.node.hold(pfn[0])  # they stay resident
     left = []
     for key in range(8, 16):
@@ -1337,7 +1337,7 @@ def test_the_cache_has_given_all_slots_back_when_the_device_is_full():
         core.forget()
     assert left == [6, 6, 4, 4, 2, 2, 0, 0]
     assert core.node.swap.used == 8
-    for pfn in map(core.node.pfns, range(8)):
+    for pfn in map(core.node.values.pfns, range(8)):
         core.node.release(pfn[0])
     assert read_back(core, range(8)) == values
 
@@ -1347,7 +1347,7 @@ def test_a_pinned_clean_folio_stays_and_stays_clean():
     core.put("key", noise(1))
     core.reclaim()
     core.get("key")
-    (pfn,) = core.node.pfns("key")
+    (pfn,) = core.node.values.pfns("key")
     core.node.pin(pfn)
     assert core.isolate() is None
     core.node.unpin(pfn)
@@ -1415,11 +1415,11 @@ def test_a_folio_that_finds_no_run_is_stored_in_scattered_slots():
     core.reclaim()
     assert core.state("large") == DEVICE
     assert core.node.vmstat["thp_swpout_fallback"] == 1
-    assert list(core.node.slots_of(large)) == [0, 2, 4, 6, 8]
+    assert list(core.node.slots.of(large)) == [0, 2, 4, 6, 8]
     assert core.get("large") == noise(99, 5 * PAGE - 3)
     core.delete("large")
     core.forget()
-    assert (core.node.swap.used, core.node.scattered) == (8, {})
+    assert (core.node.swap.used, core.node.slots.scattered) == (8, {})
 
 
 def test_scattered_slots_of_a_write_that_fails_are_given_back():
@@ -1472,7 +1472,7 @@ def test_what_a_store_in_the_budget_holds_longest_moves_outside_as_it_is():
     free = core.node.memcg.free
     core.write([core.demote()])
     core.forget()
-    assert [core.node.mm.device[core.node.pfns(i)[0]] for i in range(8)] == [1, 1, *[0] * 6]
+    assert [core.node.mm.device[core.node.values.pfns(i)[0]] for i in range(8)] == [1, 1, *[0] * 6]
     assert core.node.memcg.free - free == 2 * PAGE // 4
     assert core.node.demotion.wanted == 0
     assert core.node.vmstat["swap_demoted"] == 2
@@ -1516,9 +1516,9 @@ def test_a_folio_that_moves_may_be_used_meanwhile(what):
         case "overwrite":
             core.put(0, text(1))
         case "fault":
-            assert core.fault(core.node.pfns(0)[0]) == noise(0)
+            assert core.fault(core.node.values.pfns(0)[0]) == noise(0)
         case _:  # it began, and the store that has it takes its time
-            load = core.back.begin_loads((core.node.pfns(0)[0],), promote=False)[0]
+            load = core.back.begin_loads((core.node.values.pfns(0)[0],), promote=False)[0]
     core.write([write])
     if load is not None:
         stored = [core.slots[load.device][slot] for slot in load.slots]
@@ -1537,7 +1537,7 @@ def test_a_folio_that_cannot_be_moved_stays_and_is_looked_at_last():
     core.out.pageout.cannot_move(write.pfns[0], write)
     core.write([write])
     core.node.demotion.wanted = 1
-    assert core.demote().pfns == list(core.node.pfns(1))
+    assert core.demote().pfns == list(core.node.values.pfns(1))
 
 
 @pytest.mark.parametrize("ends", ["store_failed", "refuse"])
@@ -1571,7 +1571,7 @@ def test_a_store_in_the_budget_that_freed_nothing_is_passed_over_and_tried_again
     for i in range(PASSED_OVER + 2):
         core.put(i, noise(i))
         core.reclaim(1)
-        where.append(core.node.mm.device[core.node.pfns(i)[0]])
+        where.append(core.node.mm.device[core.node.values.pfns(i)[0]])
     assert where == [0, *[1] * PASSED_OVER, 0]
 
 
@@ -1593,20 +1593,20 @@ def test_what_is_wanted_comes_from_stores_in_the_budget_first_and_the_pool_gives
     core.put("a", text())
     core.reclaim()
     held, pool = core.node.demotion.held, core.node.zswap.total
-    core.node.want_writeback(held // 2)
+    core.node.writeback.want(held // 2)
     assert (core.node.demotion.wanted, core.node.zswap.wanted) == (held // 2, 0)
     assert not core.node.idle
-    core.node.want_writeback(held + pool)
+    core.node.writeback.want(held + pool)
     assert (core.node.demotion.wanted, core.node.zswap.wanted) == (held, pool)
     for device in core.node.swap:
-        core.node.cannot_write_back(device.index)
+        core.node.writeback.cannot(device.index)
     assert core.node.idle
 
 
 def test_without_a_store_outside_nothing_is_wanted_of_those_in_the_budget():
     core = near_core()
     core.node.swap[1].full = True
-    core.node.want_writeback(PAGE)
+    core.node.writeback.want(PAGE)
     assert core.node.demotion.wanted == 0
     assert core.node.idle
 
@@ -1631,19 +1631,19 @@ def test_a_long_key_is_charged_from_put_to_delete(key, fast, size):
     parts = [value] if fast or size < PAGE else [value[:PAGE], value[PAGE:]]
     overhead = KEY_OVERHEAD + len(parts) * FOLIO_OVERHEAD + extra
     assert extra > 600
-    assert node.need(key, size, len(parts)) == size + overhead
-    assert node.other_overhead(key, len(parts)) == overhead
+    assert node.values.need(key, size, len(parts)) == size + overhead
+    assert node.values.other_overhead(key, len(parts)) == overhead
 
     def put():
         if fast:
-            assert node.put_fast(key, value)
+            assert node.values.put_fast(key, value)
         else:
             core.put(key, *parts)
         core.check()
         assert node.memcg.overhead == overhead
         assert node.memcg.free == free - size - overhead
-        assert node.frees_now(key) == size + overhead
-        assert node.other_overhead(key, len(parts)) == overhead
+        assert node.values.frees_now(key) == size + overhead
+        assert node.values.other_overhead(key, len(parts)) == overhead
 
     put()
     put()  # over it
@@ -1670,8 +1670,8 @@ def test_below_low_a_put_that_needs_not_wait_takes_the_short_way(may_wait):
     node.lets = Brake(node, core.out.ledger, batch=64 * PAGE).lets
     below_low(core, above_min=node.marks.low - node.marks.min - PAGE)
     assert not woken
-    assert node.put_fast("a", text(1), may_wait=may_wait)
-    assert node.put_fast("a", text(2), may_wait=may_wait)  # over it
+    assert node.values.put_fast("a", text(1), may_wait=may_wait)
+    assert node.values.put_fast("a", text(2), may_wait=may_wait)  # over it
     assert woken == [True, True]
     core.check()
     assert core.get("a") == text(2)
@@ -1684,9 +1684,9 @@ def test_nobody_goes_below_min_on_the_short_way(may_wait):
     node.lets = Brake(node, core.out.ledger, batch=64 * PAGE).lets
     below_low(core, above_min=OVERHEAD + 99)
     free = node.memcg.free
-    assert not node.put_fast("a", text(1, size=100), may_wait=may_wait)
+    assert not node.values.put_fast("a", text(1, size=100), may_wait=may_wait)
     assert node.memcg.free == free
-    assert node.put_fast("a", text(1, size=99), may_wait=False)
+    assert node.values.put_fast("a", text(1, size=99), may_wait=False)
     assert node.memcg.free == node.marks.min
     core.check()
 
@@ -1694,7 +1694,7 @@ def test_nobody_goes_below_min_on_the_short_way(may_wait):
 def test_a_put_without_room_for_its_key_changes_nothing():
     core = Core()
     key = url(1, core.node.memcg.free)
-    assert not core.node.put_fast(key, b"a")
+    assert not core.node.values.put_fast(key, b"a")
     with pytest.raises(ProtocolViolation):
         core.put(key, b"a")
     core.check()
@@ -1712,7 +1712,7 @@ def test_an_equal_key_that_is_longer_is_charged_as_the_one_that_is_kept():
             return super().__sizeof__() + 1000
 
     core.put("short", b"a")
-    assert core.node.put_fast(Long("short"), b"b")
+    assert core.node.values.put_fast(Long("short"), b"b")
     core.check()
     assert core.node.memcg.overhead == OVERHEAD
     core.put(Long("short"), b"c")

@@ -107,33 +107,33 @@ class CoreMachine(RuleBasedStateMachine):
         size = -(-len(value) // parts) or 1
         cut = [value[i : i + size] for i in range(0, len(value), size)] or [b""]
         before = self.node.memcg.free
-        if self.node.need(key, len(value), len(cut)) > before:
+        if self.node.values.need(key, len(value), len(cut)) > before:
             try:
-                self.node.commit(key, cut, 0)
+                self.node.values.commit(key, cut, 0)
             except ProtocolViolation:
                 assert self.node.memcg.free == before
                 return
             raise AssertionError("a put passed the budget")
-        self.node.commit(key, cut, 0)
+        self.node.values.commit(key, cut, 0)
         self.model[key] = value
 
     @rule(key=KEYS, value=VALUES, may_wait=st.booleans())
     def put_fast(self, key, value, may_wait):
-        if self.node.put_fast(key, value, may_wait=may_wait):
+        if self.node.values.put_fast(key, value, may_wait=may_wait):
             self.model[key] = value
 
     @rule(key=KEYS)
     def delete(self, key):
         if self.model.pop(key, None) is not None:
-            self.node.delete(key)
+            self.node.values.delete(key)
 
     @rule(key=KEYS, force=st.booleans())
     def get(self, key, force):
         """Read all of a value that is in memory; what only a store has is asked for."""
         if key not in self.model:
-            assert key not in self.node
+            assert key not in self.node.values
             return
-        pfns = self.node.pfns(key)
+        pfns = self.node.values.pfns(key)
         promote = self.back.may_promote(pfns) or (
             force and self.back.shortfall(pfns) <= self.node.memcg.free
         )
@@ -151,7 +151,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(key=KEYS)
     def pin(self, key):
-        pfn = self.node.small.get(key)
+        pfn = self.node.values.small.get(key)
         if pfn is not None and len(self.pins) < 3 and self.node.mm.state[pfn] < 2:
             self.node.pin(pfn)
             self.pins.append((pfn, self.model[key]))
@@ -233,10 +233,10 @@ class CoreMachine(RuleBasedStateMachine):
         if write is not None:
             self.writes.append(write)
 
-    @precondition(lambda self: self.node.swapped)
+    @precondition(lambda self: self.node.slots.swapped)
     @rule(at_least=st.sampled_from([0, 1000, BUDGET]))
     def nothing_resident_is_left(self, at_least):
-        self.node.want_writeback(at_least)
+        self.node.writeback.want(at_least)
 
     @precondition(lambda self: self.writes)
     @rule(index=st.integers(0))
@@ -252,7 +252,7 @@ class CoreMachine(RuleBasedStateMachine):
         mm = self.node.mm
         for pfn in write.pfns:
             if mm.owner[pfn] == write.id:
-                device, slots = mm.device[pfn], self.node.slots_of(pfn)
+                device, slots = mm.device[pfn], self.node.slots.of(pfn)
                 stored = [self.stores[device][slot] for slot in slots]
                 write.moved[pfn] = self.back.as_stored(pfn, device, slots, stored)
 
@@ -284,7 +284,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(device=st.integers(0))
     def forget_begins(self, device):
         device %= len(self.stores)
-        runs = self.node.take_stale(device)
+        runs = self.node.slots.take_stale(device)
         if runs:
             self.forgetting.append((device, runs))
 
@@ -295,7 +295,7 @@ class CoreMachine(RuleBasedStateMachine):
         for first, nr in runs:
             for slot in range(first, first + nr):
                 self.stores[device].pop(slot, None)
-        (self.node.forgotten if answered else self.node.not_forgotten)(device, runs)
+        (self.node.slots.forgotten if answered else self.node.slots.not_forgotten)(device, runs)
 
     @precondition(lambda self: self.node.swap.aside)
     @rule(device=st.integers(0), nr=st.integers(1, 8), answered=st.booleans())
@@ -348,7 +348,7 @@ class CoreMachine(RuleBasedStateMachine):
             return
         self.land_everything()
         for key, value in self.model.items():
-            parts = [self.read(pfn) for pfn in self.node.pfns(key)]
+            parts = [self.read(pfn) for pfn in self.node.values.pfns(key)]
             assert b"".join(parts) == value
         self.delete_everything()
 
@@ -366,19 +366,19 @@ class CoreMachine(RuleBasedStateMachine):
         while self.pins:
             self.unpin(0)
         self.check()
-        assert self.node.nr_in_flight == self.node.nr_writes == 0
+        assert self.node.nr_in_flight == self.node.writeback.nr_writes == 0
 
     def delete_everything(self):
         for key in list(self.model):
-            self.node.delete(key)
+            self.node.values.delete(key)
         for device in range(len(self.stores)):
-            self.node.forgotten(device, self.node.take_stale(device))
+            self.node.slots.forgotten(device, self.node.slots.take_stale(device))
         while self.forgetting:
             self.forget_ends(0, answered=True)
         self.check()
         assert self.node.memcg.free == BUDGET
         assert self.node.swap.used == 0
-        assert self.node.idle or self.node.writeback_wanted
+        assert self.node.idle or self.node.writeback.wanted
 
     def read(self, pfn):
         data = self.back.fault(pfn, promote=False)

@@ -54,7 +54,7 @@ class Machine:
     def fill(self, make=text, nr=700, size=PAGE):
         """Put values until free memory is below *low*; return self."""
         for i in range(nr):
-            self.node.commit(("fill", i), [make(i, size)], 0)
+            self.node.values.commit(("fill", i), [make(i, size)], 0)
         assert self.node.memcg.free < self.node.marks.high
         return self
 
@@ -398,7 +398,7 @@ def test_what_a_late_worker_has_covers_nothing():
 
 def test_a_late_verdict_that_frees_something_is_the_way_back():
     machine = Machine().fill(one_in(700))  # the first value alone can be compressed, and is held
-    pfn = machine.node.small["fill", 0]
+    pfn = machine.node.values.small["fill", 0]
     machine.calls_to_check = 2000
     for i in range(5000):
         machine.step()
@@ -432,7 +432,7 @@ def test_a_hopeless_kswapd_is_not_woken():
 
 def test_a_new_folio_is_worth_a_look():
     machine = hopeless()
-    machine.node.commit("new", [text(0)], 0)
+    machine.node.values.commit("new", [text(0)], 0)
     assert machine.kswapd.wants_to_run()
     machine.run()
     assert machine.node.vmstat["pgsteal_anon"] == 1
@@ -442,9 +442,11 @@ def test_a_new_folio_is_worth_a_look():
 def test_a_folio_that_was_overwritten_is_worth_a_look(pool):
     machine = hopeless(noise, pool=pool)
     node = machine.node
-    assert node.put_fast(("fill", 3), text(0)) is not pool  # what is unevictable takes the long way
+    assert (
+        node.values.put_fast(("fill", 3), text(0)) is not pool
+    )  # what is unevictable takes the long way
     if pool:
-        node.commit(("fill", 3), [text(0)], 0)
+        node.values.commit(("fill", 3), [text(0)], 0)
     assert machine.kswapd.wants_to_run()
 
 
@@ -456,7 +458,7 @@ def test_a_direct_reclaim_that_frees_something_is_the_way_back():
 
 def test_a_delete_that_leaves_memory_short_is_not_enough():
     machine = hopeless()
-    machine.node.delete(("fill", 0))
+    machine.node.values.delete(("fill", 0))
     assert machine.kswapd.hopeless
 
 
@@ -568,7 +570,7 @@ def test_a_throttle_ends_when_nothing_is_being_written():
 
 def some(machine, nr=20):
     for i in range(nr):
-        machine.node.commit(i, [text(i)], 0)
+        machine.node.values.commit(i, [text(i)], 0)
 
 
 def test_a_request_is_reclaimed_although_the_node_is_balanced():
@@ -592,7 +594,7 @@ def test_requests_add_up():
 
 def test_a_request_that_cannot_be_met_is_dropped_and_the_node_is_not_hopeless():
     machine = Machine()
-    machine.node.commit("a", [noise(0)], 0)
+    machine.node.values.commit("a", [noise(0)], 0)
     machine.kswapd.request(PAGE)
     machine.run()
     assert machine.kswapd.requested == 0
@@ -609,7 +611,7 @@ def only_blobs(devices=1) -> Machine:
     """Everything that is held is compressed, and *high* is not reached."""
     machine = Machine(devices=devices)
     for i in range(800):
-        machine.node.commit(i, [noise(i, 2000) + bytes(2096)], 0)
+        machine.node.values.commit(i, [noise(i, 2000) + bytes(2096)], 0)
         if i % 32 == 31:
             machine.batches.append(machine.out.isolate(32, 1 << 30, Reclaimer.DIRECT))
             machine.land()
@@ -643,7 +645,7 @@ def test_without_a_device_no_writeback_is_wanted_and_it_becomes_hopeless():
 def test_a_balanced_node_wants_no_writeback():
     machine = only_blobs()
     machine.node.marks = Watermarks(PAGE, 2 * PAGE, 3 * PAGE)
-    machine.node.want_writeback()
+    machine.node.writeback.want()
     assert machine.node.zswap.wanted == 0
 
 

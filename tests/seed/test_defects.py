@@ -75,7 +75,7 @@ def fill(machine, make=text, *, size=PAGE, free=None):
     """Put values until free memory is below *low*, or so much is free; return how many."""
     node, nr = machine.node, 0
     while node.memcg.free >= (node.marks.low if free is None else free):
-        node.commit(nr, [make(nr, size)], 0)
+        node.values.commit(nr, [make(nr, size)], 0)
         nr += 1
     return nr
 
@@ -111,7 +111,7 @@ async def test_d02_stop_with_items_queued_strands_no_folio():
     async with slow(on_full="wait") as (memory, gate):
         nr = await start_slow_reclaim(memory, gate)
         assert memory._machine.fifo.waiting_pages
-        pfns = list(memory._node.small.values())
+        pfns = list(memory._node.values.small.values())
     assert memory._node.nr_in_flight == memory._machine.fifo.waiting_pages == 0
     assert states(memory._machine, pfns) == {RESIDENT}
     assert len(memory) == nr
@@ -287,7 +287,7 @@ async def test_d12_the_pools_limit_is_looked_at_again_at_execution(swap):
         vm = memory.vmstat
         assert (vm["reclaim_stored"], vm["pool_limit_hit"]) == (stored, 16)
         if swap:
-            assert machine.node.nr_writes > 0
+            assert machine.node.writeback.nr_writes > 0
         else:
             assert vm["reclaim_activate"] == vm["pgactivate"] == 16
             assert states(machine, queued) == {RESIDENT}
@@ -440,8 +440,8 @@ async def test_d18_a_source_is_let_go_of_only_after_its_verdict():
         batch = machine.swapout.isolate(1, 1 << 30, Reclaimer.KSWAPD)
         pages, _ = machine.swapout.begin(batch, hold=True)
         pfn = batch.pfns[0]
-        key = next(key for key, value in machine.node.small.items() if value == pfn)
-        machine.node.delete(key)
+        key = next(key for key, value in machine.node.values.small.items() if value == pfn)
+        machine.node.values.delete(key)
         assert machine.node.mm.data[pfn] is pages[0]  # the worker still reads it
         machine.finish(batch, squeeze(Lz4(), pages))
         assert pfn not in machine.node.mm.data
