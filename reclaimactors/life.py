@@ -88,7 +88,7 @@ class OwnTask:
         try:
             with self._scope:
                 async with anyio.create_task_group() as tasks:
-                    machine.attach(tasks)
+                    machine.starter.attach(tasks)
                     self._started.set()
                     await anyio.sleep_forever()
         except BaseExceptionGroup as group:
@@ -215,7 +215,7 @@ class InBlock:
     async def begin(self) -> None:
         """Start."""
         await self._tasks.__aenter__()
-        self._machine.attach(self._tasks)
+        self._machine.starter.attach(self._tasks)
 
     async def aclose(self) -> None:
         """Refuse that."""
@@ -291,8 +291,8 @@ async def _let_go(machine: Machine) -> None:
     breath = Breath()
     for _ in machine.node.mm.let_go():
         await breath.take()
-    if machine.malloc.worth_it():
-        await machine.malloc.trim()
+    if machine.starter.malloc.worth_it():
+        await machine.starter.malloc.trim()
 
 
 def _cancelled(what: str) -> ReclaimError:

@@ -335,7 +335,7 @@ class Memory:
         """Make `parts` the value of `key`; the bytes of a large old value go in slices."""
         old = self._bytes_of_large(key)
         self._node.values.commit(key, parts, reserved)
-        self._machine.let_go(old)
+        self._machine.starter.let_go(old)
 
     def _bytes_of_large(self, key: Hashable) -> list[bytes]:
         """Return the bytes that are held for a value of several folios, [] for any other."""
@@ -384,7 +384,7 @@ class Memory:
             await self._yield()
         old = self._bytes_of_large(key)
         self._node.values.delete(key)
-        self._machine.let_go(old)
+        self._machine.starter.let_go(old)
 
     def _split(self, source: bytes | memoryview) -> Iterable[bytes]:
         """Return the folios of a value: the caller's own object if it is bytes and fits in one."""
@@ -706,7 +706,7 @@ class Memory:
         else:
             self._credit = int(BUDGET_CALLS * away.share(perf_counter()))
         self._check()
-        self._machine.look_at_malloc()
+        self._machine.starter.look_at_malloc()
 
     def refuse_calls(self) -> None:
         """Close for callers; `open_memory` calls this, and ends the actors by cancellation."""

@@ -44,8 +44,8 @@ def enqueue(machine: Machine, batch: FolioBatch) -> FolioBatch | None:
         The rest, which is still the caller's.
     """
     node, fifo = machine.node, machine.fifo
-    machine.start()
-    producer = machine.in_turn(batch)
+    machine.starter.start()
+    producer = machine.handover.in_turn(batch)
     limit = min(machine.pipeline.batch_pages, fifo.left(batch.admitted_as))
     rest = None
     if batch.nr_pages > limit:

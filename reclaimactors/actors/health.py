@@ -55,7 +55,7 @@ def health_of(machine: Machine, now: float) -> Health:
 
 
 def _degraded(machine: Machine, now: float) -> list[str]:
-    told = [why for why in (machine.offload.degraded, machine.failing) if why]
+    told = [why for why in (machine.offload.degraded, machine.handover.failing) if why]
     for swapd in list(machine.swapds.values()):  # a copy: another thread may ask
         device, why = swapd.device, swapd.backing.last_error
         if device.failures >= OUT_AFTER:

@@ -39,7 +39,7 @@ class KcompressdActor:
         try:
             await run_lanes([self._lane] * machine.pipeline.in_flight)
         finally:
-            end_all(machine.fifo.drain(), machine.hand_back)
+            end_all(machine.fifo.drain(), machine.handover.hand_back)
 
     async def _lane(self) -> None:
         """Take and compress. One lane waits at a time: what kswapd sends at once is one batch."""
@@ -60,7 +60,7 @@ class KcompressdActor:
         try:
             pages: list[bytes] = []
             for batch in batches:
-                pages += machine.begin(batch)
+                pages += machine.handover.begin(batch)
                 await breath.take()
             of_sources = all(batch.rows is not None for batch in batches)
             out = await machine.offload.squeeze(pages, of_sources=of_sources)
@@ -80,6 +80,6 @@ class KcompressdActor:
         """End a batch with what compressing it gave, or without, where it came to nothing."""
         batch, out = ended
         if out is None:
-            self._m.hand_back(batch)
+            self._m.handover.hand_back(batch)
         else:
-            self._m.finish(batch, out)
+            self._m.handover.finish(batch, out)

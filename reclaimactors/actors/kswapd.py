@@ -79,7 +79,7 @@ class KswapdActor:
     async def _breathe(self) -> None:
         """Let the event loop go on once a slice is used up."""
         if self._breath.due:
-            self._m.look_at_malloc()
+            self._m.starter.look_at_malloc()
             self._m.revive()
             await self._breath.take()
 
@@ -149,26 +149,26 @@ class KswapdActor:
         """Compress a slice of a batch in the event loop; the rest is still to be routed."""
         machine = self._m
         self._batch = machine.swapout.cut(batch, nr_bytes=machine.cpu.rates.slice_bytes())
-        machine.in_turn(batch)
+        machine.handover.in_turn(batch)
         machine.node.vmstat["kcompressd_inline"] += batch.nr_pages
         machine.compress_inline(batch)
 
     async def _compress_offloaded(self, batch: FolioBatch) -> None:
         """Have a batch compressed and wait for it: kswapd does nothing meanwhile."""
         machine = self._m
-        machine.in_turn(batch)
+        machine.handover.in_turn(batch)
         try:
-            pages = machine.begin(batch)
+            pages = machine.handover.begin(batch)
             out = await machine.offload.squeeze(pages, of_sources=batch.rows is not None)
         except WorkerDied:
-            machine.hand_back(batch)  # kswapd will find them again
+            machine.handover.hand_back(batch)  # kswapd will find them again
         except BaseException:  # cancelled too: the batch is ours alone
-            machine.hand_back(batch)
+            machine.handover.hand_back(batch)
             raise
         else:
-            machine.finish(batch, out)
+            machine.handover.finish(batch, out)
 
     def _hand_back(self) -> None:
         if self._batch is not None:
-            self._m.hand_back(self._batch)
+            self._m.handover.hand_back(self._batch)
             self._batch = None

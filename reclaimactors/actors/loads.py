@@ -131,7 +131,7 @@ class Loads:
         if missing:
             new = [Ticket(load) for load in swapin.begin_loads(missing, promote=promote)]
             try:
-                self._m.start()
+                self._m.starter.start()
                 self._mailbox.send_nowait(new)
             except BaseException as exc:
                 end_all(new, lambda ticket: swapin.drop(ticket.load))

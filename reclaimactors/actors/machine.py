@@ -1,84 +1,45 @@
 """The machine: one node's core, the queues between its actors, and what several of them need.
 
-`finish` and `hand_back` are the only ways a batch ends, `offer` the only way a write reaches its
-store, `reclaim_inline` the only way anybody compresses in the event loop. Waiting goes one way:
+`reclaim_inline` is the only way anybody compresses in the event loop; how batches end is in
+`handover`, who starts tasks in `starter`. Waiting goes one way:
 callers -> (kswapd | kcompressd | padata) -> swapd -> store.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.base import Fifo, Signal
-from reclaimactors.actors.malloc_trim import MallocTrim
+from reclaimactors.actors.handover import Handover
+from reclaimactors.actors.starter import Starter
 from reclaimactors.actors.supervision import Supervisor, closed, unraised
-from reclaimactors.cpu.breath import let_go
 from reclaimactors.loops import current_loop
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
 from reclaimactors.mm.ending import end_all, undo
-from reclaimactors.mm.padata import Reorder
-from reclaimactors.mm.page_io import FAIL, Squeezed, expand, squeeze
+from reclaimactors.mm.page_io import squeeze
 from reclaimactors.mm.swapin import Swapin
 from reclaimactors.mm.swapout import Swapout
 from reclaimactors.mm.vmscan import Kswapd
-from reclaimactors.offload.job import multithreaded
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-    from mmap import mmap
-
-    from anyio.abc import TaskGroup
+    from collections.abc import Callable
 
     from reclaimactors.abc import Compressor
+    from reclaimactors.actors.pipeline import Pipeline
     from reclaimactors.actors.swapd import Swapd
     from reclaimactors.cpu.loop_thread import Cpu
     from reclaimactors.log import Log
-    from reclaimactors.mm.batch import FolioBatch, StoreBatch
+    from reclaimactors.mm.batch import FolioBatch
     from reclaimactors.mm.node import Node
-    from reclaimactors.mm.swap import SwapDevice
-    from reclaimactors.mm.swapin import Held
     from reclaimactors.offload import Offload
 
-__all__ = ["LATE_S", "PATIENCE_S", "Machine", "Pipeline"]
+__all__ = ["LATE_S", "PATIENCE_S", "Machine"]
 
 LATE_S = 0.1  #: without a verdict, after which whoever waits for one does something himself
 PATIENCE_S = 0.01  #: that reclaim waits for a store before it looks for what it can free itself
 RETRY_S = 0.5  #: after which folios are tried again that a compressor or a store failed on
-RECOVERED = 1024  #: pages in a row without a failure after which a compressor counts as working
-
-
-class Pipeline:
-    """How much may be in flight, fitted to the budget.
-
-    All that is in flight stays under 1/8 of the budget. Where that is less than the FIFO and the
-    worker's batches, the batches shrink first (to 32 pages, then to fewer), then the FIFO, so that
-    a full FIFO stays reachable.
-    """
-
-    def __init__(
-        self, *, budget: int, page_size: int, fifo: int, batch: int, in_flight: int, workers: int
-    ) -> None:
-        self.max_bytes = budget // 8
-        limit = self.max_bytes // page_size
-        in_flight = max(in_flight, workers)
-        while fifo + batch * in_flight > limit:
-            if batch > SWAP_CLUSTER_MAX:
-                batch = max(SWAP_CLUSTER_MAX, batch // 2)
-            elif in_flight > 1:
-                in_flight -= 1
-            else:
-                batch = min(batch, max(1, limit // 4))
-                fifo = max(1, limit - batch)
-                break
-        self.fifo_pages = fifo
-        self.most_fifo_pages = max(fifo, limit - batch * in_flight)  #: what the budget allows
-        self.batch_pages = batch
-        self.batch_bytes = batch * page_size
-        self.in_flight = in_flight
 
 
 class Machine:
@@ -116,24 +77,14 @@ class Machine:
         self.cpu.psi.on_pressure = self.pressure.notify
         self.verdicts = Signal()  #: a batch or a write has ended, or kswapd has changed its state
         self.wakeups, self._wakeup_rx = anyio.create_memory_object_stream[None](1)
-        self._ordered = ordered
-        self.kswapd_stream = self.producer(Reclaimer.KSWAPD)
-        self._compressor = compressor
-        self._worked = RECOVERED  #: pages since the compressor last failed, RECOVERED at most
-        self._failed_with = ""  #: what it raised last, "" where it killed a worker
+        self.compressor = compressor
         self._retry_at = 0.0  #: when folios that a compressor or a store failed on are tried again
         self.readers = anyio.CapacityLimiter(max(2, offload.workers))  #: threads, for large values
-        self.malloc = MallocTrim(node.memcg)
-        self._actors: dict[str, Callable[[], Awaitable[None]]] = {}
-        self._tasks: TaskGroup | None = None
-        self._to_start: deque[str] = deque()
-        self._to_free: deque[list[bytes] | mmap] = deque()
-        self._to_trim = False
-        self._start_now = anyio.Event()
         self.loop = current_loop()
-        self._started = False
-        self._at_once = False  # one of the actors does not wait for pressure
         self.supervisor = Supervisor(node.vmstat, log, self.crashed)
+        self.starter = Starter(self)
+        self.handover = Handover(self, ordered=ordered)
+        self.kswapd_stream = self.handover.producer(Reclaimer.KSWAPD)
         self.closing = False
         self.ended = False  #: closed, its stores as well
         self.crash: BaseException | None = None  #: what ended the memory, where that was no close
@@ -147,89 +98,6 @@ class Machine:
         node.on_stale = self.wake_swapd
 
     # -- life -------------------------------------------------------------------------------------
-
-    def add_actor(
-        self, name: str, run: Callable[[], Awaitable[None]], *, at_once: bool = False
-    ) -> None:
-        """Name an actor that starts at the first pressure, or now where that has been.
-
-        Args:
-            name: of its own.
-            run: what it does, for ever.
-            at_once: whether all actors start as the memory is opened, because of this one.
-        """
-        self._actors[name] = run
-        self._at_once = self._at_once or at_once
-        if self._started:
-            self._start(name)
-
-    def remove_actor(self, name: str) -> None:
-        """Forget an actor that ends by itself, has ended, or was never started."""
-        del self._actors[name]
-
-    def _start(self, name: str) -> None:
-        self._to_start.append(name)
-        self._start_now.set()
-
-    def attach(self, tasks: TaskGroup) -> None:
-        """Give the task group that the actors run in."""
-        self._tasks = tasks
-        tasks.start_soon(
-            self.supervisor.run, "starter", lambda: self._starter(tasks), name="starter"
-        )
-        if self._at_once:
-            self.start()
-
-    async def _starter(self, tasks: TaskGroup) -> None:
-        """Start the actors as they are wanted.
-
-        Whoever meets the first pressure only sets an event: it may be a callback of the loop, where
-        no task can be started, and the actors are to run in the context of the opening rather than
-        in that of a request.
-
-        On failure: what could not be started is tried again, as the supervisor runs this again.
-        """
-        while True:
-            self._start_now = anyio.Event()
-            started: list[str] = []
-            while self._to_start:
-                name = self._to_start[0]
-                if name in self._actors:  # swapped off meanwhile, if not
-                    tasks.start_soon(self.supervisor.run, name, self._actors[name], name=name)
-                    started.append(name)
-                self._to_start.popleft()
-            if started:
-                self.log.debug("actors.started", actors=started)
-            while self._to_free:
-                tasks.start_soon(self._let_go, self._to_free.popleft(), name="let_go")
-            if self._to_trim:
-                self._to_trim = False
-                tasks.start_soon(self.malloc.trim, name="trim")
-            await self._start_now.wait()
-
-    def start(self) -> None:
-        """Start the actors, once. Nothing runs before the first pressure."""
-        if self._started or self._tasks is None or self.closing:
-            return
-        self._started = True
-        for name in self._actors:
-            self._start(name)
-
-    def let_go(self, held: list[bytes] | mmap) -> None:
-        """Free a large value in slices, if it is one; nobody waits for that."""
-        if held and self._tasks is not None and not self.closing:
-            self._to_free.append(held)
-            self._start_now.set()
-
-    async def _let_go(self, held: list[bytes] | mmap) -> None:
-        await let_go(held)
-        self.look_at_malloc()
-
-    def look_at_malloc(self) -> None:
-        """Have the heap trimmed, in a thread, if that is due; nobody waits for that."""
-        if self.malloc.due():
-            self._to_trim = True
-            self._start_now.set()
 
     def refuse_calls(self) -> None:
         """Start nothing any more, and give up opening a store."""
@@ -266,7 +134,7 @@ class Machine:
     def close(self) -> None:
         """Take back what the actors, which have ended, left in the queues, and close these."""
         try:
-            end_all(self.fifo.drain(), self.hand_back)
+            end_all(self.fifo.drain(), self.handover.hand_back)
         finally:
             self.fifo.close()
             self.wakeups.close()
@@ -295,7 +163,7 @@ class Machine:
             if not swapd.device.takes_writes:
                 swapd.backing.revive(self.loop.now())
         if self.kswapd.wants_to_run() and not self.closing:
-            self.start()
+            self.starter.start()
             self.awake = True
             try:
                 self.wakeups.send_nowait(None)
@@ -314,7 +182,7 @@ class Machine:
     def wake_swapd(self, device: int) -> None:
         """Tell a swapd that slots are to be forgotten."""
         if not self.closing and device in self.swapds:
-            self.start()
+            self.starter.start()
             self.swapds[device].forgets.wake()
 
     def wake_shrinkers(self) -> None:
@@ -323,135 +191,8 @@ class Machine:
         if wanted and not self.closing:
             for swapd in self.swapds.values():
                 if swapd.device.takes_writes:
-                    self.start()
+                    self.starter.start()
                     swapd.stores.wake_shrinker()
-
-    # -- how a batch ends -------------------------------------------------------------------------
-
-    def producer(self, who: Reclaimer) -> Producer:
-        """Return a producer of batches, with an order of its own where the topology has one."""
-        return Producer(who, Reorder() if self._ordered else None)
-
-    def in_turn(self, batch: FolioBatch) -> Producer:
-        """Give a batch its turn in the ordered stream of its producer, where there is one."""
-        if batch.producer is None:
-            batch.producer = self.kswapd_stream
-        if batch.producer.order is not None and batch.seq is None:
-            batch.seq = batch.producer.order.next_seq()
-        return batch.producer
-
-    def begin(self, batch: FolioBatch) -> list[bytes]:
-        """Return the bytes of a batch for the offload, whose list they are from then on."""
-        pages, writes = self.swapout.begin(batch, hold=self.offload.holds)
-        self.offer(writes)
-        return pages
-
-    def finish(self, batch: FolioBatch, out: Squeezed) -> None:
-        """End a batch with what compressing it gave, and route the writes that follow."""
-        self._notice_failure(batch, out)
-        self._emit(batch, out)
-
-    def _notice_failure(self, batch: FolioBatch, out: Squeezed) -> None:
-        """Say it once when a compressor that worked has failed; how often is in vmstat."""
-        if FAIL in out.kinds:
-            self._name_lethal(batch)
-            self._failed_with = out.why or self._failed_with
-            if self._worked == RECOVERED:
-                self.log.warning(
-                    "compressor.failed",
-                    compressor=self._compressor.name,
-                    error=out.why or "it killed a worker",
-                    effect="what it fails on goes to a store as it is, or stays in memory",
-                    counter="reject_compress_fail",
-                )
-            self._worked = 0
-        elif self._worked < RECOVERED:
-            self._worked = min(RECOVERED, self._worked + len(out.kinds))
-
-    @property
-    def failing(self) -> str:
-        """Why the compressor does not count as working, "" where it does."""
-        if self._worked == RECOVERED:
-            return ""
-        what = f"failed within the last {RECOVERED} pages"
-        last = self._failed_with or "it killed a worker"
-        return f"compressor {self._compressor.name!r} {what}; the last error: {last}"
-
-    def _name_lethal(self, batch: FolioBatch) -> None:
-        """Say once of each folio that killed workers whose it is."""
-        for key, size in self.swapout.lethal(batch):
-            self.log.error(
-                "compressor.killed_workers",
-                compressor=self._compressor.name,
-                key=f"{key!r:.200}",
-                size=size,
-                effect="it is not compressed: it goes to a store as it is, or stays in memory",
-            )
-
-    def hand_back(self, batch: FolioBatch) -> None:
-        """End a batch without a result: its folios are resident as before."""
-        self.node.vmstat["kcompressd_handed_back"] += len(self.swapout.owned(batch))
-        self._emit(batch, None)
-
-    def _emit(self, batch: FolioBatch, out: Squeezed | None) -> None:
-        """End a batch, and those that waited for its turn."""
-        turns = [(batch, out)]
-        order = batch.producer.order if batch.producer is not None else None
-        if order is not None and batch.seq is not None:
-            turns = order.push(batch.seq, (batch, out))
-        for ready, _ in turns:
-            _left_the_queue(ready)
-        try:
-            end_all(turns, lambda turn: self._end(*turn))
-        finally:
-            self.verdicts.notify()
-
-    def _end(self, batch: FolioBatch, out: Squeezed | None) -> None:
-        if out is None:
-            self.swapout.hand_back(batch)
-            return
-        try:
-            writes = self.swapout.complete(batch, out)
-        except BaseException as exc:  # a policy broke its contract in the middle
-            undo(exc, self.swapout.hand_back, batch)
-            raise
-        self.offer(writes, ram_only=batch.ram_only)
-
-    def offer(self, writes: Sequence[StoreBatch], *, ram_only: bool = False) -> None:
-        """Offer writes to their stores: a device that compresses takes its pages here and now.
-
-        Mailbox full: folios stay, dirty, and kswapd throttles.
-        """
-        end_all(writes, lambda write: self._offer(write, ram_only=ram_only))
-
-    def _offer(self, write: StoreBatch, *, ram_only: bool) -> None:
-        if self.closing or (ram_only and write.kept is None):
-            self.pageout.refuse(write)
-            return
-        swapd = self.swapds[write.device]
-        try:
-            self.start()
-        except BaseException as exc:  # the host's task group has ended
-            undo(exc, self.pageout.refuse, write)
-            raise
-        if write.kept is not None:
-            self.offer(swapd.stores.store_now(write), ram_only=ram_only)
-        else:
-            self._mail(write, swapd)
-
-    def _mail(self, write: StoreBatch, swapd: Swapd) -> None:
-        if not self._room_at_store(write, swapd.device) or not swapd.stores.offer(write):
-            swapd.device.congested = self.kswapd.throttled = True
-            self.node.vmstat["nr_throttled_written"] += len(write.pfns)
-            self.pageout.refuse(write)
-
-    def _room_at_store(self, write: StoreBatch, device: SwapDevice) -> bool:
-        """Whether a store may be given so much: as much as may be compressed, or one write alone.
-
-        Each store has this bound of its own: one that hangs keeps no other from being written to.
-        """
-        at_store = device.at_store  # what this write brings is in it already
-        return not write.reclaims or at_store <= max(write.nr_bytes, self.pipeline.max_bytes)
 
     # -- compressing in the loop ------------------------------------------------------------------
 
@@ -464,14 +205,14 @@ class Machine:
         """Compress a whole batch here and now, and end it. Size it with `Rates.slice_bytes`."""
         try:
             pages, writes = self.swapout.begin(batch, hold=False)
-            self.offer(writes, ram_only=batch.ram_only)
+            self.handover.offer(writes, ram_only=batch.ram_only)
             started = self.cpu.now()
-            out = squeeze(self._compressor, pages, never=self.node.lethal)
+            out = squeeze(self.compressor, pages, never=self.node.lethal)
         except BaseException as exc:  # Ctrl-C in the middle of it, or a policy's
-            undo(exc, self.hand_back, batch)
+            undo(exc, self.handover.hand_back, batch)
             raise
         self.cpu.rates.compressed(sum(map(len, pages)), self.cpu.worked(started))
-        self.finish(batch, out)
+        self.handover.finish(batch, out)
 
     def reclaim_inline(
         self,
@@ -506,41 +247,7 @@ class Machine:
         self.compress_inline(batch)
         return self.ledger.freed_total - before
 
-    # -- decompressing ----------------------------------------------------------------------------
-
-    def takes_long(self, pfns: Sequence[int]) -> bool:
-        """Whether decompressing these folios would hold the loop for longer than a slice."""
-        mm = self.node.mm
-        if len(pfns) == 1 and mm.bytes_of(pfns) <= self.node.page_size:
-            return False
-        return self.cpu.rates.too_slow_to_expand(mm.bytes_of(mm.pooled(pfns)))
-
-    async def expand(self, held: Sequence[Held]) -> list[bytes | None]:
-        """Decompress what the pool held off the loop; None for what fails, to fail in turn.
-
-        Nothing changes hands: whether a blob is still there is for the fault to see.
-        """
-        decompress = self._compressor.decompress
-        same: dict[tuple[int, int], bytes] = {}  # a value of zeros is one folio, many times
-
-        def work(one: Held) -> bytes | None:
-            try:
-                if isinstance(one.what, int):
-                    known = same.get(key := (one.what, one.size))
-                    return known or same.setdefault(key, expand(one.what, one.size))
-                return decompress(one.what, one.size)
-            except Exception:  # noqa: BLE001 - the fault itself will meet it, and say whose blob
-                return None
-
-        if self.offload.inline:
-            results: list[bytes | None] = []
-            for one in held:  # as slow as it is, but others get their turn
-                results.append(work(one))
-                await checkpoint()
-            return results
-        folio = sum(one.size for one in held) // max(1, len(held))
-        min_chunk = max(1, round(self.cpu.rates.worth_a_hop() / max(1, folio)))
-        return await multithreaded(work, held, limiter=self.readers, min_chunk=min_chunk)
+    # -- waiting for what is on its way ------------------------------------------------------------
 
     @property
     def late(self) -> bool:
@@ -605,11 +312,3 @@ class Machine:
     def idle(self) -> bool:
         """Whether nothing is in flight."""
         return self.node.idle
-
-
-def _left_the_queue(batch: FolioBatch) -> None:
-    """A batch ends now: its producer may send another."""
-    if batch.producer is not None and batch.queued:
-        batch.producer.in_flight -= batch.queued
-        batch.producer.ended += 1
-        batch.queued = 0

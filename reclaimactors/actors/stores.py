@@ -205,13 +205,13 @@ class Stores:
         return writes
 
     def _acknowledged(self, write: StoreBatch) -> None:
-        self._m.offer(self._stored(write))
+        self._m.handover.offer(self._stored(write))
 
     def _refused(self, write: StoreBatch, exc: BackendError) -> None:
-        self._m.offer(self._failed(write, exc))
+        self._m.handover.offer(self._failed(write, exc))
 
     def _goes_elsewhere(self, write: StoreBatch) -> None:
-        self._m.offer(self._m.pageout.store_failed(write))
+        self._m.handover.offer(self._m.pageout.store_failed(write))
 
     def _stored(self, write: StoreBatch, *, whole: bool = True) -> list[StoreBatch]:
         """End a write that the store has taken, or as `whole` says the part of one.

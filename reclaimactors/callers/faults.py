@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from reclaimactors.callers.admission import Stalled
+from reclaimactors.callers.expand import Expander
 from reclaimactors.cpu.breath import SLICE_S, Breath, let_go
 from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.mm.swapin import Expanded
@@ -49,6 +50,7 @@ class Faults:
         self._machine = machine
         self._node = machine.node
         self._mm = machine.node.mm
+        self.expander = Expander(machine)
 
     async def get(self, key: Hashable) -> bytes:
         """Return the value of `key`; what it may raise is said at `Memory.get`."""
@@ -61,7 +63,7 @@ class Faults:
             known = self._load_one(pfn)
             if known is not None:
                 return known
-        elif not self._machine.takes_long(pfns):
+        elif not self.expander.takes_long(pfns):
             return self.one(pfn)
         else:
             ready = await self.expand_one(pfn)
@@ -80,7 +82,7 @@ class Faults:
     async def expand_one(self, pfn: int) -> Expanded | None:
         """Decompress one large folio off the loop, for a fault that follows."""
         held = self._machine.swapin.held(pfn)
-        (data,) = await self._machine.expand([held])
+        (data,) = await self.expander.expand([held])
         self._machine.check_open()
         return None if data is None else Expanded(held.what, data)
 
@@ -97,7 +99,7 @@ class Faults:
         looks = 0
         while True:
             value = await self._snapshot(key)
-            expanded = await self._machine.expand(value.held)
+            expanded = await self.expander.expand(value.held)
             self._machine.check_open()
             looks += 1
             if looks == MAX_LOOKS or self._node.values.pfns(key) == value.pfns:
@@ -127,7 +129,7 @@ class Faults:
             if tickets is not None:
                 break
             await self.room(pfns)
-        if not self._machine.takes_long(pfns):
+        if not self.expander.takes_long(pfns):
             parts = self.parts(pfns, promote=promote)
             held: list[Held] = []
         else:

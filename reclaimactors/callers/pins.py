@@ -65,7 +65,7 @@ class Pins:
                     node.memcg.unreserve(reserved)  # the load reserves the same at once
                     reserved = 0
                     await self._load_folio(pfn)
-                elif ready is None and self._machine.takes_long((pfn,)):
+                elif ready is None and self._faults.expander.takes_long((pfn,)):
                     ready = await self._faults.expand_one(pfn)
                 else:
                     spent, reserved = reserved, 0
@@ -108,7 +108,7 @@ class Pins:
                 with suppress(BufferError):  # an array was made of it: that keeps the copy alive
                     view.release()
                 if isinstance(value, mmap):
-                    self._machine.let_go(value)
+                    self._machine.starter.let_go(value)
         finally:
             memcg.unpin(reserved)
             memcg.unreserve(reserved)

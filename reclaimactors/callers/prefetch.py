@@ -38,7 +38,7 @@ class Prefetch:
         self._faults = faults
         self._keys: dict[Hashable, None] = {}  # in the order in which they were asked for
         self._asked = Signal()
-        machine.add_actor("prefetch", self.run)
+        machine.starter.add("prefetch", self.run)
 
     @property
     def pending(self) -> bool:
@@ -54,7 +54,7 @@ class Prefetch:
         pfns = self._node.values.pfns(key)
         if self._machine.swapin.may_promote(pfns) and not self._now(pfns):
             self._keys[key] = None
-            self._machine.start()
+            self._machine.starter.start()
             self._asked.notify()
 
     def _now(self, pfns: Sequence[int]) -> bool:
@@ -65,7 +65,7 @@ class Prefetch:
         for pfn in pfns:
             if mm.in_memory(pfn):
                 continue
-            if perf_counter() > ends or machine.takes_long((pfn,)):
+            if perf_counter() > ends or self._faults.expander.takes_long((pfn,)):
                 return False
             if mm.is_away(pfn):
                 here = False  # the actor waits for it
@@ -128,7 +128,7 @@ class Prefetch:
         """Bring folios in that the pool holds, and wait for those that are being read."""
         machine = self._machine
         held = [machine.swapin.held(pfn) for pfn in self._node.mm.pooled(pfns)]
-        expanded = await machine.expand(held)
+        expanded = await self._faults.expander.expand(held)
         machine.check_open()
         await self._faults.settle(held, expanded)
         for ticket in tickets:

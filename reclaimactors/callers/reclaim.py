@@ -32,7 +32,7 @@ class Proactive:
     def __init__(self, machine: Machine, nbytes: int) -> None:
         self._m = machine
         self._nbytes = nbytes
-        self._mine = machine.producer(Reclaimer.PROACTIVE)
+        self._mine = machine.handover.producer(Reclaimer.PROACTIVE)
         self._over = False  # everything was looked at, and nothing is on its way
         self._patient = True  # what is at a store is worth waiting for: it has answered lately
         self._careful = False  # the last batch freed nothing: one at a time

@@ -28,7 +28,7 @@ class Senpai:
         self._m = machine
         self._spec = spec
         self._rest = 0.0  # bytes that were less than a page
-        machine.add_actor("senpai", self.run, at_once=True)
+        machine.starter.add("senpai", self.run, at_once=True)
 
     async def run(self) -> None:
         """Reclaim a little in each interval, for ever."""

@@ -50,7 +50,7 @@ async def swapoff(machine: Machine, topology: Topology, admission: Admission, sw
     machine.node.writeback.device_left(index)
     machine.verdicts.notify()
     for actor in swapd.actors:
-        machine.remove_actor(actor)
+        machine.starter.remove(actor)
     try:
         # Cancelled or not, its calls have ended before the store is closed, or have had their time.
         with anyio.CancelScope(shield=True), suppress(TimeoutError):

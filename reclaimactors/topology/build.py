@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from reclaimactors import registry
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
-from reclaimactors.actors.machine import Machine, Pipeline
+from reclaimactors.actors.machine import Machine
+from reclaimactors.actors.pipeline import Pipeline
 from reclaimactors.cpu.loop_thread import Cpu
 from reclaimactors.log import log
 from reclaimactors.loops import current_loop
@@ -131,11 +132,11 @@ def _machine(topology: Topology) -> Machine:
         log=its_log,
     )
     if isinstance(offload, ProcessOffload):
-        machine.add_actor("workers", offload.run)
-    machine.add_actor("lender", lend)
-    machine.add_actor("kswapd", KswapdActor(machine).run)
+        machine.starter.add("workers", offload.run)
+    machine.starter.add("lender", lend)
+    machine.starter.add("kswapd", KswapdActor(machine).run)
     if compress.mode != "inline":
-        machine.add_actor(compress.mode, KcompressdActor(machine).run)
+        machine.starter.add(compress.mode, KcompressdActor(machine).run)
     return machine
 
 

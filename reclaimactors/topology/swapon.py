@@ -60,7 +60,7 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
     machine.swapds[index] = swapd
     node.swap.add(device)
     for actor, run in swapd.actors.items():
-        machine.add_actor(actor, run)
+        machine.starter.add(actor, run)
     if isinstance(backend, FileBackend) and backend.folder_in_memory:
         machine.log.warning(
             "swapon.in_memory", device=name,

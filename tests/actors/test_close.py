@@ -112,13 +112,13 @@ async def test_a_closed_memory_can_be_looked_at(kit):
 async def test_a_memory_that_never_felt_pressure_has_started_nothing(kit):
     async with ra.open_memory(**kit.spec()) as memory:
         await memory.put("a", b"a")
-        assert not memory._machine._started
+        assert not memory._machine.starter.started
     assert nothing_in_flight(memory)
 
 
 async def test_idle_actors_end_at_once(kit):
     async with ra.open_memory(**kit.spec() | {"swap": [{"backend": kit.store()}]}) as memory:
-        memory._machine.start()
+        memory._machine.starter.start()
         await kit.settle()
     assert nothing_in_flight(memory)
 
@@ -126,7 +126,7 @@ async def test_idle_actors_end_at_once(kit):
 async def test_the_bodys_own_error_goes_on_as_it_is(kit):
     async def live():
         async with ra.open_memory(**kit.spec()) as memory:
-            memory._machine.start()
+            memory._machine.starter.start()
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -249,7 +249,7 @@ async def test_a_hanging_store_a_full_fifo_and_a_held_batch_end_with_nothing_in_
             machine = memory._machine
             await memory.put("noise", kit.noise())
             memory._node.zswap.enabled = False
-            machine.start()
+            machine.starter.start()
             machine.reclaim_inline(1, Reclaimer.DIRECT)
             await store.store_gate.entered.wait()
             memory._node.zswap.enabled = True
@@ -297,7 +297,7 @@ async def test_close_writes_nothing(kit):
     async with ra.open_memory(**kit.spec() | {"swap": [{"backend": store}]}) as memory:
         for i in range(20):
             await memory.put(i, kit.noise(i))
-        memory._machine.start()
+        memory._machine.starter.start()
     assert store.nr_stores == 0
 
 

@@ -57,8 +57,8 @@ class Bug:
     """What an actor runs instead, once it is told to."""
 
     def __init__(self, machine, actor):
-        self._inner = machine._actors[actor]
-        machine._actors[actor] = self.run
+        self._inner = machine.starter.actors[actor]
+        machine.starter.actors[actor] = self.run
         self.now = anyio.Event()
 
     async def run(self):
@@ -107,7 +107,7 @@ async def test_every_call_after_a_crash_says_why(kit, topology, actor):
     memory = await opening.__aenter__()
     await memory.put("here", b"h")
     Bug(memory._machine, actor).now.set()
-    memory._machine.start()
+    memory._machine.starter.start()
     with pytest.raises(ra.ReclaimError, match="crashed 6 times"):
         await crash_of(opening)
     errors = [await ended_by(partial(call, memory)) for call in CALLS.values()]
@@ -165,7 +165,7 @@ async def test_an_actor_that_somebody_else_cancels_is_no_silent_end(kit, topolog
     spec = kit.spec() | {"swap": [{"backend": "memory", "size": "1MiB"}]}
     opening = ra.open_memory(topology, **spec)
     memory = await opening.__aenter__()
-    memory._machine.start()
+    memory._machine.starter.start()
     await kit.settle()
     [task] = [task for task in asyncio.all_tasks() if task.get_name() == actor]
     task.cancel()  # as test fixtures and shutdown code do to all tasks
@@ -184,7 +184,7 @@ async def test_a_cancelled_owner_closes_it_as_ever(kit, by):
     async def live(scope):
         with scope:
             async with ra.open_memory(**kit.spec()) as memory:
-                memory._machine.start()
+                memory._machine.starter.start()
                 memories.append(memory)
                 await anyio.sleep_forever()
 

@@ -18,7 +18,7 @@ def send(machine, batches, nr=4):
     sent = []
     for _ in range(batches):
         batch = machine.swapout.isolate(nr, 1 << 30, Reclaimer.KSWAPD)
-        machine.in_turn(batch)
+        machine.handover.in_turn(batch)
         machine.fifo.send_nowait(batch)
         sent.append(batch)
     return sent
@@ -163,7 +163,7 @@ async def test_ordered_what_kswapd_compresses_itself_ends_in_its_turn(
         tasks.start_soon(KcompressdActor(machine).run)
         await kit.settle()
         mine = machine.swapout.isolate(4, 1 << 30, Reclaimer.KSWAPD)
-        machine.in_turn(mine)
+        machine.handover.in_turn(mine)
         machine.compress_inline(mine)
         assert ends == []
         steered.gates[1].set()

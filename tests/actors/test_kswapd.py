@@ -111,7 +111,7 @@ async def test_wait_compresses_nothing_and_goes_on_when_there_is_room(kit, machi
         assert states(machine, pfns) == {WRITEBACK}
         assert machine.fifo.waiting_pages == 16
         for batch in await machine.fifo.take(128):
-            machine.hand_back(batch)
+            machine.handover.hand_back(batch)
         await kit.settle()
         assert machine.fifo.waiting_pages == 16
         assert actor._batch is None

@@ -8,7 +8,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
-from reclaimactors.actors.machine import RECOVERED
+from reclaimactors.actors.handover import RECOVERED
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.testing import FaultyCompressor
 
@@ -75,7 +75,7 @@ async def test_a_line_says_of_which_memory_it_is(caplog):
     caplog.set_level(logging.DEBUG, "reclaimactors")
     for topology in ("padata", "kcompressd"):
         async with ra.open_memory(topology, budget="1MiB", swap=[]) as memory:
-            memory._machine.start()
+            memory._machine.starter.start()
             await checkpoint()
     lines = [record.message for record in caplog.records]
     started = [line for line in lines if line.startswith("actors.started ")]

@@ -49,7 +49,7 @@ def isolated(machine, batches, nr=4, *, queued=False):
     out = []
     for _ in range(batches):
         out.append(machine.swapout.isolate(nr, 1 << 30, Reclaimer.KSWAPD))
-        machine.in_turn(out[-1])
+        machine.handover.in_turn(out[-1])
         if queued:
             machine.fifo.send_nowait(out[-1])
     return out
@@ -98,11 +98,13 @@ async def test_batches_that_wait_for_their_turn(kit, machine_of):
     policy = wary(machine)
     first, second, third = isolated(machine, 3)
     for batch in (third, second):
-        machine.finish(batch, squeeze(machine.node.compressor, machine.begin(batch)))
+        machine.handover.finish(
+            batch, squeeze(machine.node.compressor, machine.handover.begin(batch))
+        )
     policy.raises["shadow"] = {second.pfns[0]}
     policy.raises["putback"] = {first.pfns[0]}
     with pytest.raises(RuntimeError, match=f"putback of {first.pfns[0]}") as caught:
-        machine.hand_back(first)
+        machine.handover.hand_back(first)
     assert f"shadow of {second.pfns[0]}" in "".join(caught.value.__notes__)
     assert all_end(machine, resident=first.pfns + second.pfns)
     assert machine.node.vmstat["reclaim_stored"] == len(third.pfns)
@@ -140,10 +142,12 @@ async def test_writes_of_one_call_of_a_store(kit, machine_of):
     kit.fill(machine, kit.noise)
     policy = wary(machine)
     stores = machine.swapds[0].stores
-    machine.start = lambda: None
+    machine.starter.start = lambda: None
     batches = isolated(machine, 3)
     for batch in batches:
-        machine.finish(batch, squeeze(machine.node.compressor, machine.begin(batch)))
+        machine.handover.finish(
+            batch, squeeze(machine.node.compressor, machine.handover.begin(batch))
+        )
     policy.raises["shadow"] = {batches[0].pfns[0], batches[2].pfns[1]}
     writes = [stores._mailbox.receive_nowait() for _ in batches]
     with pytest.raises(RuntimeError, match="shadow"):
@@ -161,7 +165,7 @@ async def test_writes_that_wait_as_their_swapd_stops(kit, machine_of):
     kit.fill(machine)
     machine.node.zswap.enabled = False
     policy = wary(machine)
-    machine.start = lambda: None
+    machine.starter.start = lambda: None
     batches = isolated(machine, 3)
     policy.raises["putback"] = {batches[0].pfns[0], batches[1].pfns[0]}
     for batch in batches:

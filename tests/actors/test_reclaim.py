@@ -140,7 +140,7 @@ async def test_it_fills_its_share_of_the_fifo_and_leaves_the_rest_to_kswapd(
     kit, machine_of, running
 ):
     machine = await machine_of(fifo=64)
-    machine._started = True
+    machine.starter.started = True
     kit.fill(machine)
     async with running() as tasks:
         tasks.start_soon(Proactive(machine, EVERYTHING).run)
@@ -152,7 +152,7 @@ async def test_it_fills_its_share_of_the_fifo_and_leaves_the_rest_to_kswapd(
         assert enqueue(machine, kswapds) is None
         assert machine.fifo.waiting_pages == 64
     for batch in machine.fifo.drain():
-        machine.hand_back(batch)
+        machine.handover.hand_back(batch)
     assert machine.node.check()
 
 
@@ -161,7 +161,7 @@ async def test_in_one_turn_of_the_loop_it_sends_as_many_clusters_as_there_is_roo
 ):
     monkeypatch.setattr(breath, "perf_counter", lambda: 1.0)  # no work takes any time
     machine = await machine_of(fifo=200)
-    machine._started = True
+    machine.starter.started = True
     kit.fill(machine)
     async with running() as tasks:
         tasks.start_soon(Proactive(machine, EVERYTHING).run)
@@ -169,26 +169,26 @@ async def test_in_one_turn_of_the_loop_it_sends_as_many_clusters_as_there_is_roo
         assert machine.fifo.waiting_pages == 3 * SWAP_CLUSTER_MAX
         assert machine.fifo.left(Reclaimer.PROACTIVE) < SWAP_CLUSTER_MAX
     for batch in machine.fifo.drain():
-        machine.hand_back(batch)
+        machine.handover.hand_back(batch)
 
 
 async def test_what_is_taken_from_the_fifo_gives_the_share_back(kit, machine_of, running):
     machine = await machine_of(fifo=64)
-    machine._started = True
+    machine.starter.started = True
     kit.fill(machine)
     async with running() as tasks:
         tasks.start_soon(Proactive(machine, EVERYTHING).run)
         await kit.settle()
         (batch,) = await machine.fifo.take(1)
         assert machine.fifo.left(Reclaimer.PROACTIVE) == 32
-        machine.hand_back(batch)
+        machine.handover.hand_back(batch)
         await kit.settle()
         assert machine.fifo.left(Reclaimer.PROACTIVE) == 0
 
 
 async def test_where_kswapd_has_filled_the_fifo_the_caller_compresses(kit, machine_of):
     machine = await machine_of(fifo=32)
-    machine._started = True
+    machine.starter.started = True
     kit.fill(machine)
     kswapds = machine.swapout.isolate(32, EVERYTHING, Reclaimer.KSWAPD, machine.kswapd_stream)
     enqueue(machine, kswapds)
@@ -212,7 +212,7 @@ async def test_what_kswapd_does_for_pageout_takes_kswapds_share(kit, machine_of)
     kit.fill(machine)
     batch = machine.swapout.isolate(4, EVERYTHING, Reclaimer.PROACTIVE, machine.kswapd_stream)
     assert batch.admitted_as is Reclaimer.KSWAPD
-    machine.hand_back(batch)
+    machine.handover.hand_back(batch)
 
 
 # order
@@ -221,7 +221,7 @@ async def test_what_kswapd_does_for_pageout_takes_kswapds_share(kit, machine_of)
 async def test_each_call_has_an_order_of_its_own(kit, machine_of, running):
     """kswapd's slow head of the line holds its own verdicts up, not those of the caller."""
     machine = await machine_of(topology="padata", ordered=True, workers=2, on_full="wait", fifo=64)
-    machine._started = True
+    machine.starter.started = True
     machine.pipeline.batch_pages = 4
     kit.fill(machine)
     steered = kit.steer(machine)
@@ -397,7 +397,7 @@ async def test_calls_that_find_nothing_to_free_do_not_keep_each_other_or_a_put_w
 async def test_room_that_opens_by_a_page_is_not_filled_while_others_are_on_their_way(kit):
     async with ra.open_memory(**kit.spec(fifo=64)) as memory:
         machine = memory._machine
-        machine._started = True  # nobody takes anything
+        machine.starter.started = True  # nobody takes anything
         put_many(kit, memory, 200)
         call = Proactive(machine, EVERYTHING)
         assert call._queue()  # nothing of it is on its way: a page would do

@@ -457,7 +457,7 @@ async def test_errors_of_one_burst_are_one_failure(kit, open_over):
             batch = machine.swapout.isolate(1, EVERYTHING, Reclaimer.DIRECT)
             pages, _ = machine.swapout.begin(batch, hold=False)
             writes += machine.swapout.complete(batch, squeeze(machine.node.compressor, pages))
-        machine.offer(writes)
+        machine.handover.offer(writes)
         await memory.drain()
         assert store.nr_stores >= 12
         assert (device(memory).failures, memory.vmstat["swap_out_of_service"]) == (1, 0)
@@ -538,7 +538,7 @@ async def test_a_folio_read_while_its_write_waits_does_not_upset_a_store_in_this
         batch = machine.swapout.isolate(32, EVERYTHING, Reclaimer.DIRECT)
         pages, writes = machine.swapout.begin(batch, hold=False)
         writes += machine.swapout.complete(batch, squeeze(machine.node.compressor, pages))
-        machine.offer(writes)
+        machine.handover.offer(writes)
         assert await memory.get(2) == kit.noise(2)
         store.store_gate.open()
         await memory.drain()
@@ -606,7 +606,7 @@ async def test_a_mailbox_full_of_writes_leaves_folios_resident_and_throttles(kit
     store = kit.store(store_gate=Gate())
     async with open_over(store) as memory:
         machine = memory._machine
-        machine.start()
+        machine.starter.start()
         nr = kit.fill(machine, kit.noise, down_to=0.5)
         while not memory.vmstat["nr_throttled_written"]:
             machine.reclaim_inline(1, Reclaimer.DIRECT)

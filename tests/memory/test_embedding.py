@@ -432,7 +432,7 @@ async def test_at_low_or_above_a_put_does_not_wait():
         fill(memory, LOW + PAGE + OVERHEAD)
         await memory.put("a", noise())
         assert memory.usage().free == LOW
-        assert not memory._machine._started
+        assert not memory._machine.starter.started
 
 
 async def test_between_low_and_min_a_put_waits_for_work_in_proportion(monkeypatch):

@@ -13,8 +13,8 @@ import pytest
 from anyio import to_thread
 
 import reclaimactors as ra
+from reclaimactors.actors.handover import RECOVERED
 from reclaimactors.actors.health import health_of
-from reclaimactors.actors.machine import RECOVERED
 from reclaimactors.actors.supervision import WINDOW_S
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.compressors.lz4 import Lz4

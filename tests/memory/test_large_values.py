@@ -142,9 +142,7 @@ async def reclaimed(memory, key, value):
         pass
     await memory.drain()
     assert not memory.usage().resident
-    memory._machine.cpu.rates.expand = (
-        1e8  # so that reading back takes long, whatever machine it is
-    )
+    memory._machine.cpu.rates.expand = 1e8  # so that reading back takes long on any machine
 
 
 def states(memory, key="k"):
@@ -325,7 +323,7 @@ async def test_a_large_value_that_goes_is_freed_in_slices(turns, call, monkeypat
     async with open_memory(turns) as memory:
         await memory.put("k", text())
         given = []
-        monkeypatch.setattr(memory._machine, "let_go", lambda held: given.append(len(held)))
+        monkeypatch.setattr(memory._machine.starter, "let_go", lambda held: given.append(len(held)))
         if call == "delete":
             await memory.delete("k")
         elif call == "put":
@@ -342,7 +340,7 @@ async def test_a_callback_of_the_loop_puts_over_a_large_value(turns):
         asyncio.get_running_loop().call_soon(memory.put_nowait, "k", text(2))
         await anyio.sleep(0.01)
         assert await memory.get("k") == text(2)
-        assert not memory._machine._to_free
+        assert not memory._machine.starter._to_free
 
 
 async def test_the_view_of_a_large_pin_is_released_unless_somebody_else_has_one(turns):
@@ -402,7 +400,7 @@ async def test_readers_beside_writers_get_whole_values(turns, where):
 async def test_a_value_that_is_overwritten_without_end_is_read_all_the_same(turns):
     async with open_memory(turns) as memory:
         await reclaimed(memory, "k", text(0))
-        expand = memory._machine.expand
+        expand = memory._faults.expander.expand
         version = 0
 
         async def overwritten(held):
@@ -414,7 +412,7 @@ async def test_a_value_that_is_overwritten_without_end_is_read_all_the_same(turn
             memory._machine.cpu.rates.expand = 1e8
             return expanded
 
-        memory._machine.expand = overwritten
+        memory._faults.expander.expand = overwritten
         with anyio.fail_after(20):
             value = await memory.get("k")
         assert value in {text(i) for i in range(version + 1)}
@@ -452,12 +450,12 @@ async def test_a_cancelled_read_leaves_everything_as_it_was(turns, call, what):
 async def test_a_damaged_blob_is_met_by_a_get_of_a_large_value(turns):
     async with open_memory(turns) as memory:
         await reclaimed(memory, "k", text())
-        memory._machine._compressor.broken = True
+        memory._machine.compressor.broken = True
         for _ in range(2):
             with pytest.raises(ra.CorruptData, match="the zswap pool"):
                 await memory.get("k")
         assert memory.vmstat["decompress_fail"] == 2
-        memory._machine._compressor.broken = False
+        memory._machine.compressor.broken = False
         assert await memory.get("k") == text()
 
 
@@ -468,14 +466,14 @@ async def test_a_damaged_blob_is_counted_ahead_of_need_and_not_raised(turns):
     async with open_memory(turns) as memory:
         for key in ("k", "small"):
             await reclaimed(memory, key, text() if key == "k" else text(1, 1))
-        memory._machine._compressor.broken = True
+        memory._machine.compressor.broken = True
         memory.advise("small", ra.Advice.WILLNEED)
         memory.advise("k", ra.Advice.WILLNEED)
         await memory.drain()
         assert memory.vmstat["decompress_fail"] >= 2
         assert states(memory) == states(memory, "small") == {ZSWAP}
         assert not memory.vmstat["actor_restarts"]
-        memory._machine._compressor.broken = False
+        memory._machine.compressor.broken = False
         assert await memory.get("k") == text()
         assert await memory.get("small") == text(1, 1)
 

@@ -360,7 +360,7 @@ async def test_the_end_of_asyncio_run_closes_the_stores_and_says_one_plain_line(
     def run():
         async def main():
             memory = await opening(swap=[{"backend": store}])
-            memory._machine.start()
+            memory._machine.starter.start()
             await use(memory)
             return memory
 
@@ -381,9 +381,9 @@ async def test_the_end_of_asyncio_run_closes_the_stores_and_says_one_plain_line(
 @pytest.mark.parametrize("name", ["memory", "starter", "kswapd", "kcompressd", "let_go"])
 async def test_a_task_that_somebody_cancels_ends_the_memory_and_every_call_says_why(name):
     memory = await opening()
-    memory._machine.start()
+    memory._machine.starter.start()
     if name == "let_go":
-        memory._machine.let_go([b"x" * 4096] * 100_000)
+        memory._machine.starter.let_go([b"x" * 4096] * 100_000)
     for _ in range(9 if name != "let_go" else 2):
         await asyncio.sleep(0)
     [task] = [task for task in asyncio.all_tasks() if task.get_name() == name]
@@ -426,7 +426,7 @@ async def test_lanes_that_somebody_cancels_are_started_again(caplog):
 async def test_nobody_needs_to_hold_an_open_memory():
     store = Store()
     memory = await opening(swap=[{"backend": store}])
-    memory._machine.start()
+    memory._machine.starter.start()
     await asyncio.sleep(0)
     del memory
     gc.collect()
@@ -568,7 +568,7 @@ async def test_a_start_that_failed_is_tried_again():
 
     loop.set_task_factory(factory)
     try:
-        machine.start()
+        machine.starter.start()
         async with asyncio.timeout(10):
             await use(memory)
     finally:

@@ -39,7 +39,7 @@ async def test_it_is_off_by_default():
         await fill(memory)
         await anyio.sleep(10_000)
         assert memory.vmstat["pgscan_proactive"] == 0
-        assert memory._machine._started is False
+        assert memory._machine.starter.started is False
     assert not ra.Topology().senpai.enabled
 
 

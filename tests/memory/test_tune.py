@@ -100,9 +100,9 @@ async def test_what_waits_when_it_is_switched_off_ends_as_it_would_have():
 async def test_a_fifo_cut_below_what_waits_drops_nothing_and_takes_nothing():
     async with open_memory(on_full="wait") as memory:
         machine = memory._machine
-        machine._started = True  # nobody takes anything yet
+        machine.starter.started = True  # nobody takes anything yet
         values = pressure(memory)
-        actor = machine._actors["kswapd"]
+        actor = machine.starter.actors["kswapd"]
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(actor)
             while machine.fifo.waiting_pages < 32:
@@ -120,7 +120,7 @@ async def test_a_fifo_cut_below_what_waits_drops_nothing_and_takes_nothing():
                 return await take(max_pages)
 
             machine.fifo.take = watched
-            tasks.start_soon(machine._actors["kcompressd"])
+            tasks.start_soon(machine.starter.actors["kcompressd"])
             await memory.drain()
             assert max(most[2:]) <= 4
             tasks.cancel_scope.cancel()
@@ -130,10 +130,10 @@ async def test_a_fifo_cut_below_what_waits_drops_nothing_and_takes_nothing():
 async def test_a_kswapd_that_waits_for_room_goes_on_when_the_fifo_is_widened():
     async with open_memory(on_full="wait", fifo=4) as memory:
         machine = memory._machine
-        machine._started = True
+        machine.starter.started = True
         pressure(memory)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(machine._actors["kswapd"])
+            tasks.start_soon(machine.starter.actors["kswapd"])
             for _ in range(50):
                 await anyio.lowlevel.checkpoint()
             assert machine.fifo.waiting_pages == 4
@@ -207,17 +207,17 @@ async def test_a_closed_memory_cannot_be_tuned():
 async def test_the_age_of_the_oldest_queued_page_is_a_gauge():
     async with open_memory(on_full="wait") as memory:
         machine = memory._machine
-        machine._started = True  # nobody takes anything
+        machine.starter.started = True  # nobody takes anything
         pressure(memory)
         assert memory.usage().oldest_queued_s == 0.0
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(machine._actors["kswapd"])
+            tasks.start_soon(machine.starter.actors["kswapd"])
             await anyio.sleep(3)
             assert memory.usage().oldest_queued_s == pytest.approx(3)
             await anyio.sleep(4)
             assert memory.usage().oldest_queued_s == pytest.approx(7)
             (oldest,) = await machine.fifo.take(1)
-            machine.hand_back(oldest)
+            machine.handover.hand_back(oldest)
             await anyio.sleep(2)
             assert memory.usage().oldest_queued_s == pytest.approx(2)
             tasks.cancel_scope.cancel()

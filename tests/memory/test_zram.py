@@ -316,14 +316,14 @@ async def test_a_cancelled_folio_of_a_batch_in_the_worker_keeps_its_last_value()
             await memory.put(key, text(key, 2 * PAGE))
         machine, node = memory._machine, memory._node
         batch = machine.swapout.isolate(6, EVERYTHING, Reclaimer.KSWAPD)
-        pages = machine.begin(batch)
+        pages = machine.handover.begin(batch)
         assert (len(pages), batch.nr_rows) == (12, 12)
         assert await memory.get(0) == text(0, 2 * PAGE)  # a fault
         await memory.put(1, text(100, 3 * PAGE))
         await memory.put(2, noise())
         await memory.delete(3)
         out = await machine.offload.squeeze(pages, of_sources=True)
-        machine.finish(batch, out)
+        machine.handover.finish(batch, out)
         zram = check(memory)
         assert zram.mm_stat["orig_data_size"] == 2 * 2 * PAGE
         assert [node.mm.state[node.values.small[key]] for key in (0, 1, 2)] == [RESIDENT] * 3

@@ -247,7 +247,7 @@ async def test_no_value_is_lost_the_host_lives_and_the_key_is_named(deadly, capl
     values = {i: page(b"good", i, 1500) for i in range(300)}
     values |= {f"killer {i}": page(b"KILL", i, 3000 + 9000 * i) for i in range(2)}
     async with ra.open_memory(topology, budget="8MiB", compress=compress, swap=swap) as memory:
-        memory._machine.start()
+        memory._machine.starter.start()
         await up(memory._machine.offload)
         for key, value in values.items():
             await memory.put(key, value)
@@ -276,7 +276,7 @@ async def test_so_it_is_where_workers_compress_for_a_zram(deadly, caplog):
         "swap": [{"backend": {"name": "zram", "compressor": deadly, "recompressor": deadly}}],
     }
     async with ra.open_memory("zram", budget="8MiB", **spec) as memory:
-        memory._machine.start()
+        memory._machine.starter.start()
         await up(memory._machine.offload)
         for key, value in values.items():
             await memory.put(key, value)

@@ -53,7 +53,7 @@ async def driven(topology="kcompressd", **compress):
     """Open a memory whose actors do not start: the test drives its machine."""
     async with open_memory(topology, **compress) as memory:
         machine = memory._machine
-        machine._started = True
+        machine.starter.started = True
         machine.cpu.rates.compress = 1e15
         yield machine
 
@@ -102,7 +102,7 @@ async def start_slow_reclaim(memory, gate):
 async def test_d01_stop_wakes_an_idle_worker():
     started = anyio.current_time()
     async with open_memory(swap=[{"backend": "memory"}]) as memory:
-        memory._machine.start()
+        memory._machine.starter.start()
         await settle()
     assert anyio.current_time() == started  # nobody had to be waited for
 
@@ -176,7 +176,7 @@ async def test_d05_a_full_queue_follows_its_declared_rule(rule, oldest, newest):
 async def test_d05_the_age_of_the_oldest_is_known():
     async with open_memory() as memory:
         machine = memory._machine
-        machine._started = True  # nobody takes from the FIFO
+        machine.starter.started = True  # nobody takes from the FIFO
         fill(machine)
         actor = KswapdActor(machine)
         actor.step()
@@ -205,13 +205,13 @@ async def test_d07_completion_frees_the_folio_without_a_second_scan():
 async def test_d08_folios_in_flight_neither_age_nor_are_promoted(policy):
     async with ra.open_memory(policy=policy, budget=BUDGET, page_size=PAGE, swap=[]) as memory:
         machine = memory._machine
-        machine._started = True
+        machine.starter.started = True
         fill(machine)
         batch = machine.swapout.isolate(32, 1 << 30, Reclaimer.KSWAPD)
         taken = list(batch.pfns)
         for now in range(5):
             machine.node.policy.age(float(now))
-        machine.hand_back(batch)
+        machine.handover.hand_back(batch)
         assert machine.swapout.isolate(32, 1 << 30, Reclaimer.KSWAPD).pfns == taken
 
 
@@ -234,7 +234,7 @@ async def test_d10_nothing_is_counted_as_written_before_it_is():
         (batch,) = await machine.fifo.take(128)
         pages, _ = machine.swapout.begin(batch, hold=False)
         assert vm["zswpout"] == vm["pswpout"] == vm["nr_vmscan_write"] == 0
-        machine.finish(batch, squeeze(Lz4(), pages))
+        machine.handover.finish(batch, squeeze(Lz4(), pages))
         assert vm["zswpout"] == len(pages)
 
 
@@ -253,7 +253,7 @@ async def test_d11_a_worker_needs_no_room_and_never_reclaims():
 async def test_d11_staging_is_fixed_from_the_start_and_no_worker_asks_for_more():
     async with open_memory(offload="process") as memory:
         machine = memory._machine
-        machine.start()
+        machine.starter.start()
         with anyio.fail_after(30):
             while not memory.usage().staging:
                 await anyio.sleep(0.01)
@@ -272,7 +272,7 @@ async def test_d11_staging_is_fixed_from_the_start_and_no_worker_asks_for_more()
 async def test_d12_the_pools_limit_is_looked_at_again_at_execution(swap):
     async with open_memory(swap=swap) as memory:
         machine = memory._machine
-        machine._started = True  # the test takes from the FIFO
+        machine.starter.started = True  # the test takes from the FIFO
         nr = fill(machine)
         actor = KswapdActor(machine)
         actor.step()
@@ -291,8 +291,8 @@ async def test_d12_the_pools_limit_is_looked_at_again_at_execution(swap):
         else:
             assert vm["reclaim_activate"] == vm["pgactivate"] == 16
             assert states(machine, queued) == {RESIDENT}
-        machine._started = False
-        machine.start()
+        machine.starter.started = False
+        machine.starter.start()
         await memory.drain()
         assert [await memory.get(i) for i in range(nr)] == [text(i) for i in range(nr)]
 
@@ -443,6 +443,6 @@ async def test_d18_a_source_is_let_go_of_only_after_its_verdict():
         key = next(key for key, value in machine.node.values.small.items() if value == pfn)
         machine.node.values.delete(key)
         assert machine.node.mm.data[pfn] is pages[0]  # the worker still reads it
-        machine.finish(batch, squeeze(Lz4(), pages))
+        machine.handover.finish(batch, squeeze(Lz4(), pages))
         assert pfn not in machine.node.mm.data
         assert machine.node.check()
