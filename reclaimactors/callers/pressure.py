@@ -38,14 +38,13 @@ class PressureTrigger:
         while True:
             machine.check_open()
             now = machine.cpu.now()
-            stalling = machine.cpu.psi.account(now)
+            stalling = machine.cpu.psi.account(now) and watch.kind == "some"
             if watch.fired:
                 watch.fired = False
                 return
-            wait_s = None
-            if stalling and watch.kind == "some":
-                wait_s = max(SOON_S, watch.due_in(now))
-            with anyio.move_on_after(wait_s):
+            wait_s = watch.due_in(now, stalling=stalling)
+            watch.idle = wait_s is None and watch.kind == "some"
+            with anyio.move_on_after(None if wait_s is None else max(SOON_S, wait_s)):
                 await machine.pressure.wait()
 
 
@@ -54,7 +53,7 @@ class Headroom:
 
     def __init__(self, machine: Machine) -> None:
         self._m = machine
-        self._turn = anyio.Lock(fast_acquire=True)
+        self._reclaiming = False
 
     async def wait(self, nbytes: int) -> None:
         """Wait until `nbytes` can be put with free memory at *low* or above.
@@ -65,12 +64,20 @@ class Headroom:
         """
         machine = self._m
         await checkpoint()
-        async with self._turn:
-            while (short := self._short(nbytes)) > 0:
-                self._must_fit(nbytes)
-                if not await Proactive(machine, short).run() and self._short(nbytes) > 0:
-                    await machine.verdicts.wait()
-                machine.check_open()
+        while (short := self._short(nbytes)) > 0:
+            self._must_fit(nbytes)
+            freed = 0 if self._reclaiming else await self._reclaim(short)
+            if not freed and self._short(nbytes) > 0:
+                await machine.verdicts.wait()
+            machine.check_open()
+
+    async def _reclaim(self, nbytes: int) -> int:
+        self._reclaiming = True
+        try:
+            return await Proactive(self._m, nbytes).run()
+        finally:
+            self._reclaiming = False
+            self._m.verdicts.notify()  # if this was cancelled, another one goes on
 
     def _short(self, nbytes: int) -> int:
         node = self._m.node

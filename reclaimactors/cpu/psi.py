@@ -123,7 +123,7 @@ class Psi:
         """One more caller waits from `now` on."""
         self._advance(now)
         self._waiting += 1
-        if self.watches and self._waiting == 1:
+        if self._waiting == 1 and any(watch.idle for watch in self.watches):
             self.on_pressure()
 
     def leave_some(self, now: float) -> None:

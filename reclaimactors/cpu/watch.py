@@ -29,6 +29,7 @@ class Watch:
     def __init__(self, kind: Kind, stall_s: float, window_s: float) -> None:
         self.kind = kind
         self.fired = False  #: since somebody last asked
+        self.idle = False  #: somebody waits for it without a timer, and is told of the next stall
         self._stall_s = stall_s
         self._window_s = window_s
         self._stretches: deque[tuple[float, float]] = deque()
@@ -67,6 +68,14 @@ class Watch:
             return 0.0
         return self._stalled - max(0.0, begin - self._stretches[0][0])
 
-    def due_in(self, now: float) -> float:
-        """Return after how many seconds it may fire at the earliest, if all of them are stalled."""
-        return max(self._again_at - now, self._stall_s - self.stalled(now))
+    def due_in(self, now: float, *, stalling: bool) -> float | None:
+        """Return after how many seconds to look again, None where nothing was stalled lately.
+
+        During a stall that is when it would fire. Between stalls it is no less than a tenth of what
+        must be stalled: short stalls, which end before that, wake nobody.
+        """
+        stalled = self.stalled(now)
+        if not (stalling or stalled):
+            return None
+        due = max(self._again_at - now, self._stall_s - stalled)
+        return due if stalling else max(due, self._stall_s / 10)

@@ -62,10 +62,22 @@ def test_many_short_stalls_cost_no_memory():
 def test_it_is_due_after_what_is_missing():
     watch = Watch("some", 0.15, 1.0)
     watch.add(0.0, 0.1)
-    assert watch.due_in(0.2) == pytest.approx(0.05)
-    watch.add(0.2, 0.25)
+    assert watch.due_in(0.2, stalling=True) == pytest.approx(0.05)
+    watch.add(0.2, 0.249)
+    assert watch.due_in(0.3, stalling=True) == pytest.approx(0.001)
+    assert watch.due_in(0.3, stalling=False) == pytest.approx(0.015)
+    watch.add(0.3, 0.302)
     assert watch.fired
-    assert watch.due_in(0.3) == pytest.approx(0.95)
+    assert watch.due_in(0.4, stalling=True) == pytest.approx(0.902)
+
+
+def test_where_nothing_was_stalled_lately_nobody_looks():
+    watch = Watch("some", 0.15, 1.0)
+    assert watch.due_in(0.0, stalling=False) is None
+    assert watch.due_in(0.0, stalling=True) == pytest.approx(0.15)
+    watch.add(0.0, 0.1)
+    assert watch.due_in(1.05, stalling=False) is not None
+    assert watch.due_in(1.2, stalling=False) is None
 
 
 @given(
@@ -138,10 +150,14 @@ def test_a_stall_across_samples_is_seen_whole():
 
 
 def test_it_tells_of_the_begin_of_a_stall_and_of_what_fires():
-    psi, _ = psi_with("some")
+    psi, watch = psi_with("some")
+    watch.idle = True
     told = []
     psi.on_pressure = lambda: told.append(psi._now)
     psi.enter_some(100.1)
     psi.enter_some(100.15)
     psi.leave_some(100.3)
+    assert told == [100.1, 100.3]
+    watch.idle = False
+    psi.enter_some(100.4)
     assert told == [100.1, 100.3]

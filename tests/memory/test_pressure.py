@@ -232,6 +232,62 @@ async def test_many_who_wait_for_headroom_do_not_reclaim_for_each():
         assert (1 << 20) <= memory.usage().free - low < (2 << 20)
 
 
+async def test_who_wants_little_does_not_wait_for_who_wants_much():
+    async with opened() as memory, anyio.create_task_group() as tasks:
+        await filled(memory, noise)
+        tasks.start_soon(memory.wait_for_headroom, 2 << 20)
+        for _ in range(50):
+            await checkpoint()
+        await memory.delete(0)
+        await memory.delete(1)
+        with anyio.fail_after(20):
+            await memory.wait_for_headroom(PAGE)
+        tasks.cancel_scope.cancel()
+
+
+async def test_where_who_reclaims_is_cancelled_another_one_goes_on():
+    async with ra.open_memory("kcompressd", budget=BUDGET, swap=[]) as memory:
+        await filled(memory, text)
+        async with anyio.create_task_group() as tasks:
+            with anyio.CancelScope() as first:
+
+                async def second():
+                    with anyio.fail_after(20):
+                        await memory.wait_for_headroom(2 << 20)
+
+                tasks.start_soon(second)
+                tasks.start_soon(cancel_later, first)
+                await memory.wait_for_headroom(2 << 20)
+
+
+async def cancel_later(scope):
+    for _ in range(3):
+        await checkpoint()
+    scope.cancel()
+
+
+@virtual
+async def test_short_stalls_wake_nobody():
+    slow = store()
+    async with over(slow) as memory, anyio.create_task_group() as tasks:
+        await away(memory, *range(200))
+        async with memory.pressure_trigger("some", **OFTEN) as trigger:
+            tasks.start_soon(trigger.wait)
+            await anyio.sleep(1)
+            told, psi = [], memory._machine.cpu.psi
+            notify = psi.on_pressure
+            psi.on_pressure = lambda: (told.append(True), notify())
+            for key in range(200):
+                slow.load_gate = Gate()
+                async with anyio.create_task_group() as readers:
+                    readers.start_soon(memory.get, key)
+                    await anyio.sleep(0.0001)
+                    slow.load_gate.open()
+                await anyio.sleep(0.001)
+            assert len(told) <= 2
+        tasks.cancel_scope.cancel()
+
+
 async def test_where_nothing_can_be_reclaimed_it_waits_for_a_delete():
     async with opened() as memory:
         nr = await filled(memory, noise)
