@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.abc import Backend
     from reclaimactors.actors.machine import Machine
-    from reclaimactors.mm.swap import SwapDevice
+    from reclaimactors.mm.swap_device import SwapDevice
 
 __all__ = ["LATE_S", "Backing", "TooSlow"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
     from reclaimactors.actors.swapd import Swapd
     from reclaimactors.mm.batch import FolioBatch, StoreBatch
-    from reclaimactors.mm.swap import SwapDevice
+    from reclaimactors.mm.swap_device import SwapDevice
 
 __all__ = ["Handover"]
 

@@ -29,7 +29,7 @@ from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.deadline import within
 from reclaimactors.errors import BackendError, CorruptData
 from reclaimactors.mm.page_io import squeeze
-from reclaimactors.mm.swap import SwapDevice
+from reclaimactors.mm.swap_device import SwapDevice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

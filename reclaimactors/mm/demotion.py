@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from reclaimactors.mm.node import Node
-    from reclaimactors.mm.swap import SwapDevice
+    from reclaimactors.mm.swap_device import SwapDevice
 
 __all__ = ["NEAR_SHARE", "Demotion"]
 

@@ -17,7 +17,7 @@ from reclaimactors.abc import Verdict
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, FolioBatch, Reclaimer, StoreBatch
 from reclaimactors.mm.ending import end_all, undo
 from reclaimactors.mm.folio import DEVICE
-from reclaimactors.mm.swap import runs
+from reclaimactors.mm.swap_device import runs
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.mm.ledger import Ledger
     from reclaimactors.mm.node import Node
-    from reclaimactors.mm.swap import SwapDevice
+    from reclaimactors.mm.swap_device import SwapDevice
 
     _Found = tuple[SwapDevice, list[int], Sequence[Sequence[int]], list[int]]
     """a device, folios, and the slots and the length of each"""

@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from reclaimactors.mm.swap import SwapDevice
+    from reclaimactors.mm.swap_device import SwapDevice
 
 __all__ = ["FIRST_S", "MOST_S", "OUT_AFTER", "Service"]
 

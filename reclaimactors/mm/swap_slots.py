@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING
 
-from reclaimactors.mm.swap import runs
+from reclaimactors.mm.swap_device import runs
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:

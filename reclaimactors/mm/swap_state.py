@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from reclaimactors.mm.batch import FolioBatch
     from reclaimactors.mm.ledger import Ledger
     from reclaimactors.mm.node import Node
-    from reclaimactors.mm.swap import SwapDevice
+    from reclaimactors.mm.swap_device import SwapDevice
 
 __all__ = ["SwapCache", "drop_clean"]
 

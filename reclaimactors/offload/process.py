@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from reclaimactors.log import Log
     from reclaimactors.mm.lethal import Lethal
     from reclaimactors.mm.vmstat import Vmstat
+    from reclaimactors.offload.link import Ticket, Worker
     from reclaimactors.offload.slots import Slots
-    from reclaimactors.offload.workers import Ticket, Worker
     from reclaimactors.registry import PluginRef
 
 __all__ = ["ProcessOffload", "WorkerDied"]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import socket
 import subprocess
 from contextlib import suppress
@@ -22,14 +21,21 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import anyio
-import attrs
 
 from reclaimactors.cpu.loop_clock import current_time
 from reclaimactors.offload import interpreter
 from reclaimactors.offload.backoff import Backoff
-from reclaimactors.offload.pace import Pace
+from reclaimactors.offload.link import (
+    Worker,
+    ends_within,
+    greet,
+    read,
+    refusal,
+    until_ended,
+    what_happened,
+)
 from reclaimactors.offload.slots import Slots, anonymous_memory
-from reclaimactors.offload.worker import NUMBER, READY, REFUSED
+from reclaimactors.offload.worker import NUMBER, READY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,78 +45,13 @@ if TYPE_CHECKING:
     from reclaimactors.log import Log
     from reclaimactors.mm.vmstat import Vmstat
 
-__all__ = ["Ticket", "Worker", "Workers"]
+__all__ = ["Workers"]
 
 DEATHS = 5  #: failures of a worker in a row that are not worth more than a line each
 PROVEN_S = 10.0  #: how long a worker is up before its next death is the first in a row
 STEP_S = 0.0625  #: of loop time, in which a silent worker is watched
 BATCH_S = 10.0  #: without an answer, after which it is killed
 READY_S = 30.0  #: for it to start; it takes some 0.1 s on an idle machine
-
-
-@attrs.define(eq=False)
-class Ticket:
-    """One batch in a slot, which a worker has."""
-
-    done: anyio.Event = attrs.Factory(anyio.Event)
-    died: str = ""  #: why there is no answer, once `done`
-    begun: bool = False  #: whether the worker that died was at it, as far as can be told
-    abandoned: bool = False  #: nobody waits any more; the slot is free once the worker is done
-    lost: bool = False  #: the slot is not to be used again: a process that does not end has it
-
-
-@attrs.define(eq=False)
-class Worker:
-    """One worker process, and those that come after it."""
-
-    number: int
-    up: bool = False
-    process: Process | None = None
-    link: socket.socket | None = None
-    inbox: bytes = b""  #: the beginning of a message
-    tickets: dict[int, Ticket] = attrs.Factory(dict[int, Ticket])  #: by slot, the oldest first
-    given: anyio.Event = attrs.Factory(anyio.Event)  #: it has a batch
-    answers: int = 0  #: messages from it
-    silent_s: float = 0.0  #: loop time since the last one, while it starts or has a batch
-    up_since: float = inf
-    why: str = ""  #: why it is down, where that is more than one restart
-    ended: str = ""  #: what the last process came to
-    pace: Pace = attrs.Factory(Pace)
-    backoff: Backoff = attrs.Factory(Backoff)
-
-    @property
-    def late(self) -> bool:
-        """Whether it has a batch and has been silent for longer than is usual."""
-        return self.pace.late(self.silent_s)
-
-    def send(self, slot: int) -> Ticket:
-        """Give it a batch; it is `up`."""
-        ticket = Ticket()
-        try:
-            assert self.link is not None
-            self.link.send(NUMBER.pack(slot))
-        except OSError as exc:  # whoever reads sees the end of the link, and restarts it
-            ticket.died = f"worker {self.number} has ended: {exc}"
-            ticket.done.set()
-        else:
-            self.tickets[slot] = ticket
-            self.given.set()
-        return ticket
-
-    def born(self, process: Process, link: socket.socket) -> None:
-        """A process was started for it."""
-        self.process, self.link = process, link
-        self.inbox = b""
-        self.ended = ""
-        self.silent_s = 0.0
-
-    def kill(self, why: str) -> None:
-        """End the process at once; whoever reads sees the end of the link."""
-        self.up = False
-        self.ended = why
-        assert self.process is not None
-        with suppress(ProcessLookupError):
-            self.process.kill()
 
 
 _crews: WeakSet[Workers] = WeakSet()
@@ -314,16 +255,16 @@ class Workers:
             worker.born(process, ours)
             try:
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(_greet, ours, self._hello)
+                    tasks.start_soon(greet, ours, self._hello)
                     tasks.start_soon(self._watch, worker, tasks.cancel_scope)
-                    tasks.start_soon(_until_ended, process, tasks.cancel_scope)
+                    tasks.start_soon(until_ended, process, tasks.cancel_scope)
                     await self._serve(worker, ours)
                     tasks.cancel_scope.cancel()
             finally:
                 worker.up = False
                 await self._end(worker, process, ours)
         inbox = worker.inbox
-        return inbox[NUMBER.size :].decode(errors="replace") if _refusal(inbox) else ""
+        return inbox[NUMBER.size :].decode(errors="replace") if refusal(inbox) else ""
 
     async def _spawn(self, link: int) -> Process:
         return await anyio.open_process(
@@ -339,14 +280,14 @@ class Workers:
         """Read what it says, up to the end of the link."""
         while True:
             await anyio.wait_readable(link)
-            data = _read(link)
+            data = read(link)
             if data == b"":
                 return
             self._hear(worker, data or b"")
 
     def _hear(self, worker: Worker, data: bytes) -> None:
         worker.inbox += data
-        if _refusal(worker.inbox):
+        if refusal(worker.inbox):
             return
         whole = len(worker.inbox) // NUMBER.size * NUMBER.size
         messages, worker.inbox = worker.inbox[:whole], worker.inbox[whole:]
@@ -409,16 +350,16 @@ class Workers:
             link.shutdown(socket.SHUT_WR)
         gone = False
         with anyio.CancelScope(shield=True):
-            gone = await _gone(process, self._end_s)
+            gone = await ends_within(process, self._end_s)
             if not gone:
                 with suppress(ProcessLookupError):
                     process.kill()
-                gone = await _gone(process, self._end_s)
-        while data := _read(link):
+                gone = await ends_within(process, self._end_s)
+        while data := read(link):
             self._hear(worker, data)
         worker.up = False
         worker.process = worker.link = None
-        worker.ended = worker.ended or f"worker {worker.number} {_what_happened(process)}"
+        worker.ended = worker.ended or f"worker {worker.number} {what_happened(process)}"
         self._bury(worker, gone=gone)
 
     def _bury(self, worker: Worker, *, gone: bool) -> None:
@@ -434,55 +375,3 @@ class Workers:
             ticket.done.set()
         worker.tickets.clear()
         worker.silent_s = 0.0
-
-
-async def _greet(link: socket.socket, hello: bytes) -> None:
-    """Send what a worker needs to know, however large that is."""
-    left = memoryview(hello)
-    try:
-        while left:
-            try:
-                left = left[link.send(left) :]
-            except BlockingIOError:
-                await anyio.wait_writable(link)
-    except OSError:  # it has ended: whoever reads sees that
-        return
-
-
-async def _until_ended(process: Process, life: anyio.CancelScope) -> None:
-    """End a life with its process, also where a forked child holds the other end of the link."""
-    await process.wait()
-    life.cancel()
-
-
-async def _gone(process: Process, seconds: float) -> bool:
-    """Wait for the end of a process for so many seconds; return whether it has ended."""
-    with anyio.move_on_after(seconds):
-        await process.wait()
-    return process.returncode is not None
-
-
-def _what_happened(process: Process) -> str:
-    status = process.returncode
-    if status is None:
-        return "was killed, and does not end"
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        return f"was killed by {signal.Signals(-status).name}"
-    except ValueError:  # a real-time signal
-        return f"was killed by signal {-status}"
-
-
-def _read(link: socket.socket) -> bytes | None:
-    """Return what has come, b"" at the end of the link, None where nothing has come."""
-    try:
-        return link.recv(65536)
-    except BlockingIOError:
-        return None
-    except OSError:  # the other end was closed in the middle
-        return b""
-
-
-def _refusal(message: bytes) -> bool:
-    return message[: NUMBER.size] == NUMBER.pack(REFUSED)

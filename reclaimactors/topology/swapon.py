@@ -15,7 +15,7 @@ from reclaimactors.actors.swapd import Swapd
 from reclaimactors.backends.file import FileBackend
 from reclaimactors.deadline import within
 from reclaimactors.errors import BackendError
-from reclaimactors.mm.swap import SwapDevice
+from reclaimactors.mm.swap_device import SwapDevice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -22,7 +22,8 @@ from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
 from reclaimactors.mm.node import Node
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.mm.pageout import MAX_VISITS
-from reclaimactors.mm.swap import SwapDevice, SwapDevices
+from reclaimactors.mm.swap import SwapDevices
+from reclaimactors.mm.swap_device import SwapDevice
 from reclaimactors.mm.swapin import Swapin
 from reclaimactors.mm.swapout import Swapout
 from reclaimactors.mm.watermark import Watermarks

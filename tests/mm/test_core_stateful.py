@@ -23,7 +23,8 @@ from reclaimactors.mm.folio import DEVICE
 from reclaimactors.mm.memcg import Memcg
 from reclaimactors.mm.node import Node
 from reclaimactors.mm.page_io import squeeze
-from reclaimactors.mm.swap import SwapDevice, SwapDevices
+from reclaimactors.mm.swap import SwapDevices
+from reclaimactors.mm.swap_device import SwapDevice
 from reclaimactors.mm.swapin import Swapin
 from reclaimactors.mm.swapout import Swapout
 from reclaimactors.mm.vmscan import Kswapd, Step

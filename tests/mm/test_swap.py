@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from reclaimactors.errors import ProtocolViolation
-from reclaimactors.mm.swap import SwapDevice, SwapDevices
+from reclaimactors.mm.swap import SwapDevices
+from reclaimactors.mm.swap_device import SwapDevice
 
 
 def device(capacity=None, *, index=0, priority=0):

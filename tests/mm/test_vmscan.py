@@ -11,7 +11,8 @@ from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.memcg import Memcg
 from reclaimactors.mm.node import Node
 from reclaimactors.mm.page_io import squeeze
-from reclaimactors.mm.swap import SwapDevice, SwapDevices
+from reclaimactors.mm.swap import SwapDevices
+from reclaimactors.mm.swap_device import SwapDevice
 from reclaimactors.mm.swapout import Swapout
 from reclaimactors.mm.vmscan import DEF_PRIORITY, Kswapd, Step
 from reclaimactors.mm.watermark import Watermarks

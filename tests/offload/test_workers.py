@@ -321,7 +321,7 @@ async def test_the_slots_of_a_process_that_does_not_die_are_not_used_again(monke
         process = first.process
         os.kill(process.pid, signal.SIGSTOP)
         with monkeypatch.context() as undying:
-            undying.setattr(workers, "_gone", never)
+            undying.setattr(workers, "ends_within", never)
             with pytest.raises(ra.ReclaimError):
                 await offload.squeeze([PAGE])
             assert sorted(offload._crew.free) == [0, 1]
@@ -413,11 +413,11 @@ def test_closing_beside_a_forked_child_does_not_wait_for_it():
     steps = """
         import reclaimactors.offload.workers as module
         ends = []
-        gone = module._gone
+        gone = module.ends_within
         async def watched(process, seconds):
             ends.append(await gone(process, seconds))
             return ends[-1]
-        module._gone = watched
+        module.ends_within = watched
         import atexit
         atexit.register(lambda: print(ends, process.returncode, flush=True))
         process = worker.process

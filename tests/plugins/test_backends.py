@@ -22,7 +22,7 @@ from reclaimactors.backends import file_jobs, swapfile
 from reclaimactors.backends.file import FileBackend
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.backends.zram import ZramBackend
-from reclaimactors.mm.swap import SwapDevice
+from reclaimactors.mm.swap_device import SwapDevice
 from reclaimactors.testing import BackendTests
 from reclaimactors.units import KIB
 
