@@ -38,11 +38,12 @@ class PressureTrigger:
         while True:
             machine.check_open()
             now = machine.cpu.now()
-            stalling = machine.cpu.psi.account(now) and watch.kind == "some"
+            stalling = machine.cpu.psi.account(now)
             if watch.fired:
                 watch.fired = False
                 return
-            wait_s = watch.due_in(now, stalling=stalling)
+            # What keeps the loop itself is told of at its end: that needs no timer.
+            wait_s = watch.due_in(now, stalling=stalling) if watch.kind == "some" else None
             watch.idle = wait_s is None and watch.kind == "some"
             with anyio.move_on_after(None if wait_s is None else max(SOON_S, wait_s)):
                 await machine.pressure.wait()
