@@ -45,7 +45,6 @@ class Values:
         self._node = node
         self._mm = node.mm
         self._memcg = node.memcg
-        self._marks = node.marks
         self.small: dict[Hashable, int] = {}  #: key -> pfn of a value of one folio
         self.large: dict[Hashable, array[int]] = {}  #: key -> pfns of a value of several folios
 
@@ -146,7 +145,7 @@ class Values:
             may_wait: False for who cannot wait, and so owes nothing down to *min*.
         """
         memcg, mm = self._memcg, self._mm
-        room = memcg.free - self._marks.low
+        room = memcg.free - self._node.marks.low
         size = len(data)
         pfn = self.small.get(key)
         if pfn is None:
@@ -191,7 +190,7 @@ class Values:
     def _below_low(self, size: int, need: int, may_wait: bool) -> bool:
         """Whether a put of `size` bytes, which takes `need` more, may go on below *low*."""
         free = self._memcg.free - need
-        if not (self._node.lets(size, free, need) if may_wait else free >= self._marks.min):
+        if not (self._node.lets(size, free, need) if may_wait else free >= self._node.marks.min):
             return False
         self._node.on_wake()
         return True
