@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from reclaimactors.mm.node import Node
     from reclaimactors.offload import Offload
 
-__all__ = ["LATE_S", "PATIENCE_S", "Machine"]
+__all__ = ["LATE_S", "PATIENCE_S", "RETRY_S", "Machine"]
 
 LATE_S = 0.1  #: without a verdict, after which whoever waits for one does something himself
 PATIENCE_S = 0.01  #: that reclaim waits for a store before it looks for what it can free itself

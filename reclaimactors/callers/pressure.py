@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
+from reclaimactors.actors.machine import RETRY_S
 from reclaimactors.callers.reclaim import Proactive
 from reclaimactors.errors import OutOfMemory
 from reclaimactors.units import format_size
@@ -69,16 +70,20 @@ class Headroom:
             self._must_fit(nbytes)
             freed = 0 if self._reclaiming else await self._reclaim(short)
             if not freed and self._short(nbytes) > 0:
-                await machine.verdicts.wait()
+                # Nobody tells of a store or a compressor that would work again by now.
+                with anyio.move_on_after(RETRY_S):
+                    await machine.verdicts.wait()
             machine.check_open()
 
     async def _reclaim(self, nbytes: int) -> int:
         self._reclaiming = True
         try:
             return await Proactive(self._m, nbytes).run()
+        except BaseException:  # cancelled: another one goes on
+            self._m.verdicts.notify()
+            raise
         finally:
             self._reclaiming = False
-            self._m.verdicts.notify()  # if this was cancelled, another one goes on
 
     def _short(self, nbytes: int) -> int:
         node = self._m.node

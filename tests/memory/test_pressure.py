@@ -1,6 +1,8 @@
 """Who waits for pressure, and who waits for room: triggers and headroom."""
 
+import errno
 import random
+from contextlib import asynccontextmanager
 
 import anyio
 import pytest
@@ -47,85 +49,75 @@ def over(store):
     return opened(swap=[{"backend": store, "size": "16MiB", "timeout": 100}])
 
 
+@asynccontextmanager
+async def watched(*keys):
+    """A memory over a store that alone has these keys, and a trigger on it."""
+    slow = store()
+    async with over(slow) as memory:
+        await away(memory, *keys)
+        async with memory.pressure_trigger("some", **OFTEN) as trigger:
+            yield slow, memory, trigger
+
+
 @virtual
 async def test_a_trigger_fires_when_so_much_of_a_window_was_stalled():
-    slow = store()
-    async with over(slow) as memory, anyio.create_task_group() as tasks:
-        await away(memory, 1)
+    async with watched(1) as (slow, memory, trigger), anyio.create_task_group() as tasks:
         slow.load_gate = Gate()
-        async with memory.pressure_trigger(
-            "some", stall_us=150_000, window_us=1_000_000
-        ) as trigger:
-            await anyio.sleep(5)
-            began = anyio.current_time()
-            tasks.start_soon(memory.get, 1)
-            with anyio.fail_after(1):
-                await trigger.wait()
-            assert 0.15 <= anyio.current_time() - began <= 0.15 + TURN_S
-            with anyio.fail_after(2):
-                await trigger.wait()  # it goes on, and counts once a window
-            assert 1.15 <= anyio.current_time() - began <= 1.15 + 2 * TURN_S
-            slow.load_gate.open()
+        await anyio.sleep(5)
+        began = anyio.current_time()
+        tasks.start_soon(memory.get, 1)
+        with anyio.fail_after(1):
+            await trigger.wait()
+        assert 0.15 <= anyio.current_time() - began <= 0.15 + TURN_S
+        with anyio.fail_after(2):
+            await trigger.wait()  # it goes on, and counts once a window
+        assert 1.15 <= anyio.current_time() - began <= 1.15 + 2 * TURN_S
+        slow.load_gate.open()
 
 
 @virtual
 async def test_a_trigger_does_not_fire_for_less():
-    slow = store()
-    async with over(slow) as memory:
-        await away(memory, 1, 2, 3)
-        async with memory.pressure_trigger(
-            "some", stall_us=150_000, window_us=1_000_000
-        ) as trigger:
-            for key in (1, 2, 3):
-                slow.load_gate = Gate()
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(memory.get, key)
-                    await anyio.sleep(0.1)
-                    slow.load_gate.open()
-                await anyio.sleep(0.96)
-            with anyio.move_on_after(60) as scope:
-                await trigger.wait()
-            assert scope.cancelled_caught
+    async with watched(1, 2, 3) as (slow, memory, trigger):
+        for key in (1, 2, 3):
+            slow.load_gate = Gate()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(memory.get, key)
+                await anyio.sleep(0.1)
+                slow.load_gate.open()
+            await anyio.sleep(0.96)
+        with anyio.move_on_after(60) as scope:
+            await trigger.wait()
+        assert scope.cancelled_caught
 
 
 @virtual
 async def test_two_stalls_within_a_window_add_up():
-    slow = store()
-    async with over(slow) as memory, anyio.create_task_group() as tasks:
-        await away(memory, 1, 2)
-        async with memory.pressure_trigger(
-            "some", stall_us=150_000, window_us=1_000_000
-        ) as trigger:
-            slow.load_gate = Gate()
-            tasks.start_soon(memory.get, 1)
-            await anyio.sleep(0.1)
-            slow.load_gate.open()
-            await anyio.sleep(0.5)
-            slow.load_gate = Gate()
-            began = anyio.current_time()
-            tasks.start_soon(memory.get, 2)
-            with anyio.fail_after(1):
-                await trigger.wait()
-            assert anyio.current_time() - began == pytest.approx(0.05, abs=2 * TURN_S)
-            slow.load_gate.open()
+    async with watched(1, 2) as (slow, memory, trigger), anyio.create_task_group() as tasks:
+        slow.load_gate = Gate()
+        tasks.start_soon(memory.get, 1)
+        await anyio.sleep(0.1)
+        slow.load_gate.open()
+        await anyio.sleep(0.5)
+        slow.load_gate = Gate()
+        began = anyio.current_time()
+        tasks.start_soon(memory.get, 2)
+        with anyio.fail_after(1):
+            await trigger.wait()
+        assert anyio.current_time() - began == pytest.approx(0.05, abs=2 * TURN_S)
+        slow.load_gate.open()
 
 
 @virtual
 async def test_what_happens_between_two_waits_is_not_lost():
-    slow = store()
-    async with over(slow) as memory, anyio.create_task_group() as tasks:
-        await away(memory, 1)
+    async with watched(1) as (slow, memory, trigger), anyio.create_task_group() as tasks:
         slow.load_gate = Gate()
-        async with memory.pressure_trigger(
-            "some", stall_us=150_000, window_us=1_000_000
-        ) as trigger:
-            tasks.start_soon(memory.get, 1)
-            await anyio.sleep(0.3)
-            slow.load_gate.open()
-            await anyio.sleep(30)
-            began = anyio.current_time()
-            await trigger.wait()
-            assert anyio.current_time() == began
+        tasks.start_soon(memory.get, 1)
+        await anyio.sleep(0.3)
+        slow.load_gate.open()
+        await anyio.sleep(30)
+        began = anyio.current_time()
+        await trigger.wait()
+        assert anyio.current_time() == began
 
 
 @virtual
@@ -268,23 +260,21 @@ async def cancel_later(scope):
 
 @virtual
 async def test_short_stalls_wake_nobody():
-    slow = store()
-    async with over(slow) as memory, anyio.create_task_group() as tasks:
-        await away(memory, *range(200))
-        async with memory.pressure_trigger("some", **OFTEN) as trigger:
-            tasks.start_soon(trigger.wait)
-            await anyio.sleep(1)
-            told, psi = [], memory._machine.cpu.psi
-            notify = psi.on_pressure
-            psi.on_pressure = lambda: (told.append(True), notify())
-            for key in range(200):
-                slow.load_gate = Gate()
-                async with anyio.create_task_group() as readers:
-                    readers.start_soon(memory.get, key)
-                    await anyio.sleep(0.0001)
-                    slow.load_gate.open()
-                await anyio.sleep(0.001)
-            assert len(told) <= 2
+    keys = range(200)
+    async with watched(*keys) as (slow, memory, trigger), anyio.create_task_group() as tasks:
+        tasks.start_soon(trigger.wait)
+        await anyio.sleep(1)
+        told, psi = [], memory._machine.cpu.psi
+        notify = psi.on_pressure
+        psi.on_pressure = lambda: (told.append(True), notify())
+        for key in keys:
+            slow.load_gate = Gate()
+            async with anyio.create_task_group() as readers:
+                readers.start_soon(memory.get, key)
+                await anyio.sleep(0.0001)
+                slow.load_gate.open()
+            await anyio.sleep(0.001)
+        assert len(told) <= 2
         tasks.cancel_scope.cancel()
 
 
@@ -328,3 +318,36 @@ async def test_who_waits_for_headroom_is_told_that_the_memory_closes():
         for _ in range(50):
             await checkpoint()
         await memory.aclose()
+
+
+class Sick(MemoryBackend):
+    """A store outside the budget, which takes nothing until it is well."""
+
+    well = False
+    slots_stored = 0
+
+    def footprint(self, slots):
+        return 0
+
+    async def store_many(self, items):
+        if not self.well:
+            raise OSError(errno.EIO, "it is ill")
+        self.slots_stored += len(items)
+        await super().store_many(items)
+
+
+@pytest.mark.parametrize("waiters", [1, 3])
+@virtual
+async def test_headroom_is_made_once_a_store_that_has_failed_takes_writes_again(waiters):
+    sick = Sick()
+    async with opened(swap=[{"backend": sick, "size": "16MiB"}]) as memory:
+        nr = await filled(memory, noise)
+        with anyio.fail_after(300):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(waiters):  # who also must not keep each other awake
+                    tasks.start_soon(memory.wait_for_headroom, 1 << 20)
+                await anyio.sleep(100)
+                assert not sick.slots_stored
+                sick.well = True
+        for i in range(nr):
+            assert await memory.get(i) == noise(i)

@@ -59,6 +59,10 @@ async def embed() -> None:
         async with memory.pin(7) as view:
             assert_type(view, memoryview)
         assert_type(await memory.reclaim(1 << 20), int)
+        assert_type(await memory.wait_for_headroom(1 << 20), None)
+        async with memory.pressure_trigger("some", stall_us=1, window_us=1000) as trigger:
+            assert_type(trigger, ra.PressureTrigger)
+            assert_type(await trigger.wait(), None)
         assert_type(await memory.drain(), None)
         assert_type(memory.advise(7, ra.Advice.PAGEOUT), None)
 
