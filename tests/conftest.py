@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=25, database=None)
-settings.register_profile("nightly", deadline=None, max_examples=900, stateful_step_count=120)
+settings.register_profile("nightly", deadline=None, max_examples=600, stateful_step_count=120)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
