@@ -66,7 +66,7 @@ class OwnTask:
             if self._task.done() and not self._machine.closing:  # cancelled before its first step
                 self._machine.crashed(_cancelled("the task that runs its actors"))
             self._machine.check_open()
-        except BaseException:
+        except BaseException:  # cancelled too: nobody else would close it
             try:
                 await self._end()
             finally:
@@ -93,7 +93,7 @@ class OwnTask:
                     await anyio.sleep_forever()
         except BaseExceptionGroup as group:
             machine.crashed(_only(group, None))  # where that is not said yet
-        except Exception:
+        except Exception:  # in a forked child it is of a copy, and the parent's own is told there
             if machine.ours:
                 raise
         except anyio.get_cancelled_exc_class():

@@ -366,7 +366,7 @@ class Memory:
         reserved = self._admission.reserve_now(lambda: node.values.need(key, size, len(parts)))
         try:
             self._commit(key, parts, reserved)
-        except BaseException:
+        except BaseException:  # a policy's, or Ctrl-C: nobody else has the reservation
             node.memcg.unreserve(reserved)
             raise
         if node.memcg.free < node.marks.low:

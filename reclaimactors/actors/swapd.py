@@ -61,7 +61,7 @@ class Swapd:
         self.stores.wake_shrinker()  # the store is new, or after a crash: there may be work
         try:
             await self._storing.run()
-        except Exception:
+        except Exception:  # whatever it was: its supervisor says it
             self.device.down = True  # until its supervisor starts it again
             raise
 

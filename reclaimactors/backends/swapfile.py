@@ -134,7 +134,7 @@ def _create(folder: str) -> int:
     fd, name = tempfile.mkstemp(prefix="reclaimactors-", dir=folder)
     try:
         Path(name).unlink()
-    except BaseException:
+    except BaseException:  # Ctrl-C too: nobody else has the descriptor
         os.close(fd)
         raise
     return fd

@@ -191,7 +191,7 @@ class ZramBackend(Backend):
         self._must_be_stored(slots)
         try:
             return await self._load(slots)
-        except Exception:
+        except Exception:  # whatever it was: the swapd translates it
             self._failed_reads += 1
             raise
 

@@ -14,7 +14,6 @@ from reclaimactors.actors.base import Signal
 from reclaimactors.cpu.breath import SLICE_S
 from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.errors import BackendError, CorruptData
-from reclaimactors.mm.folio import DEVICE, SAME, ZSWAP
 from reclaimactors.offload.job import COPY_BYTES
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from reclaimactors.callers.faults import Faults
 
 __all__ = ["Prefetch"]
-
-_AWAY = (ZSWAP, SAME, DEVICE)
 
 
 class Prefetch:

@@ -61,6 +61,11 @@ class Links:
         nxt[head] = node
         self.sizes[head] += 1
 
+    def extend_head(self, head: int, pfns: Sequence[int]) -> None:
+        """Put pfns that are on no list at the cold end of list `head`, in their order."""
+        for pfn in reversed(pfns):
+            self.add_head(head, pfn)
+
     def remove(self, head: int, pfn: int) -> None:
         """Take a pfn off list `head`, which must be the one it is on."""
         node = pfn + self._shift

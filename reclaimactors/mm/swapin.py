@@ -104,7 +104,7 @@ class Swapin:
         """
         try:
             return self._fault(pfn, promote, reserved, ready)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nobody else has the reservation
             self._node.memcg.unreserve(reserved)
             raise
 

@@ -121,13 +121,14 @@ class Race:
 
     async def help(self) -> None:
         """Compress from the back, in slices, until both meet."""
-        breath = Breath()
+        breath, started = Breath(), self._cpu.now()
         while not self.met:
             page = self.pages[len(self.pages) - 1 - len(self._by_loop)]
-            started = self._cpu.now()
             self._by_loop.append(self._squeeze([page]))
-            self._cpu.worked(started)
-            await breath.take()
+            if breath.due or self.met:
+                self._cpu.worked(started)
+                await breath.take()
+                started = self._cpu.now()
 
     def rows(self) -> Squeezed:
         """Return the rows of all pages, which are done; their blobs are allocated here."""

@@ -185,7 +185,7 @@ class Workers:
         self._fd = anonymous_memory()
         try:
             self.slots = Slots(self._fd, **self._shape)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nobody else has the memory
             self._close_staging()
             raise
         self.free = list(range(self._shape["nr"]))

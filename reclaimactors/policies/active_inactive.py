@@ -111,11 +111,8 @@ class ActiveInactive:
             return
         for pfn in pfns:
             self._where[pfn] = _INACTIVE
-        if verdict is Verdict.ERROR:
-            self._lists.extend_tail(_INACTIVE, pfns)
-        else:
-            for pfn in reversed(pfns):
-                self._lists.add_head(_INACTIVE, pfn)
+        extend = self._lists.extend_tail if verdict is Verdict.ERROR else self._lists.extend_head
+        extend(_INACTIVE, pfns)
 
     def shadow(self, pfn: int) -> int:
         """Let an isolated folio go and return the snapshot for its refault."""

@@ -151,11 +151,8 @@ class Mglru:
         for pfn in pfns:
             where[pfn] = oldest
             read_in[pfn] = oldest if read_in[pfn] == _ISOLATED else youngest  # a read in flight
-        if verdict is Verdict.ERROR:
-            self._lists.extend_tail(oldest, pfns)
-        else:
-            for pfn in reversed(pfns):
-                self._lists.add_head(oldest, pfn)
+        extend = self._lists.extend_tail if verdict is Verdict.ERROR else self._lists.extend_head
+        extend(oldest, pfns)
 
     def shadow(self, pfn: int) -> int:
         """Let an isolated folio go and return the generation that was oldest then."""

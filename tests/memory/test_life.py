@@ -941,7 +941,7 @@ def forks_and(main, **how):
     async def guarded():
         try:
             await main()
-        except BaseException:
+        except BaseException:  # a child must not go on with the tests
             if os.getpid() == parent:
                 raise
             os._exit(1)
