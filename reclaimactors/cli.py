@@ -138,7 +138,8 @@ _COLUMNS_HELP = """[b]Columns[/b]
 [b]pgsteal_anon/s[/b]: pages that reclaim stole, a second: their bytes left memory, compressed or to
 a store.
 
-[b]allocstall[/b]: puts that had to reclaim for themselves.
+[b]allocstall[/b]: puts that reclaimed for themselves, as the kernel counts them; those that only
+waited for what others reclaim are in the stall.
 
 [b]refaults[/b]: pages that were wanted again after they had left.
 

@@ -30,6 +30,7 @@ from reclaimactors.callers.prefetch import Prefetch
 from reclaimactors.callers.pressure import Headroom, PressureTrigger
 from reclaimactors.callers.reclaim import Proactive
 from reclaimactors.callers.senpai import Senpai
+from reclaimactors.callers.stall import Stall
 from reclaimactors.callers.swapoff import swapoff
 from reclaimactors.cpu.breath import Away
 from reclaimactors.cpu.clock import perf_counter
@@ -44,6 +45,7 @@ from reclaimactors.units import format_size, nr_pages
 if TYPE_CHECKING:
     from collections.abc import (
         AsyncGenerator,
+        Callable,
         Hashable,
         Iterable,
         Mapping,
@@ -165,6 +167,8 @@ class Memory:
         self._process = os.getpid()
         _open.add(self)
         self.life: Life | None = None  #: set by who opens it
+        #: called in the task of a put that has waited for room, with its seconds, as it ends
+        self.on_stall: Callable[[float], None] | None = None
         self._callers = self._thread  # whose calls are served: nobody's once it is closed
         self._admission = Admission(machine)
         self._faults = Faults(machine)
@@ -316,20 +320,23 @@ class Memory:
         node = self._node
         reserved = 0
         braked = False
+        stall = Stall(self._machine)
 
         def short() -> int:
             return node.values.need(key, size, len(parts)) - reserved
 
         try:
             while short() > 0 or not braked:  # the old value may change while we wait
-                reserved += await self._admission.reserve(short)
+                reserved += await self._admission.reserve(short, stall)
                 if not braked:
                     braked = True
-                    await self._admission.brake(size)
+                    await self._admission.brake(size, stall)
             self._commit(key, parts, reserved)
             reserved = 0
         finally:
             node.memcg.unreserve(reserved)
+            if stall.waited_s and self.on_stall is not None:
+                self.on_stall(stall.waited_s)
 
     def _commit(self, key: Hashable, parts: list[bytes], reserved: int) -> None:
         """Make `parts` the value of `key`; the bytes of a large old value go in slices."""

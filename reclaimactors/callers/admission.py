@@ -12,8 +12,8 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.machine import LATE_S, PATIENCE_S
+from reclaimactors.callers.stall import Stall
 from reclaimactors.errors import OutOfMemory
-from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.brake import Brake
 from reclaimactors.units import format_size
 
@@ -22,21 +22,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.actors.machine import Machine
 
-__all__ = ["Admission", "Stalled"]
-
-
-class Stalled:
-    """A caller waits: that is PSI's *some*."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._psi = machine.cpu.psi
-        self._now = machine.cpu.now
-
-    def __enter__(self) -> None:
-        self._psi.enter_some(self._now())
-
-    def __exit__(self, *_: object) -> None:
-        self._psi.leave_some(self._now())
+__all__ = ["Admission"]
 
 
 class Admission:
@@ -50,8 +36,12 @@ class Admission:
         machine.node.lets = self._brake.lets
         self.queued = 0  #: callers who wait for room, the one whose turn it is included
 
-    async def reserve(self, need_of: Callable[[], int]) -> int:
+    async def reserve(self, need_of: Callable[[], int], stall: Stall | None = None) -> int:
         """Reserve what `need_of` says once it is the caller's turn; return how much that was.
+
+        Args:
+            need_of: bytes that are needed now; asked again after each wait.
+            stall: the caller's, where it reserves more than once.
 
         Raises:
             OutOfMemory: if everything was looked at since the last byte was freed (`mm.scan`),
@@ -63,28 +53,24 @@ class Admission:
             need = self._reserve_nowait(need_of)
             if need is not None:
                 return need
+        stall = stall or Stall(self._m)
         self.queued += 1
         try:
-            async with self._turn:
-                self._m.check_open()
-                need = self._reserve_nowait(need_of)
-                if need is not None:
-                    return need
-                self._m.node.vmstat["allocstall_normal"] += 1
-                return await self._stall(need_of)
+            with stall:
+                async with self._turn:
+                    return await self._reserve(need_of, stall)
         finally:
             self.queued -= 1
 
-    async def _stall(self, need_of: Callable[[], int]) -> int:
+    async def _reserve(self, need_of: Callable[[], int], stall: Stall) -> int:
         """Reclaim until the reservation can be had."""
         patient = True
-        with Stalled(self._m):
-            while True:
-                self._m.check_open()
-                need = self._reserve_nowait(need_of)
-                if need is not None:
-                    return need
-                patient = await self._direct_reclaim(need_of(), patient=patient)
+        while True:
+            self._m.check_open()
+            need = self._reserve_nowait(need_of)
+            if need is not None:
+                return need
+            patient = await self._direct_reclaim(need_of(), stall, patient=patient)
 
     def _reserve_nowait(self, need_of: Callable[[], int]) -> int | None:
         memcg, marks = self._m.node.memcg, self._m.node.marks
@@ -94,11 +80,12 @@ class Admission:
         memcg.reserve(need)
         return need
 
-    async def _direct_reclaim(self, need: int, *, patient: bool) -> bool:
+    async def _direct_reclaim(self, need: int, stall: Stall, *, patient: bool) -> bool:
         """One round below *min*: wait for what covers the need, or compress a slice here.
 
         Args:
             need: bytes to be reserved.
+            stall: of the caller who reclaims.
             patient: whether what is at a store is worth waiting for: it has answered lately.
 
         Returns:
@@ -113,7 +100,7 @@ class Admission:
         covered = node.memcg.compressing * machine.ledger.gain >= missing and not machine.late
         if covered and await machine.progress_within(LATE_S, or_room=True):
             return True
-        if machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT):
+        if stall.reclaim():
             await checkpoint()
             return patient
         if node.scan.exhausted:
@@ -151,14 +138,13 @@ class Admission:
         if self.queued:
             raise anyio.WouldBlock
         machine, node = self._m, self._m.node
-        stalled = False
+        stall: Stall | None = None
         while (need := self._reserve_nowait(need_of)) is None:
-            if not stalled:
-                stalled = True
-                node.vmstat["allocstall_normal"] += 1
+            if stall is None:
+                stall = Stall(machine)
                 machine.revive()
                 machine.wake_kswapd()
-            freed = machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT, ram_only=True)
+            freed = stall.reclaim(ram_only=True)
             pending = node.writeback.awaits(of_late=True) or node.writeback.awaits_slots
             may_wait = pending or node.swap.has_room or node.swap.may_return
             if not freed and (node.scan.seen_all or (may_wait and not machine.ram_takes)):
@@ -167,7 +153,7 @@ class Admission:
                 raise self.out_of_memory(need_of())
         return need
 
-    async def brake(self, size: int) -> None:
+    async def brake(self, size: int, stall: Stall) -> None:
         """Wait, after a reservation for `size` bytes, while too much is owed (`mm.brake`).
 
         The first who came goes first, and only he is woken. Nobody waits where nobody is at work
@@ -183,14 +169,14 @@ class Admission:
             return
         brake.waiting += 1
         try:
-            async with self._brake_turn:
-                if brake.holds:
-                    with Stalled(machine):
-                        await self._wait_for_payment()
+            with stall:
+                async with self._brake_turn:
+                    if brake.holds:
+                        await self._wait_for_payment(stall)
         finally:
             brake.waiting -= 1
 
-    async def _wait_for_payment(self) -> None:
+    async def _wait_for_payment(self, stall: Stall) -> None:
         machine, brake = self._m, self._brake
         while brake.holds and not machine.kswapd.throttled:
             done = not machine.awake or machine.node.scan.seen_all
@@ -203,7 +189,7 @@ class Admission:
                     await machine.verdicts.wait()
                 paid = not scope.cancelled_caught
             if not paid:
-                freed = machine.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT)
+                freed = stall.reclaim()
                 if not freed and machine.node.scan.seen_all:
                     brake.forgive()  # none but a store could pay, and that may take its time
                     return

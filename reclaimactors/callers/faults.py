@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from reclaimactors.callers.admission import Stalled
 from reclaimactors.callers.expand import Expander
+from reclaimactors.callers.stall import Stall
 from reclaimactors.cpu.breath import SLICE_S, Breath, let_go
 from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.mm.swapin import Expanded
@@ -75,7 +75,7 @@ class Faults:
             if tickets is None:
                 await self.room(pfns)
                 continue
-            with Stalled(self._machine):
+            with Stall(self._machine):
                 return await tickets[0].wait()
         return await self.joined(key, self._join)
 
@@ -109,7 +109,7 @@ class Faults:
         for held, data in zip(value.held, found, strict=True):
             value.parts[place[held.pfn]] = data
         if value.tickets:
-            with Stalled(self._machine):
+            with Stall(self._machine):
                 for ticket in value.tickets:
                     value.parts[place[ticket.load.pfn]] = await ticket.wait()
         whole = await join(value.parts)

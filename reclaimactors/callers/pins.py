@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from mmap import mmap
 from typing import TYPE_CHECKING
 
-from reclaimactors.callers.admission import Stalled
+from reclaimactors.callers.stall import Stall
 from reclaimactors.offload.job import join_in_map
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Pins:
             await swapd.loads.room()
             self._machine.check_open()
         else:
-            with Stalled(self._machine):
+            with Stall(self._machine):
                 await tickets[0].wait()
 
     @asynccontextmanager

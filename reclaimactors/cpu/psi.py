@@ -1,8 +1,8 @@
 """Pressure stall information: the share of time lost to reclaim. Mirrors kernel/sched/psi.c.
 
-*some*: a caller waits (in the brake, in direct reclaim, or for a store: what a store has was
-evicted, so its return is a refault). *full*: the event loop's
-own thread is spent in reclaim or (de)compression, so that nobody can run; full implies some.
+*some*: a caller waits (in the brake, in direct reclaim, for its turn in either, or for a store:
+what a store has was evicted, so its return is a refault). *full*: the event loop's own thread is
+spent in reclaim or (de)compression, so that nobody can run; full implies some.
 
 Theory. Time is accounted once and in order: each call closes the stretch since the last one. Every
 2 s a sample is taken, the stalled share of just these 2 s, and folded into averages that decay

@@ -22,16 +22,20 @@ import attrs
 from reclaimactors.cpu.clock import perf_counter, process_time, thread_time
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator
+
+    from reclaimactors.memory import Memory
 
 __all__ = ["Histogram", "Measurement", "cpu_times", "rss_bytes"]
 
 TICK_S = 0.005
-STALL_S = 50e-6  # a put that took less has copied and counted, not waited
 _STEPS = 50  # buckets per factor e
 _SUMS = (
     "seconds",
     "puts",
+    "gets",
+    "psi_some_s",
+    "psi_full_s",
     "verified",
     "cpu_s",
     "workers_cpu_s",
@@ -62,6 +66,12 @@ class Histogram:
         self.max = max(self.max, sample)
         self.buckets[math.floor(math.log(sample) * _STEPS)] += 1
 
+    def add_zeros(self, nr: int) -> None:
+        """Count `nr` samples of 0; none where it is less."""
+        if nr > 0:
+            self.count += nr
+            self.buckets[_ZERO] += nr
+
     def quantile(self, share: float) -> float:
         """Return the value that a `share` (0 to 1) of the samples do not pass; 0.0 of none."""
         wanted = share * self.count
@@ -87,6 +97,9 @@ class Measurement:
 
     seconds: float = 0.0
     puts: int = 0
+    gets: int = 0
+    psi_some_s: float = 0.0
+    psi_full_s: float = 0.0
     verified: int = 0
     vmstat: Counter[str] = attrs.field(factory=Counter[str], repr=False)
     stalls: Histogram = attrs.field(factory=Histogram)
@@ -103,24 +116,25 @@ class Measurement:
     finished: bool = False  #: it came to its end, verified; merged: one of them did
 
     @contextlib.contextmanager
-    def measuring(self, vmstat: Mapping[str, int]) -> Generator[None]:
+    def measuring(self, memory: Memory) -> Generator[None]:
         """Measure the body; what it did until then counts however it ends."""
+        vmstat = memory.vmstat
         before, (cpu_s, workers_cpu_s) = dict(vmstat), cpu_times()
+        some_s, full_s = _psi_s(memory)
         started = perf_counter()
         try:
             yield
         finally:
             self.seconds += perf_counter() - started
+            some_end_s, full_end_s = _psi_s(memory)
+            self.psi_some_s += some_end_s - some_s
+            self.psi_full_s += full_end_s - full_s
             cpu_end_s, workers_end_s = cpu_times()
             self.cpu_s += cpu_end_s - cpu_s
             self.workers_cpu_s += workers_end_s - workers_cpu_s
             self.vmstat.update({name: now - before[name] for name, now in vmstat.items()})
+            self.stalls.add_zeros(self.puts - self.stalls.count)  # puts that did not wait
             self.rss_peak = max(self.rss_peak, rss_bytes())
-
-    def stalled(self, took_s: float) -> None:
-        """Count one put, and as a wait the time it took if that is more than a put's own work."""
-        self.puts += 1
-        self.stalls.add(took_s if took_s >= STALL_S else 0.0)
 
     async def tick(self) -> None:
         """Sample the loop's lag and RSS until cancelled."""
@@ -148,6 +162,12 @@ class Measurement:
     def pgsteal_anon_per_s(self) -> float:
         """Anonymous pages stolen per second."""
         return self.vmstat["pgsteal_anon"] / self.seconds if self.seconds else 0.0
+
+
+def _psi_s(memory: Memory) -> tuple[float, float]:
+    """Return seconds of PSI's some and full so far."""
+    pressure = memory.pressure()
+    return pressure.some.total / 1e6, pressure.full.total / 1e6
 
 
 def cpu_times() -> tuple[float, float]:

@@ -193,7 +193,7 @@ async def measure_round(
 async def _drive(memory: Memory, load: Load, seconds: float, measured: Measurement) -> None:
     """Let the workload's clients loose on a memory for a time, then verify every value."""
     budget = memory.usage().budget
-    with measured.measuring(memory.vmstat), anyio.fail_after(seconds + GRACE_S):
+    with measured.measuring(memory), anyio.fail_after(seconds + GRACE_S):
         ends = perf_counter() + seconds
         keys = Keys(
             memory,

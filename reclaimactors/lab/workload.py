@@ -78,6 +78,7 @@ class Keys:
     versions: array[int] = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
+        self.memory.on_stall = self.measured.stalls.add
         set_bytes = int(self.budgets * self.budget)
         nr_keys = max(CLIENTS, -(-set_bytes // self.input.value_size))
         self.versions = array("L", bytes(array("L").itemsize * nr_keys))  # 0 = not put yet
@@ -86,9 +87,8 @@ class Keys:
         """Put the next version of a key."""
         version = self.versions[key] + 1
         value = self.input.value(key, version)
-        started = perf_counter()
         await self.memory.put(key, value)
-        self.measured.stalled(perf_counter() - started)
+        self.measured.puts += 1
         self.versions[key] = version
 
     async def get(self, key: int) -> None:
@@ -101,6 +101,7 @@ class Keys:
         faults = vmstat["pgfault"]
         started = perf_counter()
         value = await self._read(key)
+        self.measured.gets += 1
         if vmstat["pgfault"] != faults:
             self.measured.faults.add(perf_counter() - started)
         self._compare(key, value)

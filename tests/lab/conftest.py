@@ -2,11 +2,16 @@ from __future__ import annotations
 
 from collections import Counter
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
+from reclaimactors.cpu.psi import Pressure, PressureLine
 from reclaimactors.lab.data import Input
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class FakeMemory:
@@ -21,12 +26,18 @@ class FakeMemory:
         self.budget = budget
         self.corrupt = corrupt
         self.full = full
+        self.on_stall: Callable[[float], None] | None = None
+        self.stalled_us = 0
 
     def __len__(self) -> int:
         return len(self.values)
 
     def usage(self) -> SimpleNamespace:
         return SimpleNamespace(budget=self.budget)
+
+    def pressure(self) -> Pressure:
+        line = PressureLine(0.0, 0.0, 0.0, self.stalled_us)
+        return Pressure(some=line, full=line)
 
     async def put(self, key: object, data: bytes) -> None:
         self.asked.append(("put", key))

@@ -8,6 +8,7 @@ import pytest
 
 from reclaimactors.lab import measure
 from reclaimactors.lab.measure import Histogram, Measurement, cpu_times, rss_bytes
+from reclaimactors.lab.workload import Keys
 
 
 def test_quantiles_are_within_a_bucket_of_the_truth():
@@ -39,22 +40,29 @@ def test_merged_histograms_are_one_histogram_of_all_samples():
     assert (one.count, one.total, one.max) == (both.count, both.total, both.max)
 
 
-def test_a_put_that_does_its_own_work_only_has_not_stalled():
-    measured = Measurement()
-    measured.stalled(measure.STALL_S / 2)
-    measured.stalled(1.0)
-    assert measured.puts == 2
-    assert measured.stalls.total == 1.0
+async def test_a_stall_is_what_the_memory_says_and_other_puts_count_as_zero(make_memory, source):
+    memory, measured = make_memory(), Measurement()
+    with measured.measuring(memory):
+        keys = Keys(memory, source, memory.budget, 0, measured, lambda: True)
+        for key in range(50):
+            await keys.put(key)
+        await keys.get(3)
+        memory.on_stall(0.25)
+        memory.stalled_us += 250_000
+    assert (measured.puts, measured.gets) == (50, 1)
+    assert (measured.stalls.count, measured.stalls.total) == (50, 0.25)
+    assert measured.stalls.quantile(0.5) == 0.0
+    assert measured.psi_some_s == measured.psi_full_s == 0.25
 
 
-def test_what_was_counted_until_a_failure_is_kept():
-    measured, vmstat = Measurement(), {"pgsteal_anon": 5}
+def test_what_was_counted_until_a_failure_is_kept(make_memory):
+    measured, memory = Measurement(), make_memory()
 
     def fail():
-        vmstat["pgsteal_anon"] = 9
+        memory.vmstat["pgsteal_anon"] = 4
         raise RuntimeError
 
-    with pytest.raises(RuntimeError), measured.measuring(vmstat):
+    with pytest.raises(RuntimeError), measured.measuring(memory):
         fail()
     assert measured.vmstat["pgsteal_anon"] == 4
     assert measured.seconds > 0

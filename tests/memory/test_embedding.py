@@ -453,6 +453,29 @@ async def test_between_low_and_min_a_put_waits_for_work_in_proportion(monkeypatc
         assert await memory.get("a") == noise()
 
 
+async def test_a_put_that_waits_for_what_others_reclaim_is_no_allocstall(monkeypatch):
+    monkeypatch.setattr("reclaimactors.callers.admission.LATE_S", 60.0)
+    gate, waits = ThreadGate(timeout=60), []
+    compress = {"offload": "thread", "fifo": 16, "batch": 16, "on_full": "wait"}
+    compress["compressor"] = GatedCompressor(Lz4(), gate)
+    async with open_memory(compress=compress) as memory:
+        fill(memory, MIN + 2 * (len(noise()) + OVERHEAD), text)
+        memory.on_stall = waits.append
+        puts = [asyncio.ensure_future(memory.put("brake", noise()))]
+        await gate.wait_entered()  # a batch is in flight, which covers what follows
+        puts += [asyncio.ensure_future(memory.put(key, noise())) for key in ("min", "below", "x")]
+        await settle()
+        assert memory._admission.queued
+        assert waits == []
+        gate.open()
+        await asyncio.gather(*puts)
+        assert memory.vmstat["allocstall_normal"] == memory.vmstat["pgscan_direct"] == 0
+        assert len(waits) == len(puts)
+        some_s = memory.pressure().some.total / 1e6
+        assert 0 < max(waits) <= some_s + 1e-6
+        assert sum(waits) <= len(puts) * some_s + 1e-6
+
+
 async def test_a_put_just_below_low_owes_next_to_nothing_and_does_not_wait():
     gate = ThreadGate(timeout=60)
     compress = {"offload": "thread", "fifo": 16, "batch": 16, "on_full": "wait"}
