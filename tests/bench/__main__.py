@@ -13,8 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("table", "rates", "lag", "busy_reclaim", "large_values", "shed", "swapoff", "stores",
-         "full_queue", "pool_limit", "policies", "gc_pause", "overhead", "peers")  # fmt: skip
+NAMES = ("table", "rates", "open_loop", "lag", "busy_reclaim", "large_values", "shed", "swapoff",
+         "stores", "full_queue", "pool_limit", "policies", "gc_pause", "overhead",
+         "peers")  # fmt: skip
 
 
 def main() -> int:

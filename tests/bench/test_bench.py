@@ -66,6 +66,18 @@ async def test_lag_is_measured_where_there_is_reclaim_and_where_there_is_none(na
     assert (measured.pages > 0) == ("puts" in name)
 
 
+@pytest.mark.parametrize("name", ["kcompressd", "dict"])
+async def test_requests_by_a_schedule_are_measured_and_every_value_compared(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    bench = load("open_loop")
+    rows = await bench.measure(
+        name, 0.7, [500.0], seconds=0.05, turns=bench.Turns(), budget=2 << 20
+    )
+    assert list(rows) == ["saturation", "25%", "50%", "75%", "90%", "500/s"]
+    assert all(row["p99.9 ms"] >= row["p50 ms"] > 0 for row in rows.values())
+    assert rows["500/s"]["served/s"] < rows["saturation"]["served/s"]
+
+
 @pytest.mark.parametrize("rule", ["inline", "steal_oldest", "wait"])
 async def test_each_rule_for_a_full_queue_is_measured(rule, monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
