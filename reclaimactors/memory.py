@@ -185,7 +185,7 @@ class Memory:
         self._small = node.values.small
         self._state = node.mm.state
         self._data = node.mm.data
-        self._access = node.policy.access
+        self._access = node.root.policy.access
         self._put_fast = node.values.put_fast
         self._is_running = self._loop.is_running
         self._max_folio = topology.max_folio

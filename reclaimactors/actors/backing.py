@@ -129,7 +129,7 @@ class Backing:
         if self.service.works():
             self.log.warning("swapd.back_in_service", device=self.device.name)
         if had_failed:  # more than one write at a time may go to it again
-            self._node.on_wake()
+            self._node.root.on_wake()
 
     def failed(self, exc: BackendError) -> bool:
         """It has not taken what it was given.

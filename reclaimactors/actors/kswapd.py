@@ -90,7 +90,8 @@ class KswapdActor:
         step = core.next()
         if core.passes != self._passes:
             self._passes = core.passes
-            machine.node.policy.age(current_time())
+            for group in list(machine.node.groups.values()):
+                group.policy.age(current_time())
         if step is Step.ISOLATE:
             who = Reclaimer.PROACTIVE if core.requested else Reclaimer.KSWAPD
             batch = machine.swapout.isolate(core.nr, core.max_bytes, who, machine.kswapd_stream)

@@ -93,7 +93,7 @@ class Machine:
         self.opening: anyio.CancelScope | None = None  #: of the store that is being opened
         self.awake = False  #: kswapd was woken and has not gone back to sleep
         node.memcg.on_room = self.verdicts.notify
-        node.on_wake = self.want_kswapd
+        node.root.on_wake = self.want_kswapd
         node.on_pool_full = self.wake_shrinkers
         node.on_stale = self.wake_swapd
 

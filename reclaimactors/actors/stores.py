@@ -253,7 +253,8 @@ class Stores:
             return
         slots = node.slots.at(self.backing.device.index, pfn)
         if slot in slots:
-            self._m.ledger.freed(node.slots.recharge(pfn, self._footprint(slots)))
+            less = node.slots.recharge(pfn, self._footprint(slots))
+            self._m.ledger.freed(node.group_of(pfn), less)
 
     def _failed(self, write: StoreBatch, exc: BackendError) -> list[StoreBatch]:
         """A write has failed; return writes to other devices."""

@@ -33,7 +33,7 @@ class Admission:
         self._turn = anyio.Lock(fast_acquire=True)
         self._brake_turn = anyio.Lock(fast_acquire=True)
         self._brake = Brake(machine.node, machine.ledger, batch=machine.pipeline.batch_bytes)
-        machine.node.lets = self._brake.lets
+        machine.node.root.lets = self._brake.lets
         self.queued = 0  #: callers who wait for room, the one whose turn it is included
 
     async def reserve(self, need_of: Callable[[], int], stall: Stall | None = None) -> int:

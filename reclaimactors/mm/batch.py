@@ -15,6 +15,7 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from reclaimactors.mm.group import Group
     from reclaimactors.mm.padata import Reorder
     from reclaimactors.mm.page_io import Squeezed
 
@@ -47,6 +48,7 @@ class FolioBatch:
     """Folios isolated together, at most SWAP_CLUSTER_MAX of them (a worker merges several)."""
 
     id: int
+    group: Group  #: whose they are, all of them
     pfns: list[int]
     nr_bytes: int
     nr_pages: int
@@ -78,6 +80,7 @@ class StoreBatch:
     """Folios on their way to one swap device, each with the slots it was given."""
 
     id: int
+    group: Group  #: whose they are, all of them
     device: int
     who: Reclaimer
     blobs: bool  #: True where they come from the zswap pool, False where they are resident

@@ -67,7 +67,7 @@ class MemMap:
 
     __slots__ = (
         "_free", "at_store", "cached", "charge", "codec", "crc", "data", "device", "entry", "gone",
-        "key", "length", "owner", "refs", "shadow", "size", "state",
+        "group", "key", "length", "owner", "refs", "shadow", "size", "state",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -85,6 +85,7 @@ class MemMap:
         self.charge = array("I")  #: bytes that an in-process device holds for it
         self.cached = bytearray()  #: 1 = RESIDENT, and its slots still hold the same bytes
         self.key = array("I")  #: bytes charged for the key beyond KEY_OVERHEAD, at its first folio
+        self.group = array("H")  #: index of the group that is charged for it
         self.at_store = bytearray()  #: 1 = WRITEBACK, and a write to a store owns it
         self.gone = False  #: the memory has ended, and its values were let go
         self._free = array("I")
@@ -118,7 +119,7 @@ class MemMap:
         """Add _ROWS rows to each column: a row at a time costs as much as the rest of a put."""
         nr = len(self.state)
         for column in (self.size, self.owner, self.refs, self.entry, self.length, self.crc,
-                       self.charge, self.key):  # fmt: skip
+                       self.charge, self.key, self.group):  # fmt: skip
             column.frombytes(bytes(_ROWS * column.itemsize))
         for flags in (self.state, self.device, self.codec, self.cached, self.at_store):
             flags.extend(bytes(_ROWS))
@@ -192,6 +193,7 @@ class MemMap:
         self.data.pop(pfn, None)
         self.owner[pfn] = 0
         self.shadow[pfn] = -1
+        self.group[pfn] = 0
         self._free.append(pfn)
 
     def check(self) -> None:

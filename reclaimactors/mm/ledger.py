@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reclaimactors.mm.batch import FolioBatch
+    from reclaimactors.mm.group import Group
     from reclaimactors.mm.node import Node
 
 __all__ = ["Ledger"]
@@ -30,17 +31,30 @@ class Ledger:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self.gain = 0.5  #: share of a stolen byte that was really freed, recently
-        self.freed_total = 0  #: bytes that reclaim has really freed since the start
-        self.returned_total = 0  #: folios that reclaim had to give back since the start
 
-    def freed(self, nr_bytes: int) -> None:
-        """Count bytes that reclaim has really freed: everything is worth a look again."""
+    @property
+    def gain(self) -> float:
+        """Share of a stolen byte that was really freed, recently."""
+        return self._node.root.gain
+
+    @property
+    def freed_total(self) -> int:
+        """Bytes that reclaim has really freed since the start."""
+        return self._node.root.freed_total
+
+    @property
+    def returned_total(self) -> int:
+        """Folios that reclaim had to give back since the start."""
+        return self._node.root.returned_total
+
+    def freed(self, group: Group, nr_bytes: int) -> None:
+        """Count bytes that reclaim has really freed: all of the group is worth a look again."""
         if nr_bytes > 0:
-            self.freed_total += nr_bytes
-            self._node.scan.freed()
+            for each in group.lineage:
+                each.freed_total += nr_bytes
+            group.scan.freed()
 
-    def shadows(self, pfns: Sequence[int]) -> array[int]:
+    def shadows(self, group: Group, pfns: Sequence[int]) -> array[int]:
         """Tell the policy that folios leave, before anything is changed.
 
         On failure, which is the policy's: all of them are resident as before, their verdict KEEP.
@@ -48,11 +62,11 @@ class Ledger:
         Raises:
             PluginError: if what it gives is no int of 63 bits.
         """
-        policy = self._node.policy
+        policy = group.policy
         try:
             return array("q", map(policy.shadow, pfns))
         except BaseException as exc:
-            self._stay(pfns, Verdict.KEEP)
+            self._stay(group, pfns, Verdict.KEEP)
             undo(exc, self._node.relist, pfns)
             if isinstance(exc, (OverflowError, TypeError)):
                 name = type(policy).__name__
@@ -74,26 +88,28 @@ class Ledger:
 
         Those that nobody had to compress say nothing about what compressing gains.
         """
-        node = self._node
-        node.nr_in_flight -= nr
-        node.memcg.landed(source, at_store=isinstance(batch, StoreBatch))
-        node.nr_resident -= nr
-        self.freed(source - kept)
+        node, group = self._node, batch.group
+        group.nr_in_flight -= nr
+        group.memcg.landed(source, at_store=isinstance(batch, StoreBatch))
+        group.nr_resident -= nr
+        self.freed(group, source - kept)
         if batch.producer is not None:
             batch.producer.freed += max(0, source - kept)
-        node.memcg.adjust(resident=-source, compressed=kept)
+        group.memcg.adjust(resident=-source, compressed=kept)
         node.vmstat["pgsteal_" + batch.who.value] += pages
         node.vmstat["pgsteal_anon"] += pages
         if source and compressed:
             weight = min(1.0, nr / 256)
-            self.gain += (max(0.0, 1.0 - kept / source) - self.gain) * weight
+            gained = max(0.0, 1.0 - kept / source)
+            for each in group.lineage:
+                each.gain += (gained - each.gain) * weight
 
     def drop_same(self, same: Sequence[tuple[int, int]], batch: FolioBatch) -> None:
         """Verdict ZERO: keep the word, drop the bytes."""
         node = self._node
         mm, vm = node.mm, node.vmstat
         pages = source = 0
-        shadows = self.shadows([pfn for pfn, _ in same])
+        shadows = self.shadows(batch.group, [pfn for pfn, _ in same])
         for (pfn, word), shadow in zip(same, shadows, strict=True):
             mm.data.pop(pfn, None)
             mm.state[pfn] = SAME
@@ -105,11 +121,17 @@ class Ledger:
             pages += nr
             vm["swpout_zero" if word == 0 else "same_filled"] += nr
         vm["reclaim_zero"] += len(same)
-        node.scan.gone([pfn for pfn, _ in same])
+        batch.group.scan.gone([pfn for pfn, _ in same])
         self.stolen(len(same), pages, source, 0, batch)
 
     def give_back(
-        self, pfns: Sequence[int], verdict: Verdict, *, tried: bool = True, cull: bool = False
+        self,
+        group: Group,
+        pfns: Sequence[int],
+        verdict: Verdict,
+        *,
+        tried: bool = True,
+        cull: bool = False,
     ) -> None:
         """Verdicts that leave a folio resident.
 
@@ -117,6 +139,7 @@ class Ledger:
         the policy.
 
         Args:
+            group: whose they are.
             pfns: folios in WRITEBACK.
             verdict: ACTIVATE, KEEP, CANCELLED or ERROR.
             tried: whether it was tried to free them, so that they count as looked at.
@@ -128,18 +151,19 @@ class Ledger:
         node = self._node
         try:
             if not cull:
-                self._put_back(pfns, verdict, tried=tried and verdict is not Verdict.CANCELLED)
+                looked = tried and verdict is not Verdict.CANCELLED
+                self._put_back(group, pfns, verdict, tried=looked)
         except BaseException as exc:
             undo(exc, node.relist, pfns)
             raise
         finally:
-            self._stay(pfns, verdict)
+            self._stay(group, pfns, verdict)
         if cull:
-            node.unevictable.cull(pfns)
+            group.unevictable.cull(pfns)
         elif not tried:
-            node.scan.handed_back(len(pfns))
+            group.scan.handed_back(len(pfns))
 
-    def _stay(self, pfns: Sequence[int], verdict: Verdict) -> None:
+    def _stay(self, group: Group, pfns: Sequence[int], verdict: Verdict) -> None:
         """Folios that were in flight are resident again."""
         node = self._node
         mm, vm = node.mm, node.vmstat
@@ -147,24 +171,26 @@ class Ledger:
             mm.state[pfn] = RESIDENT
             mm.owner[pfn] = 0
             node.left_flight(pfn)
-        node.nr_in_flight -= len(pfns)
+        group.nr_in_flight -= len(pfns)
         vm[f"reclaim_{verdict.value}"] += len(pfns)
         if verdict is not Verdict.CANCELLED:
-            self.returned_total += len(pfns)
+            for each in group.lineage:
+                each.returned_total += len(pfns)
         if verdict is Verdict.ACTIVATE:
             vm["pgactivate"] += node.pages(pfns)
 
-    def _put_back(self, pfns: Sequence[int], verdict: Verdict, *, tried: bool) -> None:
+    def _put_back(
+        self, group: Group, pfns: Sequence[int], verdict: Verdict, *, tried: bool
+    ) -> None:
         """Return folios to the policy; those that were tried before go behind all others."""
-        node = self._node
-        again = node.scan.gave_back(pfns, verdict) if tried else ()
+        again = group.scan.gave_back(pfns, verdict) if tried else ()
         if again and verdict is not Verdict.ACTIVATE:
-            node.policy.putback(again, Verdict.ACTIVATE)
+            group.policy.putback(again, Verdict.ACTIVATE)
             behind = set(again)
             pfns = [pfn for pfn in pfns if pfn not in behind]
         if pfns:
-            node.policy.putback(pfns, verdict)
+            group.policy.putback(pfns, verdict)
 
     def cancel(self, pfn: int) -> None:
         """A fault found the folio in flight: it stays, and the late verdict is thrown away."""
-        self.give_back((pfn,), Verdict.CANCELLED)
+        self.give_back(self._node.group_of(pfn), (pfn,), Verdict.CANCELLED)

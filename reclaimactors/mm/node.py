@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import attrs
-
 from reclaimactors.mm import invariants
 from reclaimactors.mm.demotion import Demotion
 from reclaimactors.mm.ending import end_all, undo
@@ -24,13 +22,11 @@ from reclaimactors.mm.folio import (
     WRITEBACK,
     MemMap,
 )
+from reclaimactors.mm.group import Group
 from reclaimactors.mm.lethal import Lethal
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, Memcg
-from reclaimactors.mm.scan import Scan
 from reclaimactors.mm.swap_slots import SwapSlots
 from reclaimactors.mm.swap_state import SwapCache
-from reclaimactors.mm.unevictable import Unevictable
-from reclaimactors.mm.values import Values
 from reclaimactors.mm.vmstat import Vmstat
 from reclaimactors.mm.writeback import Writeback
 
@@ -38,7 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from reclaimactors.abc import Compressor, Policy
+    from reclaimactors.mm.scan import Scan
     from reclaimactors.mm.swap import SwapDevices
+    from reclaimactors.mm.values import Values
     from reclaimactors.mm.watermark import Watermarks
     from reclaimactors.mm.zswap import Zswap
 
@@ -49,70 +47,94 @@ def _ignore(*_: object) -> None:
     """Nobody listens."""
 
 
-def _never(*_: object) -> bool:
-    """Nobody may owe anything."""
-    return False
-
-
-@attrs.define(eq=False)
 class Node:
-    """Shared state of the mm core; not for use from more than one thread."""
+    """Shared state of the mm core; not for use from more than one thread.
 
-    page_size: int
-    memcg: Memcg
-    marks: Watermarks
-    policy: Policy
-    zswap: Zswap
-    swap: SwapDevices
-    compressor: Compressor
-    vmstat: Vmstat = attrs.Factory(Vmstat)
-    mm: MemMap = attrs.Factory(MemMap)
-    pins: dict[int, int] = attrs.Factory(dict[int, int])
-    """pfn -> how many views are open on it"""
-    nr_resident: int = 0
-    """folios whose source bytes are in memory, those in flight included"""
-    nr_in_flight: int = 0
-    """folios in WRITEBACK"""
-    nr_dead: int = 0
-    """folios whose key is gone, and that somebody still holds"""
-    values: Values = attrs.field(init=False)
-    """keys, and what they stand for"""
-    slots: SwapSlots = attrs.field(init=False)
-    """what swap devices hold for folios"""
-    writeback: Writeback = attrs.field(init=False)
-    """what is to go to devices although it is not resident"""
-    swapcache: SwapCache = attrs.field(init=False)
-    """resident folios that still have their slots"""
-    lethal: Lethal = attrs.field(init=False)
-    """pages that killed workers"""
-    demotion: Demotion = attrs.field(init=False)
-    """folios that stores hold within the budget"""
-    unevictable: Unevictable = attrs.field(init=False)
-    """resident folios that do not compress, while no store can take them"""
-    scan: Scan = attrs.field(init=False)
-    """what reclaim has looked at since it last freed a byte"""
-    looked: set[int] = attrs.field(init=False)
-    """the pfns of that, for the path of a put"""
-    lets: Callable[[int, int, int], bool] = _never
-    """whether a put may go on below *low*, and owes for that (`Brake.lets`)"""
-    on_wake: Callable[[], None] = _ignore
-    """kswapd is wanted"""
-    on_stale: Callable[[int], None] = _ignore
-    """a device has slots to forget"""
-    on_pool_full: Callable[[], None] = _ignore
-    """the pool wants its coldest blobs written back"""
-    _next_id: int = 1
+    Args:
+        page_size: bytes.
+        memcg: the counters of the whole memory.
+        marks: where reclaim of it begins and ends.
+        policy: of the root group.
+        zswap: the pool.
+        swap: the devices.
+        compressor: expands what the pool and the devices hold.
+        vmstat: counts what happens.
+    """
 
-    def __attrs_post_init__(self) -> None:
-        self.values = Values(self)
+    def __init__(
+        self,
+        *,
+        page_size: int,
+        memcg: Memcg,
+        marks: Watermarks,
+        policy: Policy,
+        zswap: Zswap,
+        swap: SwapDevices,
+        compressor: Compressor,
+        vmstat: Vmstat | None = None,
+    ) -> None:
+        self.page_size = page_size
+        self.memcg = memcg
+        self.zswap = zswap
+        self.swap = swap
+        self.compressor = compressor
+        self.vmstat = Vmstat() if vmstat is None else vmstat
+        self.mm = MemMap()
+        self.pins: dict[int, int] = {}
+        """pfn -> how many views are open on it"""
+        self.nr_dead = 0
+        """folios whose key is gone, and that somebody still holds"""
         self.slots = SwapSlots(self)
+        """what swap devices hold for folios"""
         self.writeback = Writeback(self)
+        """what is to go to devices although it is not resident"""
         self.swapcache = SwapCache(self)
+        """resident folios that still have their slots"""
+        self.lethal = Lethal(page_size)
+        """pages that killed workers"""
         self.demotion = Demotion(self)
-        self.unevictable = Unevictable(self)
-        self.scan = Scan(self)
-        self.looked = self.scan.looked
-        self.lethal = Lethal(self.page_size)
+        """folios that stores hold within the budget"""
+        self.on_stale: Callable[[int], None] = _ignore
+        """a device has slots to forget"""
+        self.on_pool_full: Callable[[], None] = _ignore
+        """the pool wants its coldest blobs written back"""
+        self._next_id = 1
+        self.root = Group(self, memcg, marks, policy)
+        self.groups: dict[int, Group] = {0: self.root}
+        """by what `MemMap.group` says"""
+
+    # -- groups -----------------------------------------------------------------------------------
+
+    def group_of(self, pfn: int) -> Group:
+        """Return the group that a folio is charged to."""
+        return self.groups[self.mm.group[pfn]]
+
+    @property
+    def values(self) -> Values:
+        """The keys of the root."""
+        return self.root.values
+
+    @property
+    def scan(self) -> Scan:
+        """What reclaim of the whole memory has looked at since it last freed a byte."""
+        return self.root.scan
+
+    @property
+    def marks(self) -> Watermarks:
+        """The watermarks of the whole memory."""
+        return self.root.marks
+
+    @property
+    def nr_resident(self) -> int:
+        """Folios whose source bytes are in memory, those in flight included."""
+        return sum([group.nr_resident for group in self.groups.values()])
+
+    @property
+    def nr_in_flight(self) -> int:
+        """Folios in WRITEBACK."""
+        return sum([group.nr_in_flight for group in self.groups.values()])
+
+    # -- folios -----------------------------------------------------------------------------------
 
     def new_id(self) -> int:
         """Return an id for a batch, never used before."""
@@ -126,7 +148,8 @@ class Node:
         """
         shadow = self.mm.shadow[pfn]
         try:
-            return self.policy.insert(pfn, refault=None if shadow < 0 else shadow)
+            policy = self.group_of(pfn).policy
+            return policy.insert(pfn, refault=None if shadow < 0 else shadow)
         except BaseException as exc:
             undo(exc, self.relist, (pfn,))
             raise
@@ -140,11 +163,12 @@ class Node:
 
     def _relist(self, pfn: int) -> None:
         self.mm.shadow[pfn] = -1
+        policy = self.group_of(pfn).policy
         try:
-            self.policy.remove(pfn)
+            policy.remove(pfn)
         finally:
             if self.mm.state[pfn] in {RESIDENT, WRITEBACK}:
-                self.policy.insert(pfn, refault=None)
+                policy.insert(pfn, refault=None)
 
     def disown(self, pfn: int) -> None:
         """Take a folio away from the batch that reclaims it: that is its verdict, CANCELLED."""
@@ -152,13 +176,13 @@ class Node:
         mm.owner[pfn] = 0
         mm.state[pfn] = RESIDENT
         self.left_flight(pfn)
-        self.nr_in_flight -= 1
+        self.group_of(pfn).nr_in_flight -= 1
         self.vmstat["reclaim_cancelled"] += 1
 
     def left_flight(self, pfn: int) -> None:
         """A folio is not on its way out any more: take its bytes off the accounts of flight."""
         mm, size = self.mm, self.mm.size[pfn]
-        self.memcg.landed(size, at_store=mm.at_store[pfn] > 0)
+        self.group_of(pfn).memcg.landed(size, at_store=mm.at_store[pfn] > 0)
         mm.at_store[pfn] = 0
 
     def pages(self, pfns: Iterable[int]) -> int:
@@ -182,9 +206,10 @@ class Node:
         if data is None:
             self.slots.release(pfn)
             compressed = mm.charge[pfn]
+        memcg = self.group_of(pfn).memcg
         mm.free(pfn)
         self.nr_dead -= 1
-        self.memcg.adjust(-held, -compressed, -FOLIO_OVERHEAD)
+        memcg.adjust(-held, -compressed, -FOLIO_OVERHEAD)
 
     @property
     def nr_leaving(self) -> int:
@@ -200,7 +225,7 @@ class Node:
     def pin(self, pfn: int) -> None:
         """Keep a resident folio where it is, and its bytes even after its key is gone."""
         if self.pins.get(pfn, 0) == 0:
-            self.memcg.pin(self.mm.size[pfn])
+            self.group_of(pfn).memcg.pin(self.mm.size[pfn])
         self.pins[pfn] = self.pins.get(pfn, 0) + 1
         self.hold(pfn)
 
@@ -209,7 +234,7 @@ class Node:
         self.pins[pfn] -= 1
         if not self.pins[pfn]:
             del self.pins[pfn]
-            self.memcg.unpin(self.mm.size[pfn])
+            self.group_of(pfn).memcg.unpin(self.mm.size[pfn])
         self.release(pfn)
 
     def levels(self) -> dict[str, int]:
@@ -218,7 +243,7 @@ class Node:
             "pool_total_size": self.zswap.total,
             "stored_pages": self.zswap.pages,
             "nr_swapcached": self.swapcache.pages,
-            "nr_unevictable": self.unevictable.pages,
+            "nr_unevictable": sum([group.unevictable.pages for group in self.groups.values()]),
             "nr_writeback": -(-self.memcg.in_flight // self.page_size),
         }
 

@@ -23,6 +23,7 @@ from reclaimactors.units import nr_pages
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from reclaimactors.mm.group import Group
     from reclaimactors.mm.ledger import Ledger
     from reclaimactors.mm.node import Node
     from reclaimactors.mm.swap_device import SwapDevice
@@ -74,45 +75,46 @@ class Pageout:
         """
         ram_only = isinstance(batch, FolioBatch) and batch.ram_only and kept is None
         if ram_only or (poor and not self._node.swap.ready):
-            self._ledger.give_back(pfns, Verdict.KEEP if ram_only else otherwise, cull=poor)
+            verdict = Verdict.KEEP if ram_only else otherwise
+            self._ledger.give_back(batch.group, pfns, verdict, cull=poor)
             return []
         over = failed | self._node.demotion.place()
         out: list[StoreBatch] = []
         homeless: list[int] = []
-        for group in self._groups(pfns):
-            found, without = self._find(group, failed, over)
+        for some in self._by_write(pfns):
+            found, without = self._find(some, failed, over)
             homeless += without
-            for device, some, slots, nr_bytes in found:
+            for device, placed, slots, nr_bytes in found:
                 write = _with_room(out, device, sum(nr_bytes))
                 if write is None:
                     write = self._new_write(device, batch, failed)
                     write.kept = kept if device.takes_squeezed else None
                     write.poor = poor
                     out.append(write)
-                self._assign(write, some, slots, nr_bytes)
+                self._assign(write, placed, slots, nr_bytes)
         try:
-            self._no_room(homeless, otherwise, poor=poor and not failed)
+            self._no_room(batch.group, homeless, otherwise, poor=poor and not failed)
         except BaseException as exc:
             undo(exc, end_all, out, self.refuse)
             raise
         return out
 
     def _find(
-        self, group: list[int], failed: frozenset[int], over: frozenset[int]
+        self, pfns: list[int], failed: frozenset[int], over: frozenset[int]
     ) -> tuple[list[_Found], list[int]]:
-        """Find slots for a group: one run, or a place for each; return who found none besides.
+        """Find slots for folios: one run, or a place for each; return who found none besides.
 
         Devices that are passed over (`over`, the failed ones among them) are asked last.
         """
         size = self._node.mm.size
-        lengths = [size[pfn] for pfn in group]
+        lengths = [size[pfn] for pfn in pfns]
         run = self._node.swap.alloc_best(sum(map(self._slots, lengths)), over)
         if run is not None:
             device, first = run
-            return [(device, group, self._cut(first, lengths), lengths)], []
+            return [(device, pfns, self._cut(first, lengths), lengths)], []
         found: list[_Found] = []
         homeless: list[int] = []
-        for pfn, length in zip(group, lengths, strict=True):
+        for pfn, length in zip(pfns, lengths, strict=True):
             place = self._place(length, over)
             if place is None and over != failed:
                 place = self._place(length, failed)
@@ -126,19 +128,19 @@ class Pageout:
         page = self._node.page_size
         return 1 if length <= page else nr_pages(length, page)
 
-    def _groups(self, pfns: Sequence[int]) -> Iterator[list[int]]:
-        """Cut folios into groups, each of which fits one write."""
+    def _by_write(self, pfns: Sequence[int]) -> Iterator[list[int]]:
+        """Cut folios into parts, each of which fits one write."""
         size = self._node.mm.size
-        group: list[int] = []
+        part: list[int] = []
         nr_bytes = 0
         for pfn in pfns:
-            if group and nr_bytes + size[pfn] > MAX_WRITE_BYTES:
-                yield group
-                group, nr_bytes = [], 0
-            group.append(pfn)
+            if part and nr_bytes + size[pfn] > MAX_WRITE_BYTES:
+                yield part
+                part, nr_bytes = [], 0
+            part.append(pfn)
             nr_bytes += size[pfn]
-        if group:
-            yield group
+        if part:
+            yield part
 
     def _cut(self, first: int, lengths: Sequence[int]) -> list[range]:
         """Cut a run of slots that begins at `first` into a part for each of so many bytes."""
@@ -163,25 +165,22 @@ class Pageout:
         self._node.vmstat["thp_swpout_fallback"] += 1
         return swap.alloc_scattered(nr, failed)
 
-    def _no_room(self, pfns: list[int], otherwise: Verdict, *, poor: bool) -> None:
+    def _no_room(self, group: Group, pfns: list[int], otherwise: Verdict, *, poor: bool) -> None:
         """No device has room for these folios: try them again if the swap cache can make some."""
         if pfns and self._node.swapcache.pages:
             slots = sum([self._slots(self._node.mm.size[pfn]) for pfn in pfns])
             if sum([self._node.swapcache.shed(device, slots) for device in self._node.swap]):
                 otherwise, poor = Verdict.KEEP, False
-        self._ledger.give_back(pfns, otherwise, cull=poor)
+        self._ledger.give_back(group, pfns, otherwise, cull=poor)
 
     def _new_write(
-        self, device: SwapDevice, batch: FolioBatch | StoreBatch | None, failed: frozenset[int]
+        self, device: SwapDevice, batch: FolioBatch | StoreBatch, failed: frozenset[int]
     ) -> StoreBatch:
-        """Return an empty write for folios of a batch, or for blobs of the pool (None)."""
+        """Return an empty write for folios of a batch."""
         node = self._node
         node.writeback.write_begun(device.index)
-        if batch is None:
-            return StoreBatch(node.new_id(), device.index, Reclaimer.KSWAPD, blobs=True)
-        return StoreBatch(
-            node.new_id(), device.index, batch.who, False, batch.producer, failed=failed
-        )
+        return StoreBatch(node.new_id(), batch.group, device.index, batch.who, False,
+                          batch.producer, failed=failed)  # fmt: skip
 
     def _assign(
         self,
@@ -206,7 +205,7 @@ class Pageout:
             new = [pfn for pfn in pfns if not at_store[pfn]]  # another store may have failed on it
             for pfn in new:
                 at_store[pfn] = 1
-            self._node.memcg.to_store(sum([mm.size[pfn] for pfn in new]))
+            write.group.memcg.to_store(sum([mm.size[pfn] for pfn in new]))
         self._node.swapcache.taken(self._node.swap[write.device], sum(map(len, slots)))
 
     def items(self, write: StoreBatch) -> list[tuple[int, bytes]]:
@@ -329,7 +328,7 @@ class Pageout:
             self._wrote_back(write, pages, source, kept)
         elif done:
             vm["reclaim_device"] += done
-            node.scan.gone(write.pfns)
+            write.group.scan.gone(write.pfns)
             self._ledger.stolen(done, pages, source, kept, write)
 
     def _shadows(self, write: StoreBatch) -> Iterator[int]:
@@ -338,7 +337,7 @@ class Pageout:
         if write.reclaims:
             owned += [pfn for pfn in write.pfns if owner[pfn] == write.id]
         try:
-            return iter(self._ledger.shadows(owned))
+            return iter(self._ledger.shadows(write.group, owned))
         except BaseException as exc:
             undo(exc, self.refuse, write)
             raise
@@ -355,7 +354,7 @@ class Pageout:
         """Account folios that were not resident: `kept` of their `source` bytes are still held."""
         node, vm = self._node, self._node.vmstat
         freed = source - kept
-        self._ledger.freed(freed)
+        self._ledger.freed(write.group, freed)
         if write.blobs:
             vm["zswpwb"] += pages
             vm["written_back_pages"] += pages
@@ -363,7 +362,7 @@ class Pageout:
         else:
             vm["swap_demoted"] += pages
             node.demotion.wanted = max(0, node.demotion.wanted - max(0, freed))
-        node.memcg.adjust(compressed=-freed)
+        write.group.memcg.adjust(compressed=-freed)
 
     def store_failed(
         self, write: StoreBatch, otherwise: Verdict = Verdict.ERROR, *, aside: bool = False
@@ -412,7 +411,7 @@ class Pageout:
                 else:
                     left.append(pfn)
             node.release(pfn)
-        self._ledger.give_back(left, Verdict.KEEP, cull=write.poor)
+        self._ledger.give_back(write.group, left, Verdict.KEEP, cull=write.poor)
 
     def _give_back_slots(self, device: int, slots: Sequence[int], *, aside: bool) -> None:
         if aside:
@@ -451,7 +450,7 @@ class Pageout:
             pfns.append(pfn)
             lengths.append(length)
             nr_bytes += length
-        write = self._write_of(device, pfns, lengths) if pfns else None
+        write = self._write_of(device, node.root, pfns, lengths) if pfns else None
         if write is not None:
             for pfn in write.pfns:
                 pool.rotate(pfn)
@@ -480,7 +479,7 @@ class Pageout:
             lengths.append(mm.length[pfn])
             nr_bytes += mm.length[pfn]
             charged += mm.charge[pfn]
-        write = self._write_of(device, pfns, lengths) if pfns else None
+        write = self._write_of(device, node.root, pfns, lengths) if pfns else None
         if write is not None:
             write.blobs, write.moved = False, {}
             for pfn in write.pfns:
@@ -495,7 +494,7 @@ class Pageout:
             self._node.mm.owner[pfn] = 0
 
     def _write_of(
-        self, device: SwapDevice, pfns: list[int], lengths: list[int]
+        self, device: SwapDevice, group: Group, pfns: list[int], lengths: list[int]
     ) -> StoreBatch | None:
         """Return a write of as many of these folios as the device has slots for, None for none.
 
@@ -515,7 +514,9 @@ class Pageout:
                 slots.append(own)
         if not slots:
             return None
-        write = self._new_write(device, None, frozenset())
+        node = self._node
+        node.writeback.write_begun(device.index)
+        write = StoreBatch(node.new_id(), group, device.index, Reclaimer.KSWAPD, blobs=True)
         self._assign(write, pfns[: len(slots)], slots, lengths[: len(slots)])
         return write
 

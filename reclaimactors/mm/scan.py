@@ -19,7 +19,7 @@ from reclaimactors.abc import Verdict
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from reclaimactors.mm.node import Node
+    from reclaimactors.mm.group import Group
 
 __all__ = ["MAX_RECLAIM_RETRIES", "Scan"]
 
@@ -31,8 +31,9 @@ _SPARE = 512  #: looks beyond twice as many as there are folios, for a policy th
 class Scan:
     """What reclaim has looked at since it last freed a byte."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._node = group.node
         self.looked: set[int] = set()  #: pfns
         self._failed: set[int] = set()  # those of them whose last verdict was ERROR
         self._looks = 0  # the same pfn may count several times
@@ -62,12 +63,12 @@ class Scan:
         self._look_at_conditions()
         nr = self._nr_on_lists()
         if self._node.swap.ready:
-            nr += len(self._node.unevictable)
+            nr += len(self._group.unevictable)
         return len(self.looked) >= nr or self._looks >= 2 * nr + _SPARE
 
     def _nr_on_lists(self) -> int:
-        node = self._node
-        return node.nr_resident - node.nr_in_flight - len(node.unevictable)
+        group = self._group
+        return group.nr_resident - group.nr_in_flight - len(group.unevictable)
 
     def _look_at_conditions(self) -> None:
         """Forget all looks if the pool, or a store, takes what it did not take before."""
@@ -107,7 +108,7 @@ class Scan:
 
     def found_nothing(self) -> None:
         """Note that the policy has nothing on its lists, whatever the counters say."""
-        nr = self._nr_on_lists() + len(self._node.unevictable)
+        nr = self._nr_on_lists() + len(self._group.unevictable)
         self._looks = max(self._looks, 2 * nr + _SPARE)
 
     def gone(self, pfns: Iterable[int]) -> None:

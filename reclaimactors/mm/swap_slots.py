@@ -58,7 +58,7 @@ class SwapSlots:
             self._node.mm.charge[pfn] -= less
             if not self._node.mm.charge[pfn]:
                 self._node.demotion.forget(pfn)
-            self._node.memcg.adjust(compressed=-less)
+            self._node.group_of(pfn).memcg.adjust(compressed=-less)
         return less
 
     def forget(self, device: int, slots: Sequence[int]) -> None:

@@ -91,7 +91,7 @@ def drop_clean(node: Node, ledger: Ledger, batch: FolioBatch) -> None:
     clean = [pfn for pfn in batch.pfns if mm.cached[pfn]]
     if not clean:
         return
-    shadows = ledger.shadows(clean)
+    shadows = ledger.shadows(batch.group, clean)
     pages, source = node.pages(clean), 0
     for pfn, shadow in zip(clean, shadows, strict=True):
         node.swapcache.forget(pfn)

@@ -22,6 +22,7 @@ from reclaimactors.units import nr_pages
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from reclaimactors.mm.group import Group
     from reclaimactors.mm.ledger import Ledger
     from reclaimactors.mm.node import Node
 
@@ -37,6 +38,7 @@ class Load:
     slots: Sequence[int]
     promote: bool  #: whether it becomes resident, or is handed out only
     reserved: int  #: bytes set aside for that
+    group: Group  #: that has set them aside
 
 
 class Held(NamedTuple):
@@ -78,12 +80,8 @@ class Swapin:
 
         Where they may not, kswapd is woken.
         """
-        node = self._node
         need = self.shortfall(pfns)
-        if not need or node.memcg.free - need >= node.marks.low:
-            return True
-        node.on_wake()
-        return False
+        return not need or self._node.group_of(pfns[0]).has_headroom(need)
 
     def fault(
         self, pfn: int, *, promote: bool, reserved: int = 0, ready: Expanded | None = None
@@ -105,7 +103,7 @@ class Swapin:
         try:
             return self._fault(pfn, promote, reserved, ready)
         except BaseException:  # Ctrl-C too: nobody else has the reservation
-            self._node.memcg.unreserve(reserved)
+            self._node.group_of(pfn).memcg.unreserve(reserved)
             raise
 
     def _fault(
@@ -119,12 +117,13 @@ class Swapin:
             self._ledger.cancel(pfn)
             state = RESIDENT
         if state in {RESIDENT, UNEVICTABLE}:
+            group = node.group_of(pfn)
             if state == RESIDENT:
-                node.policy.access(pfn)
-            node.memcg.unreserve(reserved)
+                group.policy.access(pfn)
+            group.memcg.unreserve(reserved)
             return data
         if state == DEVICE:
-            node.memcg.unreserve(reserved)
+            node.group_of(pfn).memcg.unreserve(reserved)
             return None
         vm = node.vmstat
         pages = nr_pages(mm.size[pfn], node.page_size)
@@ -163,7 +162,8 @@ class Swapin:
             held = len(mm.data.get(pfn) or b"")
         elif state == DEVICE and not clean:
             held = mm.charge[pfn]
-        node.memcg.must_have(len(data) - held - reserved)
+        group = node.group_of(pfn)
+        group.memcg.must_have(len(data) - held - reserved)
         activated = node.refaulted(pfn)
         pages = nr_pages(len(data), node.page_size)
         if state == ZSWAP:
@@ -174,10 +174,10 @@ class Swapin:
             node.demotion.forget(pfn)
             node.slots.release(pfn)
         mm.owner[pfn] = 0
-        node.memcg.spend(reserved, resident=len(data), compressed=-held)
+        group.memcg.spend(reserved, resident=len(data), compressed=-held)
         mm.data[pfn] = data
         mm.state[pfn] = RESIDENT
-        node.nr_resident += 1
+        group.nr_resident += 1
         vm["workingset_refault_anon"] += pages
         if activated:
             vm["workingset_activate_anon"] += pages
@@ -235,15 +235,19 @@ class Swapin:
     # -- devices ----------------------------------------------------------------------------------
 
     def begin_loads(self, pfns: Sequence[int], *, promote: bool) -> list[Load]:
-        """Start reading DEVICE folios; their slots stay until `finish`, `fail` or `drop`."""
+        """Start reading DEVICE folios of one group.
+
+        Their slots stay until `finish`, `fail` or `drop`.
+        """
         node = self._node
         device, size = node.mm.device, node.mm.size
+        group = node.group_of(pfns[0]) if pfns else node.root
         loads = [
-            Load(pfn, device[pfn], node.slots.of(pfn), promote, size[pfn] if promote else 0)
+            Load(pfn, device[pfn], node.slots.of(pfn), promote, size[pfn] if promote else 0, group)
             for pfn in pfns
         ]
         if promote:
-            node.memcg.reserve(sum([load.reserved for load in loads]))
+            group.memcg.reserve(sum([load.reserved for load in loads]))
         for pfn in pfns:
             node.hold(pfn)
         return loads
@@ -270,7 +274,7 @@ class Swapin:
             vm["swapin_error"] += 1
             raise
         finally:
-            node.memcg.unreserve(reserved)
+            load.group.memcg.unreserve(reserved)
             node.release(pfn)
         pages = nr_pages(len(data), node.page_size)
         vm["pswpin"] += len(load.slots)
@@ -286,7 +290,7 @@ class Swapin:
 
     def drop(self, load: Load) -> None:
         """End a load that nobody counts as an error: it was never sent, or the memory closes."""
-        self._node.memcg.unreserve(load.reserved)
+        load.group.memcg.unreserve(load.reserved)
         self._node.release(load.pfn)
 
     def _verified(self, load: Load, stored: Sequence[bytes]) -> bytes:

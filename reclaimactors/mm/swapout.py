@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from reclaimactors.mm.batch import Producer, StoreBatch
+    from reclaimactors.mm.group import Group
     from reclaimactors.mm.node import Node
     from reclaimactors.mm.page_io import Squeezed
 
@@ -72,9 +73,10 @@ class Swapout:
             swap cache are gone already, with nothing to do for them; the batch may be empty then.
         """
         node = self._node
-        batch = FolioBatch(node.new_id(), [], 0, 0, who, producer, ram_only=ram_only)
-        written = not ram_only and len(node.unevictable) > 0
-        first = written and (who is not Reclaimer.DIRECT or node.scan.lists_seen)
+        group = node.root
+        batch = FolioBatch(node.new_id(), group, [], 0, 0, who, producer, ram_only=ram_only)
+        written = not ram_only and len(group.unevictable) > 0
+        first = written and (who is not Reclaimer.DIRECT or group.scan.lists_seen)
         if first and self._rescue(batch, nr, max_bytes):
             return batch
         if self._isolate(batch, nr, max_bytes):
@@ -85,14 +87,14 @@ class Swapout:
 
     def _rescue(self, batch: FolioBatch, nr: int, max_bytes: int) -> bool:
         """Fill a batch from the unevictable list if a store can take it now."""
-        node = self._node
+        node, group = self._node, batch.group
         if not node.swap.ready:
             return False
-        pfns, _ = _up_to(max_bytes, node.unevictable.first(nr), node.mm.size)
+        pfns, _ = _up_to(max_bytes, group.unevictable.first(nr), node.mm.size)
         if not pfns:
             return False
-        node.unevictable.rescue(pfns)
-        node.scan.handed_back(len(pfns))  # a store with too few slots would take them for ever
+        group.unevictable.rescue(pfns)
+        group.scan.handed_back(len(pfns))  # a store with too few slots would take them for ever
         batch.poor = True
         self._own(batch, pfns)
         self._count(batch)
@@ -112,19 +114,19 @@ class Swapout:
         """Account folios that a batch has just got: from here on each is owed a verdict."""
         node = self._node
         vm = node.vmstat
-        node.memcg.isolated(batch.nr_bytes)
-        node.nr_in_flight += len(batch.pfns)
+        batch.group.memcg.isolated(batch.nr_bytes)
+        batch.group.nr_in_flight += len(batch.pfns)
         vm["reclaim_isolated"] += len(batch.pfns)
         vm["pgscan_" + batch.who.value] += batch.nr_pages
         vm["pgscan_anon"] += batch.nr_pages
 
     def _isolate(self, batch: FolioBatch, nr: int, max_bytes: int) -> bool:
         """Fill a batch from the policy's lists."""
-        node = self._node
+        node, group = self._node, batch.group
         for _ in range(MAX_PINNED_BATCHES):
-            candidates = list(node.policy.isolate(nr))
+            candidates = list(group.policy.isolate(nr))
             if not candidates:
-                node.scan.found_nothing()
+                group.scan.found_nothing()
                 return False
             try:
                 self._claim(batch, candidates, max_bytes)
@@ -132,7 +134,7 @@ class Swapout:
                 for pfn in batch.pfns:
                     node.mm.state[pfn] = RESIDENT
                     node.mm.owner[pfn] = 0
-                undo(exc, node.relist, self._resident(candidates))
+                undo(exc, node.relist, self._resident(group, candidates))
                 raise
             if batch.pfns:
                 break
@@ -149,9 +151,9 @@ class Swapout:
 
     def _claim(self, batch: FolioBatch, candidates: list[int], max_bytes: int) -> None:
         """Give candidates to a batch; pinned ones, and those too many, go back to the lists."""
-        node = self._node
-        size, refs = node.mm.size, node.mm.refs
-        pfns = self._checked(candidates)
+        size, refs = self._node.mm.size, self._node.mm.refs
+        group = batch.group
+        pfns = self._checked(group, candidates)
         pinned: list[int] = []
         too_many: list[int] = []
         held = {refs[pfn] for pfn in pfns} != {0}
@@ -160,33 +162,37 @@ class Swapout:
             pfns, too_many = _up_to(max_bytes, [pfn for pfn in pfns if not refs[pfn]], size)
         self._own(batch, pfns)
         if pinned:
-            node.scan.gave_back(pinned, Verdict.ACTIVATE)
-            node.policy.putback(pinned, Verdict.ACTIVATE)
+            group.scan.gave_back(pinned, Verdict.ACTIVATE)
+            group.policy.putback(pinned, Verdict.ACTIVATE)
         if too_many:
-            node.policy.putback(too_many, Verdict.KEEP)
+            group.policy.putback(too_many, Verdict.KEEP)
 
-    def _checked(self, candidates: list[int]) -> list[int]:
+    def _checked(self, group: Group, candidates: list[int]) -> list[int]:
         """Return what a policy isolated, if each is a resident folio, and is there once.
 
         Raises:
             PluginError: if not.
         """
-        state = self._node.mm.state
+        mm = self._node.mm
+        state, charged_to = mm.state, mm.group
         try:
             states = {state[pfn] for pfn in candidates}
             once = len(set(candidates)) == len(candidates)
-            if states == {RESIDENT} and once and min(candidates) >= 0:
+            its_own = {charged_to[pfn] for pfn in candidates} == {group.index}
+            if states == {RESIDENT} and once and its_own and min(candidates) >= 0:
                 return candidates
         except (IndexError, TypeError):  # no pfn at all
             pass
-        name = type(self._node.policy).__name__
+        name = type(group.policy).__name__
         raise PluginError(f"policy {name} isolated what is not on its lists, among {candidates}")
 
-    def _resident(self, candidates: list[int]) -> list[int]:
-        """Return what a policy isolated of folios that are resident, each once."""
-        state = self._node.mm.state
+    def _resident(self, group: Group, candidates: list[int]) -> list[int]:
+        """Return what a policy isolated of its folios that are resident, each once."""
+        mm, index = self._node.mm, group.index
+        state = mm.state
         pfns = {pfn for pfn in candidates if isinstance(pfn, int)}  # pyright: ignore[reportUnnecessaryIsInstance] # it is a plugin's word
-        return [pfn for pfn in pfns if 0 <= pfn < len(state) and state[pfn] == RESIDENT]
+        pfns = {pfn for pfn in pfns if 0 <= pfn < len(state) and mm.group[pfn] == index}
+        return [pfn for pfn in pfns if state[pfn] == RESIDENT]
 
     def owned(self, batch: FolioBatch) -> list[int]:
         """Return the pfns that the batch still owns: the others were cancelled meanwhile."""
@@ -204,7 +210,7 @@ class Swapout:
             return []
         held = [(pfn, node.mm.data[pfn]) for pfn in self.owned(batch)]
         told = [(pfn, len(data)) for pfn, data in held if node.lethal.to_tell(data)]
-        return [(node.values.key_of(pfn), size) for pfn, size in told]
+        return [(batch.group.values.key_of(pfn), size) for pfn, size in told]
 
     def cut(self, batch: FolioBatch, *, pages: int = 0, nr_bytes: int = 0) -> FolioBatch | None:
         """Keep so many pages or bytes of a batch, one folio at least; return the rest, if any."""
@@ -220,9 +226,8 @@ class Swapout:
         """Move all but the first `nr` folios to a new batch, which owns them from then on."""
         node = self._node
         mm = node.mm
-        rest = FolioBatch(
-            node.new_id(), batch.pfns[nr:], 0, 0, batch.who, batch.producer, poor=batch.poor
-        )
+        rest = FolioBatch(node.new_id(), batch.group, batch.pfns[nr:], 0, 0, batch.who,
+                          batch.producer, poor=batch.poor)  # fmt: skip
         del batch.pfns[nr:]
         for pfn in rest.pfns:
             if mm.owner[pfn] == batch.id:
@@ -353,7 +358,7 @@ class Swapout:
             del lengths[len(pfns) :]
         if not pfns:
             return refused
-        shadows = self.ledger.shadows(pfns)
+        shadows = self.ledger.shadows(batch.group, pfns)
         mm.data.update(zip(pfns, blobs, strict=False))
         state, owner, size, shadow = mm.state, mm.owner, mm.size, mm.shadow
         for pfn, evicted in zip(pfns, shadows, strict=True):
@@ -404,7 +409,8 @@ class Swapout:
         That holds on failure too, which is the policy's.
         """
         try:
-            self.ledger.give_back(self.owned(batch), verdict, tried=False, cull=batch.poor)
+            owned = self.owned(batch)
+            self.ledger.give_back(batch.group, owned, verdict, tried=False, cull=batch.poor)
         finally:
             self._let_go(batch)
 

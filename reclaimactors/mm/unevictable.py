@@ -16,7 +16,7 @@ from reclaimactors.mm.folio import UNEVICTABLE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reclaimactors.mm.node import Node
+    from reclaimactors.mm.group import Group
 
 __all__ = ["Unevictable"]
 
@@ -26,8 +26,9 @@ _VISITS = 4  #: times as many are looked at as are wanted: some may be pinned
 class Unevictable:
     """Which folios they are, oldest first."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, group: Group) -> None:
+        self._node = group.node
+        self._group = group
         self._pfns: dict[int, None] = {}
         self.pages = 0  #: the gauge nr_unevictable
 
@@ -40,7 +41,7 @@ class Unevictable:
         for pfn in pfns:
             node.mm.state[pfn] = UNEVICTABLE
             self._pfns[pfn] = None
-            node.scan.looked.discard(pfn)
+            self._group.looked.discard(pfn)
         pages = node.pages(pfns)
         self.pages += pages
         node.vmstat["unevictable_pgs_culled"] += pages
@@ -63,7 +64,8 @@ class Unevictable:
 
     def check(self) -> None:
         """Assert that list and states say the same."""
-        state = self._node.mm.state
-        here = {pfn for pfn, was in enumerate(state) if was == UNEVICTABLE}
+        mm, index = self._node.mm, self._group.index
+        rows = enumerate(zip(mm.state, mm.group, strict=True))
+        here = {pfn for pfn, row in rows if row == (UNEVICTABLE, index)}
         assert here == set(self._pfns), "the unevictable list drifted"
         assert self.pages == self._node.pages(here), "unevictable pages drifted"

@@ -31,7 +31,7 @@ from reclaimactors.units import nr_pages
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from reclaimactors.mm.node import Node
+    from reclaimactors.mm.group import Group
 
 __all__ = ["Values"]
 
@@ -39,12 +39,13 @@ _OVERHEAD = KEY_OVERHEAD + FOLIO_OVERHEAD  # of a short key and its one folio
 
 
 class Values:
-    """The keys of one node."""
+    """The keys of one group."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._mm = node.mm
-        self._memcg = node.memcg
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._node = group.node
+        self._mm = group.node.mm
+        self._memcg = group.memcg
         self.small: dict[Hashable, int] = {}  #: key -> pfn of a value of one folio
         self.large: dict[Hashable, array[int]] = {}  #: key -> pfns of a value of several folios
 
@@ -66,6 +67,9 @@ class Values:
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self.small or key in self.large
+
+    def __len__(self) -> int:
+        return len(self.small) + len(self.large)
 
     def frees_now(self, key: Hashable) -> int:
         """Return the bytes that the end of the key's value would free this instant."""
@@ -145,7 +149,7 @@ class Values:
             may_wait: False for who cannot wait, and so owes nothing down to *min*.
         """
         memcg, mm = self._memcg, self._mm
-        room = memcg.free - self._node.marks.low
+        room = memcg.free - self._group.marks.low
         size = len(data)
         pfn = self.small.get(key)
         if pfn is None:
@@ -172,11 +176,11 @@ class Values:
         if delta > room and not self._below_low(size, delta, may_wait):
             return False
         if state == RESIDENT:
-            self._node.policy.access(pfn)
+            self._group.policy.access(pfn)
             if mm.cached[pfn]:
                 self._node.swapcache.drop(pfn)
-            if self._node.looked:
-                self._node.looked.discard(pfn)
+            if self._group.looked:
+                self._group.looked.discard(pfn)
             mm.data[pfn] = data
             mm.size[pfn] = size
             memcg.charge(delta)
@@ -190,9 +194,9 @@ class Values:
     def _below_low(self, size: int, need: int, may_wait: bool) -> bool:
         """Whether a put of `size` bytes, which takes `need` more, may go on below *low*."""
         free = self._memcg.free - need
-        if not (self._node.lets(size, free, need) if may_wait else free >= self._node.marks.min):
+        if not (self._group.lets(size, free, need) if may_wait else free >= self._group.marks.min):
             return False
-        self._node.on_wake()
+        self._group.on_wake()
         return True
 
     def _let_go_of_copy(self, pfn: int, held: int) -> None:
@@ -207,7 +211,7 @@ class Values:
             self._node.demotion.forget(pfn)
             self._node.slots.release(pfn)
         mm.state[pfn] = RESIDENT
-        self._node.nr_resident += 1
+        self._group.nr_resident += 1
 
     def delete(self, key: Hashable) -> None:
         """Forget a key and its value.
@@ -234,19 +238,21 @@ class Values:
     def _drop_new(self, pfns: list[int], error: BaseException) -> None:
         """Undo `_new_folios`: nothing was charged for them yet."""
         for pfn in pfns:
-            self._node.nr_resident -= 1
+            self._group.nr_resident -= 1
             self._mm.free(pfn)
-            undo(error, self._node.policy.remove, pfn)
+            undo(error, self._group.policy.remove, pfn)
 
     def _new_folio(self, data: bytes) -> int:
         pfn = self._mm.alloc(data)
+        if self._group.index:
+            self._mm.group[pfn] = self._group.index
         try:
-            self._node.policy.insert(pfn, refault=None)
+            self._group.policy.insert(pfn, refault=None)
         except BaseException as exc:
             self._mm.free(pfn)
-            undo(exc, self._node.policy.remove, pfn)  # it may have been listed before that
+            undo(exc, self._group.policy.remove, pfn)  # it may have been listed before that
             raise
-        self._node.nr_resident += 1
+        self._group.nr_resident += 1
         return pfn
 
     def _unlink(self, key: Hashable) -> tuple[int, int, int]:
@@ -254,13 +260,13 @@ class Values:
         pfns = self.pfns(key)
         try:
             for pfn in pfns:
-                self._node.policy.remove(pfn)  # before any change: a plugin may raise
+                self._group.policy.remove(pfn)  # before any change: a plugin may raise
         except BaseException as exc:
             for pfn in pfns:
                 if self._mm.state[pfn] == WRITEBACK:
                     self._node.disown(pfn)
                 elif self._mm.state[pfn] == UNEVICTABLE:
-                    self._node.unevictable.rescue((pfn,))
+                    self._group.unevictable.rescue((pfn,))
                     self._mm.state[pfn] = RESIDENT
             undo(exc, self._node.relist, pfns)
             raise
@@ -291,10 +297,10 @@ class Values:
         elif state == WRITEBACK:
             self._node.disown(pfn)
         elif state == UNEVICTABLE:
-            self._node.unevictable.forget(pfn)
+            self._group.unevictable.forget(pfn)
         if state in IN_MEMORY:
-            self._node.nr_resident -= 1
-            self._node.looked.discard(pfn)
+            self._group.nr_resident -= 1
+            self._group.looked.discard(pfn)
         if mm.cached[pfn]:
             self._node.swapcache.drop(pfn)
         if state == DEVICE:
@@ -318,7 +324,7 @@ class Values:
         On failure, which is the policy's: its folios are new to the policy.
         """
         resident = [pfn for pfn in self.pfns(key) if self._mm.state[pfn] == RESIDENT]
-        deactivate = getattr(self._node.policy, "deactivate", None)
+        deactivate = getattr(self._group.policy, "deactivate", None)
         if deactivate is not None:
             try:
                 for pfn in reversed(resident):

@@ -155,7 +155,7 @@ class Kswapd:
         self.passes += 1
 
     def _pass_quota(self, node: Node) -> int:
-        resident = node.nr_resident - node.nr_in_flight - len(node.unevictable)
+        resident = node.nr_resident - node.nr_in_flight - len(node.root.unevictable)
         return max(SWAP_CLUSTER_MAX, resident >> self.priority)
 
     def _end_pass(self, node: Node) -> Step:

@@ -9,7 +9,7 @@ from reclaimactors.mm.batch import FolioBatch, Reclaimer
 
 
 def batch(pages: int, nr: int = 0) -> FolioBatch:
-    return FolioBatch(nr, [nr], pages * 4096, pages, Reclaimer.KSWAPD)
+    return FolioBatch(nr, None, [nr], pages * 4096, pages, Reclaimer.KSWAPD)
 
 
 @pytest.fixture

@@ -262,7 +262,7 @@ async def test_the_policy_ages_once_a_pass(kit, machine_of, monkeypatch):
     machine = await machine_of(topology="kswapd_only")
     kit.fill(machine, kit.noise)
     aged = []
-    monkeypatch.setattr(type(machine.node.policy), "age", lambda self, now: aged.append(now))
+    monkeypatch.setattr(type(machine.node.root.policy), "age", lambda self, now: aged.append(now))
     await KswapdActor(machine).balance()
     # the last pass of all only finds the node hopeless
     assert machine.kswapd.hopeless

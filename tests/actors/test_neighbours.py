@@ -41,8 +41,8 @@ class Wary:
 
 
 def wary(machine):
-    machine.node.policy = Wary(machine.node.policy)
-    return machine.node.policy
+    machine.node.root.policy = Wary(machine.node.root.policy)
+    return machine.node.root.policy
 
 
 def isolated(machine, batches, nr=4, *, queued=False):

@@ -408,5 +408,5 @@ async def test_room_that_opens_by_a_page_is_not_filled_while_others_are_on_their
         machine.fifo.left = lambda who: least
         assert call._queue()
         call._nbytes = call._mine.in_flight + 1  # a byte more than is on its way
-        machine.ledger.gain = 1.0
+        machine.node.root.gain = 1.0
         assert not call._queue()

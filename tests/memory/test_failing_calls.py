@@ -228,7 +228,7 @@ async def lived(topology: str, kind: str, fuse: Fuse) -> dict[str, int]:
 
 def agree(node) -> None:
     """Assert that reclaim finds each folio that is in memory, and no other."""
-    policy = node.policy._inner
+    policy = node.root.policy._inner
     policy.check()
     for pfn, state in enumerate(node.mm.state):
         where = policy._where[pfn] if pfn < len(policy._where) else mglru._GONE

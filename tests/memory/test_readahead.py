@@ -168,7 +168,7 @@ async def test_a_put_that_lacks_no_more_than_was_read_ahead_waits_for_nobody():
         assert node.memcg.reserved >= PAGE
         # A put lacks one byte, and what was read ahead is enough to bring free memory to *high*.
         least = node.memcg.free - node.values.need("new", PAGE, 1) + 1
-        node.marks = Watermarks(least, least + 1, least + 2)
+        node.root.marks = Watermarks(least, least + 1, least + 2)
         with anyio.fail_after(10):
             await memory.put("new", noise(1000))
         assert node.memcg.reserved == 0

@@ -200,7 +200,7 @@ class Core:
 
     def check(self):
         assert self.node.check()
-        self.node.policy.check()
+        self.node.root.policy.check()
 
 
 # -- the table of outcomes, end to end
@@ -612,7 +612,7 @@ def test_reading_from_a_device_protects_the_pool_from_pressure():
     assert len(away) == SWAP_CLUSTER_MAX
     for i in away:
         core.get(i)
-    core.node.marks = Watermarks(1 << 18, 1 << 19, 1 << 20)
+    core.node.root.marks = Watermarks(1 << 18, 1 << 19, 1 << 20)
     pool = core.node.zswap
     expected = pool.total * (pool.pages - len(away)) // pool.pages
     core.node.writeback.want()
@@ -1360,11 +1360,11 @@ def test_a_policy_that_gives_junk_for_a_clean_folio_keeps_it_resident():
     core.put("key", noise(1))
     core.reclaim()
     core.get("key")
-    shadow, core.node.policy = core.node.policy.shadow, _Junk(core.node.policy)
+    shadow, core.node.root.policy = core.node.root.policy.shadow, _Junk(core.node.root.policy)
     with pytest.raises(PluginError, match="shadow"):
         core.out.isolate(32, 1 << 30, Reclaimer.KSWAPD)
     assert shadow
-    core.node.policy = core.node.policy.inner
+    core.node.root.policy = core.node.root.policy.inner
     core.check()
     assert core.state("key") == RESIDENT
     assert core.get("key") == noise(1)
@@ -1582,10 +1582,10 @@ def test_a_folio_that_leaves_without_freeing_anything_was_not_looked_at_any_more
     pfn = core.put("a", noise(0, size))
     core.out.hand_back(core.isolate())
     core.node.scan.gave_back([pfn], Verdict.ACTIVATE)
-    assert core.node.looked == {pfn}
+    assert core.node.root.looked == {pfn}
     core.reclaim()  # which checks
     assert core.state("a") == (DEVICE if size else SAME)
-    assert core.node.looked == set()
+    assert core.node.root.looked == set()
 
 
 def test_what_is_wanted_comes_from_stores_in_the_budget_first_and_the_pool_gives_the_rest():
@@ -1667,8 +1667,8 @@ def below_low(core, *, above_min):
 def test_below_low_a_put_that_needs_not_wait_takes_the_short_way(may_wait):
     core = Core()
     node, woken = core.node, []
-    node.on_wake = lambda: woken.append(True)
-    node.lets = Brake(node, core.out.ledger, batch=64 * PAGE).lets
+    node.root.on_wake = lambda: woken.append(True)
+    node.root.lets = Brake(node, core.out.ledger, batch=64 * PAGE).lets
     below_low(core, above_min=node.marks.low - node.marks.min - PAGE)
     assert not woken
     assert node.values.put_fast("a", text(1), may_wait=may_wait)
@@ -1682,7 +1682,7 @@ def test_below_low_a_put_that_needs_not_wait_takes_the_short_way(may_wait):
 def test_nobody_goes_below_min_on_the_short_way(may_wait):
     core = Core()
     node = core.node
-    node.lets = Brake(node, core.out.ledger, batch=64 * PAGE).lets
+    node.root.lets = Brake(node, core.out.ledger, batch=64 * PAGE).lets
     below_low(core, above_min=OVERHEAD + 99)
     free = node.memcg.free
     assert not node.values.put_fast("a", text(1, size=100), may_wait=may_wait)

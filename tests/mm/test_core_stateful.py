@@ -169,7 +169,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(age=st.booleans())
     def kswapd_steps(self, age):
         if age:
-            self.node.policy.age(0.0)
+            self.node.root.policy.age(0.0)
         step = self.kswapd.next()
         if step is not Step.ISOLATE:
             return
@@ -331,7 +331,7 @@ class CoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "node"):
             return
         assert self.node.check()
-        self.node.policy.check()
+        self.node.root.policy.check()
         for pfn, value in self.pins:
             assert self.node.mm.data[pfn] == value
         assert self.node.memcg.freed_total >= self.freed_total

@@ -229,7 +229,7 @@ def test_once_all_was_looked_at_kswapd_waits_for_the_store():
         while machine.batches:
             machine.land()
     assert steps[-1] is Step.WAIT
-    assert len(machine.node.unevictable) == 700 - SWAP_CLUSTER_MAX
+    assert len(machine.node.root.unevictable) == 700 - SWAP_CLUSTER_MAX
 
 
 # -- the trace of a slow worker
@@ -257,7 +257,7 @@ def slow_trace(machine, *, every, newest_first=False, held=(), steps=200_000) ->
     rows: list[Row] = []
     while len(rows) < steps:
         pending = node.nr_in_flight
-        on_lists = node.nr_resident - pending - len(node.unevictable)
+        on_lists = node.nr_resident - pending - len(node.root.unevictable)
         quota = max(SWAP_CLUSTER_MAX, on_lists >> kswapd.priority)
         step = machine.step()
         rows.append(
@@ -339,7 +339,7 @@ def test_everything_is_looked_at_after_the_last_byte_was_freed(every, newest_fir
     assert_justified(rows)
     assert machine.kswapd.hopeless
     assert machine.node.vmstat["pgsteal_anon"] == 12
-    assert len(machine.node.unevictable) == 700 - 12
+    assert len(machine.node.root.unevictable) == 700 - 12
     assert machine.node.vmstat["reject_compress_poor"] == 700 - 12  # each once
 
 
@@ -390,7 +390,7 @@ def test_a_worker_that_is_stuck_is_waited_for_and_nothing_else_happens():
 
 def test_what_a_late_worker_has_covers_nothing():
     machine = Machine().fill(nr=580)
-    machine.out.ledger.gain = 1.0
+    machine.node.root.gain = 1.0
     while machine.step() is Step.ISOLATE:
         pass
     machine.kswapd.late = True
@@ -503,7 +503,7 @@ def test_room_that_opens_by_a_page_is_not_filled_by_a_page():
 
 def test_kswapd_waits_once_what_is_in_flight_will_reach_high():
     machine = Machine().fill(nr=580)
-    machine.out.ledger.gain = 1.0
+    machine.node.root.gain = 1.0
     missing = HIGH - machine.node.memcg.free
     steps = [machine.step() for _ in range(50)]
     assert steps[-1] is Step.WAIT
@@ -514,7 +514,7 @@ def test_a_low_gain_lets_more_into_flight():
     in_flight = []
     for gain in (1.0, 0.5):
         machine = Machine().fill(nr=580)
-        machine.out.ledger.gain = gain
+        machine.node.root.gain = gain
         while machine.step() is Step.ISOLATE:
             pass
         in_flight.append(machine.node.memcg.in_flight)
@@ -616,7 +616,7 @@ def only_blobs(devices=1) -> Machine:
         if i % 32 == 31:
             machine.batches.append(machine.out.isolate(32, 1 << 30, Reclaimer.DIRECT))
             machine.land()
-    machine.node.marks = Watermarks(100 * PAGE, 200 * PAGE, 900 * PAGE)
+    machine.node.root.marks = Watermarks(100 * PAGE, 200 * PAGE, 900 * PAGE)
     return machine
 
 
@@ -645,7 +645,7 @@ def test_without_a_device_no_writeback_is_wanted_and_it_becomes_hopeless():
 
 def test_a_balanced_node_wants_no_writeback():
     machine = only_blobs()
-    machine.node.marks = Watermarks(PAGE, 2 * PAGE, 3 * PAGE)
+    machine.node.root.marks = Watermarks(PAGE, 2 * PAGE, 3 * PAGE)
     machine.node.writeback.want()
     assert machine.node.zswap.wanted == 0
 

@@ -210,7 +210,7 @@ async def test_d08_folios_in_flight_neither_age_nor_are_promoted(policy):
         batch = machine.swapout.isolate(32, 1 << 30, Reclaimer.KSWAPD)
         taken = list(batch.pfns)
         for now in range(5):
-            machine.node.policy.age(float(now))
+            machine.node.root.policy.age(float(now))
         machine.handover.hand_back(batch)
         assert machine.swapout.isolate(32, 1 << 30, Reclaimer.KSWAPD).pfns == taken
 
