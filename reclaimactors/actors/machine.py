@@ -64,6 +64,7 @@ class Machine:
         self.swapout = Swapout(node)
         self.ledger = self.swapout.ledger
         self.pageout = self.swapout.pageout
+        self.shrinker = self.swapout.shrinker
         self.swapin = Swapin(node, self.ledger)
         self.kswapd = Kswapd(node, self.ledger, max_in_flight=pipeline.max_bytes)
         self.offload = offload
@@ -187,7 +188,9 @@ class Machine:
 
     def wake_shrinkers(self) -> None:
         """Tell every swapd in service that what is not resident is to be written back."""
-        wanted = self.node.zswap.excess() or self.node.demotion.wanted
+        node = self.node
+        wanted = node.zswap.excess() or node.demotion.wanted
+        wanted = wanted or any(group.wanted for group in node.groups.values())
         if wanted and not self.closing:
             for swapd in self.swapds.values():
                 if swapd.device.takes_writes:

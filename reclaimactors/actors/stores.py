@@ -289,10 +289,10 @@ class Stores:
     async def _coldest(self, nr: int, breath: Breath) -> list[StoreBatch]:
         """Return up to `nr` writes of what is coldest: of other stores, and of the pool."""
         writes: list[StoreBatch] = []
-        pageout, device = self._m.pageout, self.backing.device
+        shrinker, device = self._m.shrinker, self.backing.device
         try:
             while len(writes) < nr:
-                write = pageout.demote(device) or pageout.writeback(device)
+                write = shrinker.demote(device) or shrinker.writeback(device)
                 if write is None:
                     break
                 writes.append(write)
@@ -326,4 +326,4 @@ class Stores:
                     continue
                 except CorruptData:  # whoever reads the value meets it, and is told
                     node.vmstat["swapin_error"] += 1
-            self._m.pageout.cannot_move(pfn, write)
+            self._m.shrinker.cannot_move(pfn, write)

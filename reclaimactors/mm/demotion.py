@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from reclaimactors.mm.folio import DEVICE
 from reclaimactors.mm.links import Links
+from reclaimactors.mm.zswap import MAX_GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,8 @@ class Demotion:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._lru = Links(1)  # coldest first: in the order in which they were stored
+        # a list for each group, coldest first: in the order in which they were stored
+        self._lru = Links(MAX_GROUPS)
         self.wanted = 0  #: charged bytes that reclaim wants moved to a store outside
         self.leaving = 0  #: those of folios that are on their way there
 
@@ -56,21 +58,25 @@ class Demotion:
 
     def add(self, pfn: int) -> None:
         """A store has acknowledged a folio, and is charged for it."""
-        self._lru.add_tail(0, pfn)
+        self._lru.add_tail(self._node.mm.group[pfn], pfn)
 
     def forget(self, pfn: int) -> None:
         """A DEVICE folio leaves its store, or costs nothing there any more."""
         if self._lru.on_list(pfn):
-            self._lru.remove(0, pfn)
+            self._lru.remove(self._node.mm.group[pfn], pfn)
 
     def rotate(self, pfn: int) -> None:
         """Look at a folio last: it is on its way, or could not be read."""
-        self._lru.remove(0, pfn)
-        self._lru.add_tail(0, pfn)
+        head = self._node.mm.group[pfn]
+        self._lru.remove(head, pfn)
+        self._lru.add_tail(head, pfn)
 
-    def coldest(self, nr: int) -> Iterator[int]:
-        """Yield up to `nr` pfns, coldest first, each once: the one just yielded may be moved."""
-        return islice(self._lru.walk(0), min(nr, self._lru.sizes[0]))
+    def coldest(self, nr: int, group: int = 0) -> Iterator[int]:
+        """Yield up to `nr` pfns of a group, coldest first, each once.
+
+        The one just yielded may be moved.
+        """
+        return islice(self._lru.walk(group), min(nr, self._lru.sizes[group]))
 
     def excess(self) -> int:
         """Return the bytes that are yet to be sent to a store outside."""
@@ -104,7 +110,8 @@ class Demotion:
         mm = self._node.mm
         self._lru.check()
         charged = {pfn for pfn, state in enumerate(mm.state) if state == DEVICE and mm.charge[pfn]}
-        assert set(self._lru.walk(0)) == charged, "folios of stores in the budget drifted"
+        listed = {pfn for index in self._node.groups for pfn in self._lru.walk(index)}
+        assert listed == charged, "folios of stores in the budget drifted"
         assert self.held >= 0
         assert self.wanted >= 0
         assert self.leaving == 0 or self._node.writeback.nr_writes, "nobody moves what is leaving"

@@ -1,4 +1,4 @@
-"""A group: keys, lists and counters of its own. Mirrors struct mem_cgroup, and its lruvec.
+"""A group: keys, lists, counters and limits of its own. Mirrors struct mem_cgroup, and its lruvec.
 
 Groups are a tree whose root is the memory itself. Each folio is charged to one group
 (`MemMap.group`), whose policy has it on its lists; a batch is of one group. The pool and the
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reclaimactors.mm.batch import SWAP_CLUSTER_MAX
+from reclaimactors.mm.limits import Limits, closed_devices, pool_left
 from reclaimactors.mm.scan import Scan
 from reclaimactors.mm.unevictable import Unevictable
 from reclaimactors.mm.values import Values
@@ -39,28 +41,61 @@ class Group:
     Args:
         node: whose folios they are.
         memcg: what is charged to it.
-        marks: where reclaim of it begins and ends.
+        marks: where reclaim of it begins and ends; None where nothing bounds it but its parent.
         policy: which of its folios goes next.
+        limits: beside the budget of `memcg`.
+        parent: the group that it is in, None for the root.
+        index: of its folios in `MemMap.group`.
+        name: "" for the root.
     """
 
-    def __init__(self, node: Node, memcg: Memcg, marks: Watermarks, policy: Policy) -> None:
+    def __init__(
+        self,
+        node: Node,
+        memcg: Memcg,
+        marks: Watermarks | None,
+        policy: Policy,
+        *,
+        limits: Limits | None = None,
+        parent: Group | None = None,
+        index: int = 0,
+        name: str = "",
+    ) -> None:
         self.node = node
         self.memcg = memcg
-        self.marks = marks
+        self.limits = Limits() if limits is None else limits
         self.policy = policy
-        self.name = ""  #: "tenants/a", say; "" of the root
-        self.index = 0  #: of its folios in `MemMap.group`
-        self.lineage: tuple[Group, ...] = (self,)  #: itself, the group it is in, ... the root
+        self.index = index
+        self.name = name
+        self.parent = parent
+        self.children: dict[str, Group] = {}
+        self.lineage: tuple[Group, ...] = (self, *(parent.lineage if parent else ()))
+        """itself, the group that it is in, ... the root"""
+        self.marks: Watermarks = marks or self.lineage[1].marks
+        self.levels: tuple[Group, ...] = self.lineage[1].levels if parent else ()
+        """those of them that bound what it may hold: a group without `max` and `high` does not"""
+        if marks is not None:
+            self.levels = (self, *self.levels)
+        self.pool_restricted = any(each.limits.zswap_max is not None for each in self.lineage)
+        self.swap_restricted = any(each.limits.on_devices for each in self.lineage)
         self.nr_resident = 0
         """folios whose source bytes are in memory, those in flight included"""
         self.nr_in_flight = 0
         """folios in WRITEBACK"""
+        self.swapped = 0
+        """bytes that swap devices hold for its own folios"""
         self.gain = 0.5
         """share of a stolen byte that was really freed, recently"""
         self.freed_total = 0
         """bytes that reclaim has really freed since the start"""
         self.returned_total = 0
         """folios that reclaim had to give back since the start"""
+        self.wanted = 0
+        """bytes that are to go to devices though they are not resident (the root's: `Writeback`)"""
+        self.leaving = 0
+        """those of them that are on their way there"""
+        self.credit = 0
+        """folios of its turns to be scanned, see `victims`"""
         self.on_wake: Callable[[], None] = _ignore
         """reclaim of it is wanted"""
         self.lets: Callable[[int, int, int], bool] = _never
@@ -77,17 +112,98 @@ class Group:
     def __repr__(self) -> str:
         return f"<group {self.name or 'root'}>"
 
+    def subtree(self) -> Iterator[Group]:
+        """Yield this group, and those in it."""
+        yield self
+        for child in self.children.values():
+            yield from child.subtree()
+
+    # -- room -------------------------------------------------------------------------------------
+
+    def room_above_low(self) -> int:
+        """Return the bytes that may be put while free memory stays at *low* or above."""
+        return min([level.memcg.free - level.marks.low for level in self.levels])
+
     def has_headroom(self, nr_bytes: int) -> bool:
         """Return whether free memory stays at *low* or above with so many bytes more.
 
         Where it does not, reclaim is woken.
         """
-        for group in self.lineage:
-            if group.memcg.free - nr_bytes < group.marks.low:
-                group.on_wake()
+        for level in self.levels:
+            if level.memcg.free - nr_bytes < level.marks.low:
+                level.on_wake()
                 return False
         return True
 
-    def subtree(self) -> Iterator[Group]:
-        """Yield this group, and those in it."""
-        yield self
+    # -- reclaim ----------------------------------------------------------------------------------
+
+    @property
+    def nr_evictable(self) -> int:
+        """Folios of its own that are on its policy's lists."""
+        return self.nr_resident - self.nr_in_flight - len(self.unevictable)
+
+    def victims(self) -> list[Group]:
+        """Return the groups to reclaim from, this one or in it, in the order in which to try them.
+
+        Mirrors the walk of shrink_node_memcgs(), and its soft limits: who is above his `high` by
+        most goes first; among the others each has as many turns as he has folios.
+        """
+        if not self.children:
+            return [self]
+        groups = [group for group in self.subtree() if group.nr_resident]
+        total = sum([group.nr_evictable for group in groups])
+        for group in groups:
+            group.credit = min(total, group.credit + group.nr_evictable)
+        groups.sort(key=lambda group: (group.above_high, group.credit), reverse=True)
+        if groups:
+            groups[0].credit = max(-total, groups[0].credit - total)
+        return groups
+
+    @property
+    def above_high(self) -> int:
+        """Bytes by which it, or a group that it is in, is above its `high`."""
+        above = 0
+        for level in self.levels:
+            if level.limits.high is not None:
+                used = level.memcg.budget - level.memcg.free
+                above = max(above, used - level.limits.high)
+        return above
+
+    # -- the pool and the devices -----------------------------------------------------------------
+
+    @property
+    def pool_bytes(self) -> int:
+        """Bytes of its blobs in the pool, and of those of the groups in it."""
+        held = self.node.zswap.held
+        return sum([held[group.index] for group in self.subtree()])
+
+    @property
+    def pool_accepts(self) -> bool:
+        """Whether the pool takes a blob of it now."""
+        accepts = self.node.zswap.accepts()
+        return accepts and (not self.pool_restricted or pool_left(self) > 0)
+
+    @property
+    def swap_ready(self) -> bool:
+        """Whether a device that it may use takes what does not compress."""
+        swap = self.node.swap
+        return swap.is_ready(closed_devices(self)) if self.swap_restricted else swap.ready
+
+    @property
+    def swap_has_room(self) -> bool:
+        """Whether a device in service that it may use has a free slot."""
+        swap = self.node.swap
+        return swap.with_room(closed_devices(self)) if self.swap_restricted else swap.has_room
+
+    def shrink_pool(self) -> None:
+        """The pool takes no more of it: where that is for a limit, its coldest blobs are to go.
+
+        They go down to the share of the limit at which the pool as a whole accepts again.
+        """
+        zswap = self.node.zswap
+        for over in self.lineage:
+            most = over.limits.zswap_max
+            if most is not None and over.pool_bytes >= most and self.swap_has_room:
+                least = most * zswap.accept_below // max(1, zswap.limit)
+                over.wanted = max(over.wanted, over.pool_bytes - least, SWAP_CLUSTER_MAX)
+                self.node.on_pool_full()

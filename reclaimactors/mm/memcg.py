@@ -5,6 +5,8 @@ before it is made. Room is reserved first (a reservation counts as resident) and
 one step. Only callers reserve; an actor never does. Where bytes are *freed*, `freed_total` grows; a
 reservation that is given back was never more than set aside, and frees nothing. Either way there is
 room: `on_room` is called, which wakes whoever waits for it. Nobody else writes these counters.
+
+What a group is charged for, all groups are that it is in, up to the root (`ChildMemcg`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from reclaimactors.errors import ProtocolViolation
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FOLIO_OVERHEAD", "KEY_OVERHEAD", "Memcg"]
+__all__ = ["FOLIO_OVERHEAD", "KEY_OVERHEAD", "ChildMemcg", "Memcg"]
 
 # Measured with tests/bench/overhead.py: some 280 B a resident value, 260 to 290 B a compressed one,
 # 190 to 240 B a swapped one, which is charged the same. A live key costs a key object of KEY_BYTES
@@ -46,6 +48,8 @@ class Memcg:
     reserved: int = 0  #: the part of `resident` that callers and faults have reserved
     pinned: int = 0  #: the part of `resident` that pins hold
     freed_total: int = 0  #: bytes given back since the start; only grows
+    above: tuple[Memcg, ...] = attrs.field(init=False, default=(), repr=False)
+    """the counters of the groups that it is in"""
     free: int = attrs.field(init=False)  #: bytes that nobody holds: what the watermarks look at
     on_room: Callable[[], None] = _nothing
 
@@ -78,6 +82,11 @@ class Memcg:
         if delta < 0:
             self.freed_total -= delta
             self.on_room()
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be charged: free here, and in every group that it is in."""
+        return self.free
 
     def must_have(self, nr_bytes: int) -> None:
         """Check that so many bytes are free.
@@ -148,3 +157,76 @@ class Memcg:
         assert 0 <= self.at_store <= self.in_flight
         assert self.reserved >= 0
         assert self.in_flight + self.reserved <= self.resident, "in flight bytes are resident"
+
+
+class ChildMemcg(Memcg):
+    """Counters of a group that is in another: each change is made in all of them, or in none.
+
+    Args:
+        budget: bytes; that of the root where it has no limit of its own, which then never binds.
+        parent: the counters of the group that it is in.
+    """
+
+    def __init__(self, budget: int, parent: Memcg) -> None:
+        super().__init__(budget)
+        self._parent = parent
+        self.above: tuple[Memcg, ...] = (parent, *parent.above)  #: up to the root's
+
+    @property
+    def room(self) -> int:
+        """As `Memcg.room`."""
+        return min([self.free, *[memcg.free for memcg in self.above]])
+
+    def must_have(self, nr_bytes: int) -> None:
+        """As `Memcg.must_have`, of this group and of those that it is in."""
+        super().must_have(nr_bytes)
+        self._parent.must_have(nr_bytes)
+
+    def charge(self, resident: int, compressed: int = 0, overhead: int = 0) -> None:
+        """As `Memcg.charge`; who waits for room is told once all of them are changed."""
+        super().charge(resident, compressed, overhead)
+        self._parent.charge(resident, compressed, overhead)
+
+    def reserve(self, nr_bytes: int) -> None:
+        """As `Memcg.reserve`."""
+        super().reserve(nr_bytes)
+        for memcg in self.above:
+            memcg.reserved += nr_bytes
+
+    def unreserve(self, nr_bytes: int) -> None:
+        """As `Memcg.unreserve`."""
+        super().unreserve(nr_bytes)
+        self._parent.unreserve(nr_bytes)
+
+    def spend(
+        self, reserved: int, *, resident: int = 0, compressed: int = 0, overhead: int = 0
+    ) -> None:
+        """As `Memcg.spend`."""
+        super().spend(reserved, resident=resident, compressed=compressed, overhead=overhead)
+        for memcg in self.above:
+            memcg.reserved -= reserved
+
+    def isolated(self, nr_bytes: int) -> None:
+        """As `Memcg.isolated`."""
+        super().isolated(nr_bytes)
+        self._parent.isolated(nr_bytes)
+
+    def to_store(self, nr_bytes: int) -> None:
+        """As `Memcg.to_store`."""
+        super().to_store(nr_bytes)
+        self._parent.to_store(nr_bytes)
+
+    def landed(self, nr_bytes: int, *, at_store: bool) -> None:
+        """As `Memcg.landed`."""
+        super().landed(nr_bytes, at_store=at_store)
+        self._parent.landed(nr_bytes, at_store=at_store)
+
+    def pin(self, nr_bytes: int) -> None:
+        """As `Memcg.pin`."""
+        super().pin(nr_bytes)
+        self._parent.pin(nr_bytes)
+
+    def unpin(self, nr_bytes: int) -> None:
+        """As `Memcg.unpin`."""
+        super().unpin(nr_bytes)
+        self._parent.unpin(nr_bytes)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reclaimactors.errors import OutOfMemory
 from reclaimactors.mm import invariants
 from reclaimactors.mm.demotion import Demotion
 from reclaimactors.mm.ending import end_all, undo
@@ -24,16 +25,18 @@ from reclaimactors.mm.folio import (
 )
 from reclaimactors.mm.group import Group
 from reclaimactors.mm.lethal import Lethal
-from reclaimactors.mm.memcg import FOLIO_OVERHEAD, Memcg
+from reclaimactors.mm.memcg import FOLIO_OVERHEAD, ChildMemcg, Memcg
 from reclaimactors.mm.swap_slots import SwapSlots
 from reclaimactors.mm.swap_state import SwapCache
 from reclaimactors.mm.vmstat import Vmstat
 from reclaimactors.mm.writeback import Writeback
+from reclaimactors.mm.zswap import MAX_GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from reclaimactors.abc import Compressor, Policy
+    from reclaimactors.mm.limits import Limits
     from reclaimactors.mm.scan import Scan
     from reclaimactors.mm.swap import SwapDevices
     from reclaimactors.mm.values import Values
@@ -108,6 +111,25 @@ class Node:
     def group_of(self, pfn: int) -> Group:
         """Return the group that a folio is charged to."""
         return self.groups[self.mm.group[pfn]]
+
+    def add_group(
+        self, name: str, parent: Group, policy: Policy, limits: Limits, marks: Watermarks | None
+    ) -> Group:
+        """Return a new group in `parent`, and give it a place in the tree.
+
+        Raises:
+            OutOfMemory: if there are as many groups as there may be.
+        """
+        index = next((nr for nr in range(1, MAX_GROUPS) if nr not in self.groups), None)
+        if index is None:
+            raise OutOfMemory(f"{MAX_GROUPS - 1} groups are as many as there may be; delete some")
+        budget = self.memcg.budget if limits.max is None else limits.max
+        memcg = ChildMemcg(budget, parent.memcg)
+        path = f"{parent.name}/{name}" if parent.name else name
+        group = Group(self, memcg, marks, policy, limits=limits, parent=parent, index=index,
+                      name=path)  # fmt: skip
+        parent.children[name] = self.groups[index] = group
+        return group
 
     @property
     def values(self) -> Values:
@@ -259,6 +281,7 @@ class Node:
             self.nr_in_flight
             or self.writeback.nr_writes
             or self.writeback.wanted
+            or any(group.wanted for group in self.groups.values())
             or any(device.stale or device.forgetting for device in self.swap)
         )
 

@@ -1,22 +1,22 @@
 """The device half of reclaim: slots for folios, what their store writes. Mirrors pageout().
 
 A folio that goes to a device gets its slots in `to_devices`; `items` is what the store is to write,
-and `stored`, `store_failed` or `refuse` ends the write. `writeback` is the zswap shrinker's: the
-coldest blobs of the pool go out as they are.
+and `stored`, `store_failed` or `refuse` ends the write. What goes to devices although it is not
+resident is chosen in `shrink_worker`.
 """
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING
 from zlib import crc32
 
 import attrs
 
 from reclaimactors.abc import Verdict
-from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, FolioBatch, Reclaimer, StoreBatch
+from reclaimactors.mm.batch import FolioBatch, StoreBatch
 from reclaimactors.mm.ending import end_all, undo
 from reclaimactors.mm.folio import DEVICE
+from reclaimactors.mm.limits import closed_devices, swap_left
 from reclaimactors.mm.swap_device import runs
 from reclaimactors.units import nr_pages
 
@@ -31,11 +31,9 @@ if TYPE_CHECKING:
     _Found = tuple[SwapDevice, list[int], Sequence[Sequence[int]], list[int]]
     """a device, folios, and the slots and the length of each"""
 
-__all__ = ["Pageout"]
+__all__ = ["MAX_WRITE_BYTES", "Pageout"]
 
 MAX_WRITE_BYTES = 1 << 20  #: of one write, so that its checksums hold the event loop under 1 ms
-
-MAX_VISITS = 4 * SWAP_CLUSTER_MAX  #: blobs looked at for one write
 
 _RAW, _BLOB = 0, 1  #: MemMap.codec
 
@@ -74,30 +72,45 @@ class Pageout:
                 go to the unevictable list.
         """
         ram_only = isinstance(batch, FolioBatch) and batch.ram_only and kept is None
-        if ram_only or (poor and not self._node.swap.ready):
+        group = batch.group
+        if ram_only or (poor and not group.swap_ready):
             verdict = Verdict.KEEP if ram_only else otherwise
-            self._ledger.give_back(batch.group, pfns, verdict, cull=poor)
+            self._ledger.give_back(group, pfns, verdict, cull=poor)
             return []
-        over = failed | self._node.demotion.place()
         out: list[StoreBatch] = []
         homeless: list[int] = []
+        tried = failed
+        if group.swap_restricted:
+            failed |= closed_devices(group)
+            pfns, homeless = self._within_limit(group, pfns)
+        over = failed | self._node.demotion.place()
         for some in self._by_write(pfns):
             found, without = self._find(some, failed, over)
             homeless += without
             for device, placed, slots, nr_bytes in found:
                 write = _with_room(out, device, sum(nr_bytes))
                 if write is None:
-                    write = self._new_write(device, batch, failed)
+                    write = self._new_write(device, batch, tried)
                     write.kept = kept if device.takes_squeezed else None
                     write.poor = poor
                     out.append(write)
-                self._assign(write, placed, slots, nr_bytes)
+                self.assign(write, placed, slots, nr_bytes)
         try:
-            self._no_room(batch.group, homeless, otherwise, poor=poor and not failed)
+            self._no_room(group, homeless, otherwise, poor=poor and not tried)
         except BaseException as exc:
             undo(exc, end_all, out, self.refuse)
             raise
         return out
+
+    def _within_limit(self, group: Group, pfns: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Return the folios that the group's limits let go to devices, and the others."""
+        left, size = swap_left(group), self._node.mm.size
+        fit: list[int] = []
+        others: list[int] = []
+        for pfn in pfns:
+            left -= size[pfn]
+            (fit if left >= 0 else others).append(pfn)
+        return fit, others
 
     def _find(
         self, pfns: list[int], failed: frozenset[int], over: frozenset[int]
@@ -108,10 +121,10 @@ class Pageout:
         """
         size = self._node.mm.size
         lengths = [size[pfn] for pfn in pfns]
-        run = self._node.swap.alloc_best(sum(map(self._slots, lengths)), over)
+        run = self._node.swap.alloc_best(sum(map(self.nr_slots, lengths)), over)
         if run is not None:
             device, first = run
-            return [(device, pfns, self._cut(first, lengths), lengths)], []
+            return [(device, pfns, self.cut(first, lengths), lengths)], []
         found: list[_Found] = []
         homeless: list[int] = []
         for pfn, length in zip(pfns, lengths, strict=True):
@@ -124,7 +137,8 @@ class Pageout:
                 found.append((place[0], [pfn], [place[1]], [length]))
         return found, homeless
 
-    def _slots(self, length: int) -> int:
+    def nr_slots(self, length: int) -> int:
+        """Return how many slots so many bytes take."""
         page = self._node.page_size
         return 1 if length <= page else nr_pages(length, page)
 
@@ -142,11 +156,11 @@ class Pageout:
         if part:
             yield part
 
-    def _cut(self, first: int, lengths: Sequence[int]) -> list[range]:
+    def cut(self, first: int, lengths: Sequence[int]) -> list[range]:
         """Cut a run of slots that begins at `first` into a part for each of so many bytes."""
         parts: list[range] = []
         for length in lengths:
-            stop = first + self._slots(length)
+            stop = first + self.nr_slots(length)
             parts.append(range(first, stop))
             first = stop
         return parts
@@ -155,7 +169,7 @@ class Pageout:
         self, length: int, failed: frozenset[int]
     ) -> tuple[SwapDevice, Sequence[int]] | None:
         """Find slots for one folio."""
-        swap, nr = self._node.swap, self._slots(length)
+        swap, nr = self._node.swap, self.nr_slots(length)
         found = swap.alloc(nr, failed)
         if found is not None:
             device, first = found
@@ -168,7 +182,7 @@ class Pageout:
     def _no_room(self, group: Group, pfns: list[int], otherwise: Verdict, *, poor: bool) -> None:
         """No device has room for these folios: try them again if the swap cache can make some."""
         if pfns and self._node.swapcache.pages:
-            slots = sum([self._slots(self._node.mm.size[pfn]) for pfn in pfns])
+            slots = sum([self.nr_slots(self._node.mm.size[pfn]) for pfn in pfns])
             if sum([self._node.swapcache.shed(device, slots) for device in self._node.swap]):
                 otherwise, poor = Verdict.KEEP, False
         self._ledger.give_back(group, pfns, otherwise, cull=poor)
@@ -182,7 +196,7 @@ class Pageout:
         return StoreBatch(node.new_id(), batch.group, device.index, batch.who, False,
                           batch.producer, failed=failed)  # fmt: skip
 
-    def _assign(
+    def assign(
         self,
         write: StoreBatch,
         pfns: Sequence[int],
@@ -294,7 +308,7 @@ class Pageout:
             nr = 1 if mm.size[pfn] <= page else nr_pages(mm.size[pfn], page)
             charged = length
             if write.blobs:
-                node.zswap.remove(pfn, length, nr)
+                node.zswap.remove(pfn, length, nr, write.group.index)
                 mm.codec[pfn] = _BLOB
             elif write.moved is not None:  # its codec and checksum go with it
                 charged = mm.charge[pfn]
@@ -306,12 +320,7 @@ class Pageout:
             mm.data.pop(pfn, None)
             mm.state[pfn] = DEVICE
             mm.owner[pfn] = mm.at_store[pfn] = 0
-            mm.device[pfn] = write.device
-            mm.entry[pfn] = slots[0]
-            if not isinstance(slots, range):
-                node.slots.scattered[pfn] = array("Q", slots)
-            mm.length[pfn] = length
-            node.slots.swapped += length
+            node.slots.give(write.group, pfn, write.device, slots, length)
             mm.charge[pfn] = min(charged, charges[i]) if charges else 0
             if mm.charge[pfn]:
                 node.demotion.add(pfn)
@@ -362,6 +371,8 @@ class Pageout:
         else:
             vm["swap_demoted"] += pages
             node.demotion.wanted = max(0, node.demotion.wanted - max(0, freed))
+        for over in write.group.lineage:
+            over.wanted = max(0, over.wanted - max(0, freed))
         write.group.memcg.adjust(compressed=-freed)
 
     def store_failed(
@@ -420,112 +431,15 @@ class Pageout:
         else:
             self._node.slots.forget(device, slots)
 
-    # -- the pool's shrinker ----------------------------------------------------------------------
-
-    def writeback(self, device: SwapDevice, nr: int = SWAP_CLUSTER_MAX) -> StoreBatch | None:
-        """Return a write of the coldest blobs to `device`, as they are; None if it took none.
-
-        One pass of shrink_worker(): up to `nr` blobs, MAX_VISITS of them looked at. Those that had
-        a second chance coming are counted in `zswap_second_chance`: after None the next pass may
-        find what this one did not, if that has grown. A store in the budget takes none while one
-        outside has room: nothing would be freed.
-        """
-        node = self._node
-        mm, pool, vm = node.mm, node.zswap, node.vmstat
-        if device.in_budget and node.demotion.outside_has_room:
-            return None
-        excess = pool.excess() - pool.leaving
-        pfns: list[int] = []
-        lengths: list[int] = []
-        nr_bytes = 0
-        for pfn in pool.coldest(MAX_VISITS) if excess > 0 else ():
-            if nr_bytes >= excess or len(pfns) >= nr or nr_bytes >= MAX_WRITE_BYTES:
-                break
-            length = len(mm.data.get(pfn, b""))
-            if not length or mm.owner[pfn] or mm.refs[pfn]:
-                continue
-            if pool.second_chance(pfn):
-                vm["zswap_second_chance"] += 1
-                continue
-            pfns.append(pfn)
-            lengths.append(length)
-            nr_bytes += length
-        write = self._write_of(device, node.root, pfns, lengths) if pfns else None
-        if write is not None:
-            for pfn in write.pfns:
-                pool.rotate(pfn)
-            write.leaving = write.nr_bytes
-            pool.leaving += write.leaving
-        return write
-
-    def demote(self, device: SwapDevice, nr: int = SWAP_CLUSTER_MAX) -> StoreBatch | None:
-        """Return a write to `device` of the coldest folios that stores hold within the budget.
-
-        None where none is wanted, or the device is in the budget itself. The caller reads what the
-        folios hold into `moved`, and gives up those that cannot be read with `cannot_move`.
-        """
-        node = self._node
-        mm, demotion = node.mm, node.demotion
-        excess = 0 if device.in_budget else demotion.excess()
-        pfns: list[int] = []
-        lengths: list[int] = []
-        nr_bytes = charged = 0
-        for pfn in demotion.coldest(MAX_VISITS) if excess > 0 else ():
-            if charged >= excess or len(pfns) >= nr or nr_bytes >= MAX_WRITE_BYTES:
-                break
-            if mm.owner[pfn] or mm.refs[pfn]:
-                continue
-            pfns.append(pfn)
-            lengths.append(mm.length[pfn])
-            nr_bytes += mm.length[pfn]
-            charged += mm.charge[pfn]
-        write = self._write_of(device, node.root, pfns, lengths) if pfns else None
-        if write is not None:
-            write.blobs, write.moved = False, {}
-            for pfn in write.pfns:
-                demotion.rotate(pfn)
-                write.leaving += mm.charge[pfn]
-            demotion.leaving += write.leaving
-        return write
-
-    def cannot_move(self, pfn: int, write: StoreBatch) -> None:
-        """A folio that was to move cannot be read, or is wanted where it is: it stays there."""
-        if self._node.mm.owner[pfn] == write.id:
-            self._node.mm.owner[pfn] = 0
-
-    def _write_of(
-        self, device: SwapDevice, group: Group, pfns: list[int], lengths: list[int]
-    ) -> StoreBatch | None:
-        """Return a write of as many of these folios as the device has slots for, None for none.
-
-        The caller makes them the hottest, as in shrink_memcg_cb(): who looks next does not meet
-        them first, and one that the store refuses is not tried again before the others.
-        """
-        first = device.alloc(sum(map(self._slots, lengths)))
-        slots: list[Sequence[int]] = []
-        if first is not None:
-            slots += self._cut(first, lengths)
-        else:
-            for length in lengths:
-                own = device.alloc_slots(self._slots(length))
-                if own is None:
-                    self._node.swapcache.shed(device, self._slots(length))
-                    break
-                slots.append(own)
-        if not slots:
-            return None
-        node = self._node
-        node.writeback.write_begun(device.index)
-        write = StoreBatch(node.new_id(), group, device.index, Reclaimer.KSWAPD, blobs=True)
-        self._assign(write, pfns[: len(slots)], slots, lengths[: len(slots)])
-        return write
-
     def _ended(self, write: StoreBatch) -> None:
         """A write has its verdict, whichever."""
         if write.blobs:
             self._node.zswap.leaving -= write.leaving
         else:
             self._node.demotion.leaving -= write.leaving
+        if write.leaving:
+            for over in write.group.lineage:
+                over.leaving -= write.leaving
         if write.reclaims:
             self._node.swap[write.device].at_store -= write.nr_bytes
         self._node.writeback.write_ended(write.device)

@@ -29,7 +29,10 @@ _SPARE = 512  #: looks beyond twice as many as there are folios, for a policy th
 
 
 class Scan:
-    """What reclaim has looked at since it last freed a byte."""
+    """What reclaim of one group has looked at since it last freed a byte of it.
+
+    What `exhausted`, `lists_seen` and `seen_all` say is of the groups in it as well.
+    """
 
     def __init__(self, group: Group) -> None:
         self._group = group
@@ -44,11 +47,17 @@ class Scan:
     @property
     def exhausted(self) -> bool:
         """Whether all that could free memory was tried: folios, and the pool's way to a store."""
-        return self.seen_all and (self.asks >= MAX_RECLAIM_RETRIES or not self._node.writeback.may)
+        given_up = self.asks >= MAX_RECLAIM_RETRIES
+        return self.seen_all and (given_up or not self._node.writeback.may(self._group))
 
     @property
     def lists_seen(self) -> bool:
-        """Whether all that is on the policy's lists was looked at."""
+        """Whether all that is on the policies' lists was looked at."""
+        return all(group.scan.own_lists_seen for group in self._group.subtree())
+
+    @property
+    def own_lists_seen(self) -> bool:
+        """The same of this group alone."""
         self._look_at_conditions()
         return len(self.looked) >= self._nr_on_lists()
 
@@ -60,9 +69,14 @@ class Scan:
         same folios again and again, and others never, is given up on after twice as many looks as
         there are folios.
         """
+        return all(group.scan.own_seen_all for group in self._group.subtree())
+
+    @property
+    def own_seen_all(self) -> bool:
+        """The same of this group alone."""
         self._look_at_conditions()
         nr = self._nr_on_lists()
-        if self._node.swap.ready:
+        if self._group.swap_ready:
             nr += len(self._group.unevictable)
         return len(self.looked) >= nr or self._looks >= 2 * nr + _SPARE
 
@@ -72,8 +86,7 @@ class Scan:
 
     def _look_at_conditions(self) -> None:
         """Forget all looks if the pool, or a store, takes what it did not take before."""
-        node = self._node
-        now = (node.zswap.accepts(), node.swap.ready)
+        now = (self._group.pool_accepts, self._group.swap_ready)
         if now != self._conditions:
             self._conditions = now
             self.freed()
@@ -126,6 +139,8 @@ class Scan:
 
     def retry_failed(self) -> None:
         """Time has passed: what a compressor or a store failed on is worth a look again."""
+        if not self._failed:
+            return
         self.looked -= self._failed
         self._looks = max(0, self._looks - len(self._failed))
         self._failed.clear()

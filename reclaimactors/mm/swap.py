@@ -123,7 +123,14 @@ class SwapDevices:
     @property
     def has_room(self) -> bool:
         """Whether a device in service has a free slot."""
-        return any(device.takes_writes and device.free_slots > 0 for device in self._order)
+        return self.with_room()
+
+    def with_room(self, exclude: AbstractSet[int] = frozenset()) -> bool:
+        """Return the same of all devices but these."""
+        return any(
+            device.takes_writes and device.free_slots > 0 and device.index not in exclude
+            for device in self._order
+        )
 
     @property
     def ready(self) -> bool:
@@ -131,8 +138,13 @@ class SwapDevices:
 
         There is room among the writes that wait, too.
         """
+        return self.is_ready()
+
+    def is_ready(self, exclude: AbstractSet[int] = frozenset()) -> bool:
+        """Return the same of all devices but these."""
         return any(
             device.takes_writes
+            and device.index not in exclude
             and device.free_slots > 0
             and device.takes_poor
             and not device.congested

@@ -6,6 +6,7 @@ Mirrors mm/swap_slots.c, and what mm/swapfile.c keeps of a swap entry.
 from __future__ import annotations
 
 import sys
+from array import array
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,9 @@ from reclaimactors.mm.swap_device import runs
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Sequence
 
+    from reclaimactors.mm.group import Group
     from reclaimactors.mm.node import Node
 
 __all__ = ["SwapSlots"]
@@ -44,10 +45,22 @@ class SwapSlots:
         mm = self._node.mm
         return self.of(pfn) if mm.device[pfn] == device and mm.keeps_slots(pfn) else ()
 
+    def give(self, group: Group, pfn: int, device: int, slots: Sequence[int], length: int) -> None:
+        """Note that slots of a device hold a folio of a group from now on, in so many bytes."""
+        mm = self._node.mm
+        mm.device[pfn] = device
+        mm.entry[pfn] = slots[0]
+        if not isinstance(slots, range):
+            self.scattered[pfn] = array("Q", slots)
+        mm.length[pfn] = length
+        self.swapped += length
+        group.swapped += length
+
     def release(self, pfn: int) -> None:
         """Let the device forget a folio's slots; they are reused after that."""
         mm = self._node.mm
         self.swapped -= mm.length[pfn]
+        self._node.group_of(pfn).swapped -= mm.length[pfn]
         self.forget(mm.device[pfn], self.of(pfn))
         self.scattered.pop(pfn, None)
 

@@ -144,7 +144,7 @@ class Swapin:
             self.promote(pfn, data, reserved)
         else:
             if state == ZSWAP:
-                node.zswap.rotate(pfn)
+                node.zswap.rotate(pfn, mm.group[pfn])
             vm["workingset_refault_anon"] += pages
         return data
 
@@ -167,7 +167,7 @@ class Swapin:
         activated = node.refaulted(pfn)
         pages = nr_pages(len(data), node.page_size)
         if state == ZSWAP:
-            node.zswap.remove(pfn, held, pages)
+            node.zswap.remove(pfn, held, pages, group.index)
         elif clean:
             node.swapcache.add(pfn)
         elif state == DEVICE:

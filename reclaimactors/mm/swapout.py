@@ -16,8 +16,10 @@ from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.ending import end_all, undo
 from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
 from reclaimactors.mm.ledger import Ledger
+from reclaimactors.mm.limits import pool_left
 from reclaimactors.mm.page_io import BLOB, FAIL, NOMEM, POOR, SAME_FILLED, outcome, same_filled
 from reclaimactors.mm.pageout import Pageout
+from reclaimactors.mm.shrink_worker import ShrinkWorker
 from reclaimactors.mm.swap_state import drop_clean
 from reclaimactors.mm.vmstat import order_of
 from reclaimactors.mm.zram_out import ZramOut
@@ -42,6 +44,7 @@ class Swapout:
         self._node = node
         self.ledger = Ledger(node)
         self.pageout = Pageout(node, self.ledger)
+        self.shrinker = ShrinkWorker(node, self.pageout)
         self.zram = ZramOut(node, self.ledger, self.pageout)
 
     # -- isolate ----------------------------------------------------------------------------------
@@ -54,8 +57,11 @@ class Swapout:
         producer: Producer | None = None,
         *,
         ram_only: bool = False,
+        within: Group | None = None,
     ) -> FolioBatch | None:
         """Take up to `nr` cold folios of `max_bytes` in all, at least one, off the lists.
+
+        All of them are of one group: the next of those to reclaim from (`Group.victims`).
 
         Where a store has room, the unevictable list comes first; but direct reclaim, whose caller
         waits, compresses before it writes.
@@ -66,6 +72,7 @@ class Swapout:
             who: whose counters they are.
             producer: whose account they are, and whose order they keep.
             ram_only: whether nothing is to be written: the unevictable list stays as it is.
+            within: the group that they are of, or of a group in it; None for the root.
 
         Returns:
             A batch that owns them, or None where nothing was found: there is nothing, or more than
@@ -73,22 +80,27 @@ class Swapout:
             swap cache are gone already, with nothing to do for them; the batch may be empty then.
         """
         node = self._node
-        group = node.root
-        batch = FolioBatch(node.new_id(), group, [], 0, 0, who, producer, ram_only=ram_only)
-        written = not ram_only and len(group.unevictable) > 0
-        first = written and (who is not Reclaimer.DIRECT or group.scan.lists_seen)
-        if first and self._rescue(batch, nr, max_bytes):
-            return batch
-        if self._isolate(batch, nr, max_bytes):
-            return batch
-        if written and not first and self._rescue(batch, nr, max_bytes):
-            return batch
+        for group in (within or node.root).victims():
+            batch = FolioBatch(node.new_id(), group, [], 0, 0, who, producer, ram_only=ram_only)
+            if self._fill(batch, nr, max_bytes):
+                return batch
         return None
+
+    def _fill(self, batch: FolioBatch, nr: int, max_bytes: int) -> bool:
+        """Fill a batch with folios of its group; return whether anything was found."""
+        group, who, ram_only = batch.group, batch.who, batch.ram_only
+        written = not ram_only and len(group.unevictable) > 0
+        first = written and (who is not Reclaimer.DIRECT or group.scan.own_lists_seen)
+        if first and self._rescue(batch, nr, max_bytes):
+            return True
+        if self._isolate(batch, nr, max_bytes):
+            return True
+        return written and not first and self._rescue(batch, nr, max_bytes)
 
     def _rescue(self, batch: FolioBatch, nr: int, max_bytes: int) -> bool:
         """Fill a batch from the unevictable list if a store can take it now."""
         node, group = self._node, batch.group
-        if not node.swap.ready:
+        if not group.swap_ready:
             return False
         pfns, _ = _up_to(max_bytes, group.unevictable.first(nr), node.mm.size)
         if not pfns:
@@ -259,7 +271,7 @@ class Swapout:
         pages: list[bytes] | None = None
         if batch.poor:
             writes = self._divert(batch)
-        elif not node.zswap.accepts():
+        elif not batch.group.pool_accepts:
             if self.zram.next_in_line:
                 pages = self.zram.rows_of(batch)
             else:
@@ -287,6 +299,7 @@ class Swapout:
             self.ledger.drop_same(same, batch)
         if node.zswap.enabled and not batch.poor:
             node.vmstat["pool_limit_hit"] += len(to_device)
+            batch.group.shrink_pool()
             node.on_pool_full()
         writes = self.pageout.to_devices(to_device, batch, Verdict.ACTIVATE, poor=batch.poor)
         batch.pfns = []
@@ -350,7 +363,7 @@ class Swapout:
         node = self._node
         mm, pool = node.mm, node.zswap
         lengths = list(map(len, blobs))
-        refused = pfns[pool.room_for(lengths) :]
+        refused = pfns[self._room_for(batch.group, lengths) :]
         for pfn in refused:
             mm.crc[pfn] = 0  # that was the blob's; a store will get the source
         if refused:
@@ -368,10 +381,23 @@ class Swapout:
         sizes = [size[pfn] for pfn in pfns]
         pages = self._count_zswpout(sizes)
         kept = sum(lengths)
-        pool.extend(pfns, kept, pages)
+        pool.extend(pfns, kept, pages, batch.group.index)
         node.vmstat["reclaim_stored"] += len(pfns)
         self.ledger.stolen(len(pfns), pages, sum(sizes), kept, batch)
         return refused
+
+    def _room_for(self, group: Group, lengths: list[int]) -> int:
+        """Return how many blobs of these sizes the pool takes of a group now."""
+        nr = self._node.zswap.room_for(lengths)
+        if not group.pool_restricted:
+            return nr
+        left = pool_left(group)
+        for at, length in enumerate(lengths[:nr]):
+            if left <= 0:
+                group.shrink_pool()
+                return at
+            left -= length
+        return nr
 
     def _count_zswpout(self, sizes: list[int]) -> int:
         """Count folios by their order, as mTHP statistics do; return their pages."""

@@ -112,8 +112,8 @@ class Values:
         """
         size = sum(map(len, parts))
         memcg = self._memcg
-        if self.need(key, size, len(parts)) > reserved + memcg.free:
-            msg = f"put of {size} B with {reserved} B reserved and {memcg.free} B free"
+        if self.need(key, size, len(parts)) > reserved + memcg.room:
+            msg = f"put of {size} B with {reserved} B reserved and {memcg.room} B free"
             raise ProtocolViolation(msg)
         extra = key_extra(key)
         pfns = self._new_folios(parts)
@@ -149,7 +149,8 @@ class Values:
             may_wait: False for who cannot wait, and so owes nothing down to *min*.
         """
         memcg, mm = self._memcg, self._mm
-        room = memcg.free - self._group.marks.low
+        group = self._group
+        room = group.room_above_low() if group.index else memcg.free - group.marks.low
         size = len(data)
         pfn = self.small.get(key)
         if pfn is None:
@@ -192,11 +193,21 @@ class Values:
         return True
 
     def _below_low(self, size: int, need: int, may_wait: bool) -> bool:
-        """Whether a put of `size` bytes, which takes `need` more, may go on below *low*."""
-        free = self._memcg.free - need
-        if not (self._group.lets(size, free, need) if may_wait else free >= self._group.marks.min):
-            return False
-        self._group.on_wake()
+        """Whether a put of `size` bytes, which takes `need` more, may go on below *low*.
+
+        Who is below the *low* of two limits waits in the brake of each.
+        """
+        short: Sequence[Group] = self._group.levels
+        if len(short) > 1:
+            short = [level for level in short if level.memcg.free - need < level.marks.low]
+            if may_wait and len(short) > 1:
+                return False
+        for level in short:
+            free = level.memcg.free - need
+            if not (level.lets(size, free, need) if may_wait else free >= level.marks.min):
+                return False
+        for level in short:
+            level.on_wake()
         return True
 
     def _let_go_of_copy(self, pfn: int, held: int) -> None:
@@ -206,7 +217,8 @@ class Values:
         self._node.refaulted(pfn)
         if state == ZSWAP:
             old, page = mm.size[pfn], self._node.page_size
-            self._node.zswap.remove(pfn, held, 1 if old <= page else nr_pages(old, page))
+            pages = 1 if old <= page else nr_pages(old, page)
+            self._node.zswap.remove(pfn, held, pages, self._group.index)
         elif state == DEVICE:
             self._node.demotion.forget(pfn)
             self._node.slots.release(pfn)
@@ -291,7 +303,8 @@ class Values:
         held = len(data) if data is not None else 0
         resident = compressed = 0
         if state == ZSWAP:
-            self._node.zswap.remove(pfn, held, nr_pages(mm.size[pfn], self._node.page_size))
+            pages = nr_pages(mm.size[pfn], self._node.page_size)
+            self._node.zswap.remove(pfn, held, pages, self._group.index)
             compressed = -held
             resident = held  # a blob that a store still reads is charged as resident
         elif state == WRITEBACK:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from reclaimactors.mm.group import Group
     from reclaimactors.mm.node import Node
 
 __all__ = ["Writeback"]
@@ -29,6 +30,15 @@ class Writeback:
         """
         pending = self._node.memcg.compressing or self.wanted
         return bool(pending) or self.awaits_writes(of_late=of_late)
+
+    def awaits_of(self, group: Group, *, of_late: bool) -> bool:
+        """Return the same of what may free memory of one group."""
+        if group.parent is None:
+            return self.awaits(of_late=of_late)
+        if group.memcg.compressing or group.wanted:
+            return True
+        at_store = group.memcg.at_store or group.leaving
+        return at_store > 0 and self.awaits_writes(of_late=of_late)
 
     @property
     def awaits_slots(self) -> bool:
@@ -80,14 +90,31 @@ class Writeback:
         if self.wanted:
             self._node.on_pool_full()
 
-    @property
-    def may(self) -> bool:
-        """Whether something that is held, and not resident, may go to a store with room."""
-        if not self._node.swap.has_room:
+    def want_of(self, group: Group, at_least: int = 0) -> None:
+        """As `want`, of one group: as much as brings its own free memory to *high*.
+
+        All that it has in the pool may go, that of the groups in it as well.
+        """
+        if group.parent is None:
+            self.want(at_least)
+            return
+        if not group.wanted and not group.scan.ask(at_least):
+            return
+        short = max(at_least, group.marks.high - group.memcg.free)
+        if short <= 0 or not self.may(group):
+            return
+        self.unwilling.clear()
+        group.wanted = min(short, group.memcg.compressed)
+        self._node.on_pool_full()
+
+    def may(self, group: Group) -> bool:
+        """Return whether what is held of a group, and not resident, may go to a store with room."""
+        if not group.swap_has_room:
             return False
         pool, demotion = self._node.zswap, self._node.demotion
-        in_pool = pool.shrinker and len(pool) > 0
-        return in_pool or (demotion.held > 0 and demotion.outside_has_room)
+        in_pool = group.pool_bytes if pool.shrinker else 0
+        in_stores = group.memcg.compressed - group.pool_bytes
+        return in_pool > 0 or (in_stores > 0 and demotion.outside_has_room)
 
     def cannot(self, device: int) -> None:
         """A device can take no more of what is wanted; once none can, nothing is pending."""
@@ -115,7 +142,10 @@ class Writeback:
 
         What a late store has on its way does not count.
         """
-        if self.wanted and not self.awaits_writes(of_late=False):
+        asking = [group for group in self._node.groups.values() if group.wanted]
+        if (self.wanted or asking) and not self.awaits_writes(of_late=False):
             others = [other for other in self._node.swap if other.index not in self.unwilling]
             if not any(other.takes_writes for other in others):
                 self._node.zswap.wanted = self._node.demotion.wanted = 0
+                for group in asking:
+                    group.wanted = 0

@@ -17,7 +17,7 @@ here, nobody would have waited for the disk.
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX
 from reclaimactors.mm.links import Links
@@ -25,11 +25,16 @@ from reclaimactors.mm.links import Links
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Zswap"]
+__all__ = ["MAX_GROUPS", "Zswap"]
+
+MAX_GROUPS: Final = 1024  #: each with an LRU of its own; a head of one is 16 B
 
 
 class Zswap:
-    """Which blobs are in the pool, coldest first, and whether it takes another."""
+    """Which blobs are in the pool, coldest first, and whether it takes another.
+
+    Each group has an LRU of its own; where a method asks for a `group`, that is its index.
+    """
 
     def __init__(
         self,
@@ -50,11 +55,13 @@ class Zswap:
         self.wanted = 0  #: bytes that reclaim wants written back though the pool is not full
         self.reached_full = False
         self.disk_swapins = 0  #: pages read from devices since `freeable` was last asked
-        self._lru = Links(1)
+        self._nr_blobs = 0
+        self._lru = Links(MAX_GROUPS)
+        self.held = [0] * MAX_GROUPS  #: bytes of the blobs of each group
         self._referenced = bytearray()  # by pfn; of one that is not in the pool it means nothing
 
     def __len__(self) -> int:
-        return self._lru.sizes[0]
+        return self._nr_blobs
 
     def accepts(self) -> bool:
         """Return whether the pool takes a blob now, and remember having been full."""
@@ -81,11 +88,13 @@ class Zswap:
         self.reached_full = True
         return nr
 
-    def extend(self, pfns: Sequence[int], nr_bytes: int, pages: int) -> None:
+    def extend(self, pfns: Sequence[int], nr_bytes: int, pages: int, group: int = 0) -> None:
         """Take the blobs of folios in, `nr_bytes` for so many pages, as the hottest."""
         self.total += nr_bytes
+        self.held[group] += nr_bytes
         self.pages += pages
-        self._lru.extend_tail(0, pfns)
+        self._nr_blobs += len(pfns)
+        self._lru.extend_tail(group, pfns)
         referenced = self._referenced
         try:
             for pfn in pfns:
@@ -96,28 +105,30 @@ class Zswap:
             for pfn in pfns:
                 referenced[pfn] = 1
 
-    def remove(self, pfn: int, nr_bytes: int, pages: int) -> None:
+    def remove(self, pfn: int, nr_bytes: int, pages: int, group: int = 0) -> None:
         """Let a blob go."""
         self.total -= nr_bytes
+        self.held[group] -= nr_bytes
         self.pages -= pages
-        self._lru.remove(0, pfn)
+        self._nr_blobs -= 1
+        self._lru.remove(group, pfn)
 
-    def rotate(self, pfn: int) -> None:
+    def rotate(self, pfn: int, group: int = 0) -> None:
         """Make a blob the hottest: it was read where it lies, or a store is given it."""
-        self._lru.remove(0, pfn)
-        self._lru.add_tail(0, pfn)
+        self._lru.remove(group, pfn)
+        self._lru.add_tail(group, pfn)
 
-    def second_chance(self, pfn: int) -> bool:
+    def second_chance(self, pfn: int, group: int = 0) -> bool:
         """Return whether a blob stays once more: the first visit makes it the hottest again."""
         if not self._referenced[pfn]:
             return False
         self._referenced[pfn] = 0
-        self.rotate(pfn)
+        self.rotate(pfn, group)
         return True
 
-    def coldest(self, nr: int) -> Iterator[int]:
+    def coldest(self, nr: int, group: int = 0) -> Iterator[int]:
         """Yield up to `nr` pfns, coldest first, each once: the one just yielded may be moved."""
-        return islice(self._lru.walk(0), min(nr, len(self)))
+        return islice(self._lru.walk(group), min(nr, self._lru.sizes[group]))
 
     def excess(self) -> int:
         """Return the bytes to write back: down to the threshold once full, or what is wanted."""
@@ -145,5 +156,7 @@ class Zswap:
     def check(self) -> None:
         """Assert that the LRU is well linked."""
         self._lru.check()
-        assert self.total >= 0
+        assert self.total == sum(self.held)
+        assert self._nr_blobs == sum(self._lru.sizes)
+        assert min(self.held) >= 0
         assert self.pages >= len(self)

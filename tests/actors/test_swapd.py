@@ -817,7 +817,7 @@ async def test_a_shrinker_that_ends_between_two_writes_hands_both_back(kit, open
         await memory.reclaim(EVERYTHING)
         await memory.drain()
         node.zswap.wanted = node.zswap.total
-        machine.pageout.writeback(machine.swapds[0].device)  # every blob's second chance
+        machine.shrinker.writeback(machine.swapds[0].device)  # every blob's second chance
         seen = []
 
         async def take(_):
@@ -861,10 +861,10 @@ async def test_a_steady_stream_over_the_limit_costs_a_bounded_write_back(kit, op
         flips, full, stored_bytes, most = 0, False, 0, 0
         extend = node.zswap.extend
 
-        def stored(pfns, nr_bytes, pages):
+        def stored(pfns, nr_bytes, pages, *group):
             nonlocal stored_bytes
             stored_bytes += nr_bytes
-            extend(pfns, nr_bytes, pages)
+            extend(pfns, nr_bytes, pages, *group)
 
         node.zswap.extend = stored
         for i in range(6000):

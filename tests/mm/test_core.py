@@ -21,7 +21,7 @@ from reclaimactors.mm.keys import key_extra
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, Memcg
 from reclaimactors.mm.node import Node
 from reclaimactors.mm.page_io import squeeze
-from reclaimactors.mm.pageout import MAX_VISITS
+from reclaimactors.mm.shrink_worker import MAX_VISITS
 from reclaimactors.mm.swap import SwapDevices
 from reclaimactors.mm.swap_device import SwapDevice
 from reclaimactors.mm.swapin import Swapin
@@ -160,7 +160,7 @@ class Core:
         write = None
         while write is None and vm["zswap_second_chance"] > spared:
             spared = vm["zswap_second_chance"]
-            write = self.out.pageout.writeback(self.node.swap[device])
+            write = self.out.shrinker.writeback(self.node.swap[device])
             self.check()
         return write
 
@@ -171,7 +171,7 @@ class Core:
 
     def demote(self, device=1, *, read=True):
         """Return the next write of what leaves the stores in the budget, read from them."""
-        write = self.out.pageout.demote(self.node.swap[device])
+        write = self.out.shrinker.demote(self.node.swap[device])
         for pfn in write.pfns if write and read else ():
             source, slots = self.node.mm.device[pfn], self.node.slots.of(pfn)
             stored = [self.slots[source][slot] for slot in slots]
@@ -518,9 +518,9 @@ def test_a_fresh_blob_is_passed_over_once_before_it_is_written_back():
         core.put(i, text(i))
         core.reclaim()
     core.node.zswap.wanted = 1 << 20
-    assert core.out.pageout.writeback(core.node.swap[0]) is None
+    assert core.out.shrinker.writeback(core.node.swap[0]) is None
     assert core.node.vmstat["zswap_second_chance"] == 3
-    write = core.out.pageout.writeback(core.node.swap[0])
+    write = core.out.shrinker.writeback(core.node.swap[0])
     assert write.pfns == [core.node.values.pfns(i)[0] for i in range(3)]
     core.write([write])
 
@@ -533,9 +533,9 @@ def test_one_pass_looks_at_a_bounded_number_of_blobs_and_writes_a_cluster():
         pass
     core.node.zswap.wanted = 1 << 20
     seen = core.node.vmstat
-    assert core.out.pageout.writeback(core.node.swap[0]) is None
+    assert core.out.shrinker.writeback(core.node.swap[0]) is None
     assert seen["zswap_second_chance"] == MAX_VISITS
-    write = core.out.pageout.writeback(core.node.swap[0])
+    write = core.out.shrinker.writeback(core.node.swap[0])
     assert seen["zswap_second_chance"] == 200
     assert len(write.pfns) == SWAP_CLUSTER_MAX
     core.write([write])
@@ -583,7 +583,7 @@ def test_the_shrinkers_work_is_bounded_by_what_was_stored_however_long_the_pool_
         stored_bytes += pool.total - before
         flips += pool.reached_full and not full
         full = pool.reached_full
-        if i % every == 0 and (write := core.out.pageout.writeback(node.swap[0])):
+        if i % every == 0 and (write := core.out.shrinker.writeback(node.swap[0])):
             assert len(write.pfns) <= SWAP_CLUSTER_MAX
             core.write([write])
         core.forget()
@@ -1535,7 +1535,7 @@ def test_a_folio_that_cannot_be_moved_stays_and_is_looked_at_last():
     core = near_core(nr=2)
     core.node.demotion.wanted = 1
     write = core.demote(read=False)
-    core.out.pageout.cannot_move(write.pfns[0], write)
+    core.out.shrinker.cannot_move(write.pfns[0], write)
     core.write([write])
     core.node.demotion.wanted = 1
     assert core.demote().pfns == list(core.node.values.pfns(1))

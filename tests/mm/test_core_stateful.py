@@ -221,7 +221,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(device=st.integers(0), wanted=st.sampled_from([0, 1, 5000]))
     def write_back(self, device, wanted):
         self.node.zswap.wanted = max(self.node.zswap.wanted, wanted)
-        write = self.out.pageout.writeback(self.node.swap[device % len(self.stores)])
+        write = self.out.shrinker.writeback(self.node.swap[device % len(self.stores)])
         if write is not None:
             self.writes.append(write)
 
@@ -230,7 +230,7 @@ class CoreMachine(RuleBasedStateMachine):
     def demote(self, device, wanted):
         demotion = self.node.demotion
         demotion.wanted = max(demotion.wanted, wanted)
-        write = self.out.pageout.demote(self.node.swap[device % len(self.stores)])
+        write = self.out.shrinker.demote(self.node.swap[device % len(self.stores)])
         if write is not None:
             self.writes.append(write)
 
