@@ -149,6 +149,10 @@ class Memcg:
         """So many bytes are kept by pins no longer."""
         self.pinned -= nr_bytes
 
+    def moved_up(self, resident: int, compressed: int, overhead: int) -> None:
+        """What was charged for this group is for the one that it is in from now on."""
+        Memcg.charge(self, -resident, -compressed, -overhead)
+
     def check(self) -> None:
         """Assert that the budget holds and that no part is larger than its whole."""
         assert self.free >= 0, f"{-self.free} B over the budget"

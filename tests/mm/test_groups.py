@@ -14,6 +14,7 @@ from reclaimactors.mm.folio import DEVICE, RESIDENT, UNEVICTABLE, ZSWAP
 from reclaimactors.mm.limits import Limits
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD, ChildMemcg, Memcg
 from reclaimactors.mm.node import Node
+from reclaimactors.mm.offline import offline
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.mm.swap import SwapDevices
 from reclaimactors.mm.swap_device import SwapDevice
@@ -334,6 +335,85 @@ def test_what_the_whole_memory_wants_written_each_group_gives_in_turn():
     core.node.zswap.wanted = core.node.zswap.total
     gave = core.write_back()
     assert set(gave[:3]) == set(groups)
+
+
+# -- the end of a group
+
+
+def end(core, group, *, reparent):
+    for _ in offline(group, core.out.ledger, reparent=reparent):
+        core.node.check()
+    core.node.check()
+
+
+def test_what_a_group_holds_is_its_parents_wherever_it_is():
+    core = Core(devices=[None])
+    outer = core.group("outer", max=BUDGET)
+    inner = core.group("inner", outer, zswap_max=BUDGET)
+    core.fill(inner, 6, noise)
+    core.reclaim(within=inner)
+    core.fill(inner, 6, text)
+    core.reclaim(within=inner)
+    inner.values.commit("large", [noise(9), text(9)], 0)
+    for i in (20, 21):
+        core.put(inner, ("text", i), text(i))
+    batch = core.out.isolate(1, 1 << 30, Reclaimer.KSWAPD, within=inner)
+    pages, _ = core.out.begin(batch, hold=True)
+    values = {key: core.back.fault(pfn, promote=False) for key, pfn in inner.values.small.items()}
+    end(core, inner, reparent=True)
+    assert inner.values.small == inner.values.large == {}
+    assert core.node.groups.keys() == {0, outer.index}
+    core.out.complete(batch, squeeze(core.node.compressor, pages))
+    assert core.node.check()
+    assert core.get(outer, "large") == noise(9) + text(9)
+    for key, value in values.items():
+        assert core.get(outer, key) == value or (value is None and key[0] == "noise")
+    assert inner.memcg.free == inner.memcg.budget
+
+
+def test_a_key_that_the_parent_has_stays_the_parents():
+    core = Core()
+    group = core.group("group")
+    core.put(core.node.root, "key", text(1))
+    core.put(group, "key", text(2))
+    end(core, group, reparent=True)
+    assert core.get(core.node.root, "key") == text(1)
+    assert core.node.memcg.budget - core.node.memcg.free == PAGE + OVERHEAD
+
+
+def test_what_is_forgotten_while_a_worker_has_it_is_the_parents_until_that_lets_go():
+    core = Core(devices=[None])
+    group = core.group("group")
+    core.fill(group, 4, noise)
+    batch = core.out.isolate(4, 1 << 30, Reclaimer.KSWAPD)
+    pages, _ = core.out.begin(batch, hold=True)
+    end(core, group, reparent=False)
+    assert core.node.memcg.budget - core.node.memcg.free == 4 * (PAGE + FOLIO_OVERHEAD)
+    core.out.complete(batch, squeeze(core.node.compressor, pages))
+    assert core.node.memcg.free == core.node.memcg.budget
+    assert core.node.check()
+
+
+def test_what_is_reserved_in_a_group_is_given_back_to_its_parent():
+    core = Core(devices=[None])
+    group = core.group("group")
+    core.fill(group, 2, noise)
+    core.reclaim()
+    loads = [core.back.begin_loads((pfn,), promote=True)[0] for pfn in group.values.small.values()]
+    end(core, group, reparent=True)
+    stored = [[core.slots[0][slot] for slot in load.slots] for load in loads]
+    assert core.back.finish(loads[0], stored[0]) == noise(0)
+    core.back.fail(loads[1])
+    assert core.node.check()
+    assert core.node.memcg.reserved == 0
+
+
+def test_an_index_is_used_again():
+    core = Core()
+    first = core.group("first")
+    core.fill(first, 4)
+    end(core, first, reparent=False)
+    assert core.group("second").index == first.index
 
 
 # -- a put, without waiting
