@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import asynccontextmanager
-from pickle import PickleBuffer
 from threading import get_ident
 from time import sleep
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from weakref import WeakSet
 
 import anyio
@@ -24,13 +23,14 @@ from anyio.lowlevel import checkpoint
 from reclaimactors.actors.health import health_of
 from reclaimactors.advice import Advice
 from reclaimactors.callers.admission import Admission
+from reclaimactors.callers.batches import Batches
+from reclaimactors.callers.buffers import bytes_of, flat, size_of, split
 from reclaimactors.callers.faults import Faults
 from reclaimactors.callers.pins import Pins
 from reclaimactors.callers.prefetch import Prefetch
 from reclaimactors.callers.pressure import Headroom, PressureTrigger
 from reclaimactors.callers.reclaim import Proactive
 from reclaimactors.callers.senpai import Senpai
-from reclaimactors.callers.stall import Stall
 from reclaimactors.callers.swapoff import swapoff
 from reclaimactors.cpu.breath import Away
 from reclaimactors.cpu.clock import perf_counter
@@ -70,6 +70,9 @@ BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
 MIN_WINDOW_US, MAX_WINDOW_US = 1000, 10_000_000  #: of a pressure trigger
 _BYTES_PER_CALL = BUDGET_BYTES // BUDGET_CALLS
 _NOBODY = -1  # no thread's ident
+_MISSING: Any = object()  # no default
+
+_T = TypeVar("_T")
 
 
 @attrs.frozen
@@ -173,6 +176,14 @@ class Memory:
         self._admission = Admission(machine)
         self._faults = Faults(machine)
         self._pins = Pins(machine, self._admission, self._faults)
+        self._batches = Batches(
+            machine,
+            self._admission,
+            self._faults,
+            self._commit,
+            self._stalled,
+            max_folio=topology.max_folio,
+        )
         self._headroom = Headroom(machine)
         self._prefetch = Prefetch(machine, self._faults)
         if topology.senpai.enabled:
@@ -192,14 +203,20 @@ class Memory:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    async def get(self, key: Hashable) -> bytes:
-        """Return the value of `key`; it never waits for room.
+    @overload
+    async def get(self, key: Hashable) -> bytes: ...
 
-        A resident value of one folio is the very object that is held. Once in about 200 calls, or
-        64 KiB decompressed, it yields to the event loop.
+    @overload
+    async def get(self, key: Hashable, default: _T) -> bytes | _T: ...
+
+    async def get(self, key: Hashable, default: Any = _MISSING) -> Any:
+        """Return the value of `key`, or `default` if that is given and the key is absent.
+
+        It never waits for room. A resident value of one folio is the very object that is held. Once
+        in about 200 calls, or 64 KiB decompressed, it yields to the event loop.
 
         Raises:
-            KeyError: if the key is absent.
+            KeyError: if the key is absent, and there is no default.
             CorruptData: if what a store or the pool gave back is not what it was given.
             BackendError: if the store that has the only copy cannot read it; it is tried again by
                 the next get.
@@ -220,9 +237,48 @@ class Memory:
             return self._data[pfn]
         if not self._is_running():  # asked here, where it is small beside what follows
             self._refuse()
-        value = await self._faults.get(key)
+        try:
+            value = await self._faults.get(key)
+        except KeyError:
+            if default is _MISSING or key in self:
+                raise
+            return default
         self._credit -= len(value) // _BYTES_PER_CALL
         return value
+
+    async def get_many(self, keys: Iterable[Hashable]) -> dict[Hashable, bytes]:
+        """Return the values of those of these keys that are there, in the order of `keys`.
+
+        Stores are asked for up to 64 folios at a time. A value is one that the key had during the
+        call; two keys may be of different instants.
+
+        Raises:
+            CorruptData: as `get`, for the first that is damaged.
+            BackendError: as `get`.
+        """
+        self._check()
+        keys = list(keys)
+        found: dict[Hashable, bytes] = {}
+        away = 0
+        for start in range(0, len(keys), BUDGET_CALLS):
+            some = keys[start : start + BUDGET_CALLS]
+            self._credit -= len(some)
+            if self._credit < 0:
+                await self._yield()
+            small, state, data, access = self._small, self._state, self._data, self._access
+            rest: list[Hashable] = []
+            for key in some:
+                if key in small and state[pfn := small[key]] == RESIDENT:
+                    access(pfn)
+                    found[key] = data[pfn]
+                else:
+                    rest.append(key)
+            if rest:
+                away += len(rest)
+                more = await self._batches.get(dict.fromkeys(rest))
+                self._credit -= sum(map(len, more.values())) // _BYTES_PER_CALL
+                found |= more
+        return {key: found[key] for key in keys if key in found} if away else found
 
     def get_nowait(self, key: Hashable) -> bytes:
         """Return the value of `key` if it is in memory, compressed or not.
@@ -294,14 +350,14 @@ class Memory:
             and self._put_fast(key, data)
         ):
             return
-        source = _bytes_of(data)
-        size, node = _size_of(source), self._node
+        source = bytes_of(data)
+        size, node = size_of(source), self._node
         if size > self._max_folio:  # refused before it is copied
             folios = nr_pages(size, self._max_folio)
             self._admission.must_fit(size, node.values.other_overhead(key, folios))
         parts: list[bytes] = []
         dear = isinstance(source, memoryview) and not source.c_contiguous  # copied item by item
-        for part in self._split(source):
+        for part in split(source, self._max_folio):
             parts.append(part)
             if dear or len(parts) % self._parts_per_yield == 0:
                 await self._yield()
@@ -313,30 +369,11 @@ class Memory:
                 self._commit(key, parts, 0)
                 return
         self._admission.must_fit(size, node.values.other_overhead(key, len(parts)))
-        await self._put(key, parts, size)
+        await self._batches.put([(key, parts)])
 
-    async def _put(self, key: Hashable, parts: list[bytes], size: int) -> None:
-        """The path of a put under pressure: reserve, brake, commit."""
-        node = self._node
-        reserved = 0
-        braked = False
-        stall = Stall(self._machine)
-
-        def short() -> int:
-            return node.values.need(key, size, len(parts)) - reserved
-
-        try:
-            while short() > 0 or not braked:  # the old value may change while we wait
-                reserved += await self._admission.reserve(short, stall)
-                if not braked:
-                    braked = True
-                    await self._admission.brake(size, stall)
-            self._commit(key, parts, reserved)
-            reserved = 0
-        finally:
-            node.memcg.unreserve(reserved)
-            if stall.waited_s and self.on_stall is not None:
-                self.on_stall(stall.waited_s)
+    def _stalled(self, seconds: float) -> None:
+        if self.on_stall is not None:
+            self.on_stall(seconds)
 
     def _commit(self, key: Hashable, parts: list[bytes], reserved: int) -> None:
         """Make `parts` the value of `key`; the bytes of a large old value go in slices."""
@@ -365,11 +402,11 @@ class Memory:
             and self._put_fast(key, data, may_wait=False)
         ):
             return
-        source = _bytes_of(data)
-        size, node = _size_of(source), self._node
+        source = bytes_of(data)
+        size, node = size_of(source), self._node
         folios = max(1, nr_pages(size, self._max_folio))
         self._admission.must_fit(size, node.values.other_overhead(key, folios))
-        parts = list(self._split(source))
+        parts = list(split(source, self._max_folio))
         reserved = self._admission.reserve_now(lambda: node.values.need(key, size, len(parts)))
         try:
             self._commit(key, parts, reserved)
@@ -378,6 +415,101 @@ class Memory:
             raise
         if node.memcg.free < node.marks.low:
             self._machine.wake_kswapd()
+
+    async def put_many(
+        self, items: Mapping[Any, Buffer] | Iterable[tuple[Hashable, Buffer]]
+    ) -> None:
+        """Make each of `items` the value of its key, in order, with one admission for many.
+
+        As so many puts, but cheaper: the batch waits once for up to 64 values, or a sixteenth of
+        the budget.
+
+        Args:
+            items: a mapping, or pairs of key and value; of several for one key the last counts.
+
+        Raises:
+            TypeError: if one of the values has no buffer; nothing is changed.
+            OutOfMemory: if one of the values can never fit, before anything is changed; or if
+                reclaim freed nothing for them.
+
+        On failure (cancellation, too): the first keys may have their new values, all others have
+        their old ones. No key is without a value that had one.
+        """
+        self._check()
+        sources: dict[Hashable, Any] = dict(items)
+        if {*map(type, sources.values())} != {bytes}:
+            sources = {key: flat(data) for key, data in sources.items()}
+        for key, source in sources.items():
+            if len(source) > self._max_folio:
+                self._batches.must_fit(key, len(source))
+        for chunk in self._batches.chunks(sources):
+            self._credit -= PUT_CALLS * len(chunk) // 2
+            if self._credit < 0:
+                await self._yield()
+            await self._batches.put_some(chunk)
+
+    async def put_if(self, key: Hashable, data: Buffer, expected: bytes | None) -> bool:
+        """Put if the value of `key` is `expected`; None stands for an absent key.
+
+        The value is compared and replaced in one step: compare-and-swap. As a put, it waits where
+        memory is short.
+
+        Returns:
+            Whether it was so, and `data` is the value now. If not, nothing was changed.
+
+        Raises:
+            OutOfMemory, TypeError: as `put`.
+            CorruptData, BackendError: as `get`, where the old value has to be read.
+        """
+        self._check()
+        self._credit -= PUT_CALLS
+        if self._credit < 0:
+            await self._yield()
+        source = bytes_of(data)
+        self._batches.must_fit(key, size_of(source))
+        return await self._batches.put_if(key, list(split(source, self._max_folio)), expected)
+
+    @overload
+    async def pop(self, key: Hashable) -> bytes: ...
+
+    @overload
+    async def pop(self, key: Hashable, default: _T) -> bytes | _T: ...
+
+    async def pop(self, key: Hashable, default: Any = _MISSING) -> Any:
+        """Delete `key` and return its value, or `default` if that is given and it is absent.
+
+        A value that is overwritten meanwhile is not the one that is deleted.
+
+        Raises:
+            KeyError: if the key is absent, and there is no default.
+            CorruptData, BackendError: as `get`; the key is there as before.
+        """
+        self._check()
+        self._credit -= 1
+        if self._credit < 0:
+            await self._yield()
+        try:
+            return await self._batches.pop(key, self._delete)
+        except KeyError:
+            if default is _MISSING or key in self:
+                raise
+            return default
+
+    async def delete_many(self, keys: Iterable[Hashable]) -> int:
+        """Forget these keys and their values; return how many there were. Absent ones are skipped.
+
+        On failure (cancellation, too): the first of them may be gone, the others are as before.
+        """
+        self._check()
+        nr = 0
+        for key in list(keys):
+            self._credit -= 1
+            if self._credit < 0:
+                await self._yield()
+            if key in self:
+                self._delete(key)
+                nr += 1
+        return nr
 
     async def delete(self, key: Hashable) -> None:
         """Forget `key` and its value, wherever it is.
@@ -389,19 +521,12 @@ class Memory:
         self._credit -= 1
         if self._credit < 0:
             await self._yield()
+        self._delete(key)
+
+    def _delete(self, key: Hashable) -> None:
         old = self._bytes_of_large(key)
         self._node.values.delete(key)
         self._machine.starter.let_go(old)
-
-    def _split(self, source: bytes | memoryview) -> Iterable[bytes]:
-        """Return the folios of a value: the caller's own object if it is bytes and fits in one."""
-        limit = self._max_folio
-        if _size_of(source) <= limit:
-            return (bytes(source),)  # of bytes that is no copy
-        view = memoryview(source)
-        if not view.c_contiguous:
-            return _gathered(view, limit)
-        return (bytes(view[start : start + limit]) for start in range(0, len(view), limit))
 
     # -- pins, advice, proactive reclaim ----------------------------------------------------------
 
@@ -748,47 +873,3 @@ class Memory:
             self._refuse()
         if self.life is not None:
             await self.life.aclose()
-
-
-def _bytes_of(data: Buffer) -> bytes | memoryview:
-    """Return the bytes of a buffer: itself if it is bytes, else a view.
-
-    One item of the view is one byte, unless it is not contiguous.
-
-    Raises:
-        TypeError: if it has no buffer, or holds references to objects.
-    """
-    if type(data) is bytes:
-        return data
-    try:
-        view = memoryview(data)
-    except TypeError:
-        hint = "; encode it: put(key, text.encode())" if isinstance(data, str) else ""
-        msg = (
-            "a value is bytes, bytearray or memoryview, or another buffer (array, ndarray, mmap), "
-            f"not {type(data).__name__}{hint}"
-        )
-        raise TypeError(msg) from None
-    if "O" in view.format:
-        raise TypeError(f"this {type(data).__name__} holds references to objects, not their bytes")
-    if not view.nbytes:
-        return b""
-    return PickleBuffer(view).raw() if view.c_contiguous else view
-
-
-def _size_of(source: bytes | memoryview) -> int:
-    return source.nbytes if isinstance(source, memoryview) else len(source)
-
-
-def _gathered(view: memoryview, limit: int) -> Iterable[bytes]:
-    """Yield the bytes of a view that is not contiguous, in C order, `limit` at a time."""
-    rows = max(1, limit * len(view) // view.nbytes)
-    left = b""
-    for start in range(0, len(view), rows):
-        left += view[start : start + rows].tobytes()
-        whole = len(left) // limit * limit
-        for at in range(0, whole, limit):
-            yield left[at : at + limit]
-        left = left[whole:]
-    if left:
-        yield left

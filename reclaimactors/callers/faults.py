@@ -60,7 +60,7 @@ class Faults:
         pfn = pfns[0]
         ready: Expanded | None = None
         if self._mm.is_away(pfn):
-            known = self._load_one(pfn)
+            known = self.load_one(pfn)
             if known is not None:
                 return known
         elif not self.expander.takes_long(pfns):
@@ -161,7 +161,7 @@ class Faults:
             await breath.take()
         return found
 
-    def _load_one(self, pfn: int) -> bytes | None:
+    def load_one(self, pfn: int) -> bytes | None:
         """Read a folio from its store if that can be done at once."""
         machine = self._machine
         promote = machine.swapin.may_promote((pfn,))

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Final
 from reclaimactors.errors import ProtocolViolation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = [
     "DEAD",
@@ -114,6 +114,21 @@ class MemMap:
         self.data[pfn] = data
         self.size[pfn] = len(data)
         return pfn
+
+    def alloc_many(self, datas: Sequence[bytes]) -> list[int]:
+        """Return the pfns of as many new RESIDENT folios, in order."""
+        nr = len(datas)
+        while len(self._free) < nr:
+            self._grow()
+        pfns = self._free[-nr:].tolist()
+        pfns.reverse()
+        del self._free[-nr:]
+        state, size = self.state, self.size
+        for pfn, data in zip(pfns, datas, strict=True):
+            state[pfn] = RESIDENT
+            size[pfn] = len(data)
+        self.data.update(zip(pfns, datas, strict=True))
+        return pfns
 
     def _grow(self) -> None:
         """Add _ROWS rows to each column: a row at a time costs as much as the rest of a put."""

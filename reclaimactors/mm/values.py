@@ -29,7 +29,7 @@ from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from reclaimactors.mm.group import Group
 
@@ -192,6 +192,38 @@ class Values:
         memcg.charge(size, -held)
         return True
 
+    def put_new(self, items: Mapping[Hashable, bytes]) -> bool:
+        """Make each of `items` a new value of one folio if nothing is in the way; else do nothing.
+
+        The path of a batch: every key is absent, and free memory stays at *low* or above.
+
+        On failure, which is the policy's: none of the keys has a value.
+        """
+        if not items or not self.small.keys().isdisjoint(items):
+            return False
+        if self.large and not self.large.keys().isdisjoint(items):
+            return False
+        datas = list(items.values())
+        extras = [
+            key.__sizeof__() - KEY_BYTES if type(key) in PLAIN else key_extra(key) for key in items
+        ]
+        size, overhead = sum(map(len, datas)), _OVERHEAD * len(datas)
+        if max(extras) > 0:
+            extras = [min(max(0, extra), MAX_EXTRA) for extra in extras]
+            overhead += sum(extras)
+        else:
+            extras = []
+        group = self._group
+        room = group.room_above_low() if group.index else self._memcg.free - group.marks.low
+        if size + overhead > room:
+            return False
+        pfns = self._insert_many(datas)
+        for pfn, extra in zip(pfns, extras, strict=False):
+            self._mm.key[pfn] = extra
+        self.small.update(zip(items, pfns, strict=True))
+        self._memcg.charge(size, 0, overhead)
+        return True
+
     def _below_low(self, size: int, need: int, may_wait: bool) -> bool:
         """Whether a put of `size` bytes, which takes `need` more, may go on below *low*.
 
@@ -242,6 +274,25 @@ class Values:
         try:
             for part in parts:
                 pfns.append(self._new_folio(part))  # noqa: PERF401 - kept, whoever raises
+        except BaseException as exc:
+            self._drop_new(pfns, exc)
+            raise
+        return pfns
+
+    def _insert_many(self, datas: list[bytes]) -> list[int]:
+        """Return the pfns of as many new folios; on failure there is none of them."""
+        group, policy = self._group, self._group.policy
+        pfns = self._mm.alloc_many(datas)
+        group.nr_resident += len(pfns)
+        try:
+            for pfn in pfns if group.index else ():
+                self._mm.group[pfn] = group.index
+            insert_many = getattr(policy, "insert_many", None)
+            if insert_many is not None:
+                insert_many(pfns)
+            else:
+                for pfn in pfns:
+                    policy.insert(pfn, refault=None)
         except BaseException as exc:
             self._drop_new(pfns, exc)
             raise

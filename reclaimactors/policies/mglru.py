@@ -100,6 +100,20 @@ class Mglru:
         self._lists.add_tail(gen, pfn)
         return recent
 
+    def insert_many(self, pfns: Sequence[int]) -> None:
+        """Put new folios on trial, as so many calls of `insert` do."""
+        if len(pfns) < 2 or max(pfns) >= len(self._where):
+            for pfn in pfns:
+                self.insert(pfn, refault=None)
+            return
+        where, read_in, trial = self._where, self._read_in, self._trial
+        for pfn in pfns:
+            if where[pfn] != _GONE:
+                msg = f"insert of pfn {pfn}, which is resident already"
+                raise ProtocolViolation(msg)
+            where[pfn] = read_in[pfn] = trial
+        self._lists.extend_tail(trial, pfns)
+
     def access(self, pfn: int) -> None:
         """Note a read; the scan acts on it."""
         self._read_in[pfn] = self._youngest

@@ -138,6 +138,57 @@ async def put(nr: int) -> AsyncGenerator[Row]:
         assert all(memory.get_nowait(key) is value for key in held)
 
 
+MANY = 32  #: keys of a batch
+
+
+@asynccontextmanager
+async def put_many(nr: int) -> AsyncGenerator[Row]:
+    """`await memory.put_many(...)` of 32 new keys over 32 calls of `await memory.put(...)`."""
+    value = bytes(100)
+    chunks: list[list[str]] = []
+    number = count()
+
+    def setup() -> None:
+        chunks[:] = [[f"key-{next(number):08}" for _ in range(MANY)] for _ in range(nr // MANY)]
+
+    async def batches() -> None:
+        for keys in chunks:
+            await memory.put_many(dict.fromkeys(keys, value))
+
+    async def singles() -> None:
+        for keys in chunks:
+            for key in keys:
+                await memory.put(key, value)
+
+    async with open_for(40 * nr) as memory:
+        yield Row(
+            max(1, nr // MANY) * MANY, lambda: drive(batches()), lambda: drive(singles()), setup
+        )
+        held = memory.keys()
+        assert held
+        assert all(memory.get_nowait(key) is value for key in held)
+
+
+@asynccontextmanager
+async def get_many(nr: int) -> AsyncGenerator[Row]:
+    """`await memory.get_many(...)` of 32 resident values over a dict of 32 awaited gets."""
+    keys = [f"key-{i:08}" for i in range(nr)]
+    chunks = [keys[at : at + MANY] for at in range(0, nr, MANY)]
+
+    async def batches() -> None:
+        for some in chunks:
+            await memory.get_many(some)
+
+    async def singles() -> None:
+        for some in chunks:
+            {key: await memory.get(key) for key in some}
+
+    async with open_for(nr) as memory:
+        await memory.put_many({key: key.encode() for key in keys})
+        assert await memory.get_many(keys) == {key: key.encode() for key in keys}
+        yield Row(nr, lambda: drive(batches()), lambda: drive(singles()))
+
+
 @asynccontextmanager
 async def fault(nr: int) -> AsyncGenerator[Row]:
     """`await memory.get(key)` of a compressed 4 KiB value over bare lz4 decompress of its blob."""

@@ -62,7 +62,7 @@ def line(name: str, ours: float, bare: float) -> None:
 async def main(rounds: int) -> None:
     print(machine())
     print(f"{'row':<18}{'ours us':>12}{'bare us':>12}{'ratio':>8}")
-    for name in ("get", "get_nowait", "put", "fault", "reclaim_one"):
+    for name in ("get", "get_nowait", "put", "put_many", "get_many", "fault", "reclaim_one"):
         try:
             await compare(name, 2000 if name in {"fault", "reclaim_one"} else NR, rounds)
         except ImportError as missing:

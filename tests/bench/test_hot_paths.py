@@ -18,8 +18,13 @@ hot_paths = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(hot_paths)
 
 
+ROWS = ["get", "get_nowait", "put", "put_many", "get_many", "fault", "reclaim_one"]
+
+
 @pytest.mark.parametrize("side", ["ours", "bare"])
-@pytest.mark.parametrize("name", ["get", "get_nowait", "put", "fault", "reclaim_one"])
+@pytest.mark.parametrize(
+    "name", ["get", "get_nowait", "put", "put_many", "get_many", "fault", "reclaim_one"]
+)
 async def test_row(request, name, side):
     if name == "put":
         pytest.importorskip("zict")

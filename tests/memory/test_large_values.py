@@ -359,7 +359,7 @@ async def test_the_view_of_a_large_pin_is_released_unless_somebody_else_has_one(
 
 async def test_a_value_that_never_fits_is_refused_before_it_is_copied(turns, monkeypatch):
     async with open_memory(turns) as memory:
-        monkeypatch.setattr(memory, "_split", lambda _: pytest.fail("it was copied"))
+        monkeypatch.setattr("reclaimactors.memory.split", lambda *_: pytest.fail("it was copied"))
         with pytest.raises(ra.OutOfMemory, match="never fits"):
             await memory.put("k", bytes(BUDGET))
 

@@ -70,6 +70,7 @@ VALUES = st.builds(
 PAGE = 1 << 10
 POLICIES = {"mglru": Mglru, "active_inactive": ActiveInactive}
 CALLS = ["insert", "access", "remove", "isolate", "putback", "shadow", "age", "deactivate"]
+CALLS += ["insert_many"]
 TIMEOUT_S = 2.0  # of a store
 TOPOLOGIES = st.fixed_dictionaries(
     {
@@ -266,7 +267,7 @@ async def refused(memory: ra.Memory, call: str, why: str) -> None:
         await STRANGE[call](memory)
 
 
-OPS = ["put", "put", "get", "get", "delete", "advise", "pin", "reclaim", "tune"]
+OPS = ["put", "put", "get", "get", "delete", "advise", "pin", "reclaim", "tune", "pop", "put_if"]
 
 
 class MemoryMachine(RuleBasedStateMachine):
@@ -385,6 +386,49 @@ class MemoryMachine(RuleBasedStateMachine):
             await asyncio.gather(*[one(key) for key in set(keys)])
 
         self.run(call())
+
+    @rule(keys=st.lists(KEYS, min_size=1, max_size=8, unique=True), value=VALUES)
+    def put_many(self, keys, value) -> None:
+        """Of a batch that fails each key has its old value or its new one."""
+        items = {key: value + b"%d" % key for key in keys}
+
+        async def call():
+            try:
+                await self.memory.put_many(items)
+            except (ra.OutOfMemory, Told):
+                sizes = self.memory._node.mm.bytes_of
+                for key, new in items.items():
+                    pfns = self.memory._node.values.pfns
+                    if key in self.memory and sizes(pfns(key)) == len(new):
+                        with suppress(ra.BackendError, ra.CorruptData, Told):
+                            if await self.memory.get(key) == new:
+                                self.model[key] = new
+                return
+            self.model.update(items)
+
+        self.run(call())
+
+    @rule(keys=st.lists(KEYS, min_size=1, max_size=8, unique=True), steps=st.integers(0, 12))
+    def get_many(self, keys, steps) -> None:
+        async def call():
+            try:
+                got = await self.memory.get_many(keys)
+            except Told:
+                return
+            except (ra.BackendError, ra.CorruptData) as exc:
+                self.explain(exc)
+                return
+            assert got == {key: self.model[key] for key in keys if key in self.model}
+
+        self.run(call())
+        with suppress(ra.BackendError, ra.CorruptData, Told):
+            self.run(self.cancel_after(self.memory.get_many(keys), steps))
+
+    @rule(key=KEYS, steps=st.integers(0, 12))
+    def pop_cancelled(self, key, steps) -> None:
+        with suppress(KeyError, ra.BackendError, ra.CorruptData, Told):
+            if self.run(self.cancel_after(self.memory.pop(key), steps)):
+                del self.model[key]
 
     @rule(key=KEYS)
     def get(self, key) -> None:
@@ -516,7 +560,9 @@ class MemoryMachine(RuleBasedStateMachine):
 
         self.run(call())
 
-    async def one(self, op: str, key: int, value: bytes) -> None:
+    async def one(  # noqa: C901 - a case for each of them
+        self, op: str, key: int, value: bytes
+    ) -> None:
         """One of OPS, on a key that no other one of them is about."""
         memory = self.memory
         try:
@@ -529,6 +575,8 @@ class MemoryMachine(RuleBasedStateMachine):
                 case "delete" if key in self.model:
                     await memory.delete(key)
                     del self.model[key]
+                case "pop" | "put_if":
+                    await self.swap(op, key, value)
                 case "advise" if key in self.model:
                     memory.advise(key, ra.Advice.PAGEOUT)
                 case "pin" if key in self.model:
@@ -543,6 +591,15 @@ class MemoryMachine(RuleBasedStateMachine):
             pass
         except (ra.BackendError, ra.CorruptData) as exc:
             self.explain(exc)
+
+    async def swap(self, op: str, key: int, value: bytes) -> None:
+        if op == "pop":
+            assert await self.memory.pop(key, None) == self.model.get(key)
+            self.model.pop(key, None)
+            return
+        assert not await self.memory.put_if(key, value, b"what was never put")
+        assert await self.memory.put_if(key, value, self.model.get(key))
+        self.model[key] = value
 
     # -- what an administrator does
 

@@ -84,6 +84,18 @@ async def embed() -> None:
         assert_type(usage.oldest_queued_s, float)
 
 
+async def batches(memory: ra.Memory) -> None:
+    """More than one key, more than one step."""
+    assert_type(await memory.get("key", None), bytes | None)
+    assert_type(await memory.get_many(["key", 7]), dict[Hashable, bytes])
+    await memory.put_many({"key": b"bytes", "other": b"more"})
+    assert_type(await memory.put_many([("key", b"bytes"), (7, bytearray(7))]), None)
+    assert_type(await memory.put_if("key", b"new", b"bytes"), bool)
+    assert_type(await memory.pop("key"), bytes)
+    assert_type(await memory.pop("key", None), bytes | None)
+    assert_type(await memory.delete_many(["key", 8]), int)
+
+
 async def openings(topology: ra.Topology) -> None:
     """Every way to say which topology, and to change it."""
     async with ra.open_memory() as memory:
