@@ -6,6 +6,7 @@ isolated has had one verdict or is in flight.
 """
 
 import zlib
+from itertools import count
 
 import hypothesis.strategies as st
 from hypothesis.stateful import (
@@ -20,8 +21,10 @@ from reclaimactors import CorruptData, ProtocolViolation
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.folio import DEVICE
+from reclaimactors.mm.limits import Limits
 from reclaimactors.mm.memcg import Memcg
 from reclaimactors.mm.node import Node
+from reclaimactors.mm.offline import offline
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.mm.swap import SwapDevices
 from reclaimactors.mm.swap_device import SwapDevice
@@ -39,6 +42,7 @@ BUDGET = 256 * PAGE
 KEYS = st.one_of(
     st.integers(0, 25), st.sampled_from(["long" * 50, ("tuple", "long" * 99), b"b" * 300])
 )
+GROUPS = st.integers(0, 9)
 VERDICTS = ("stored", "zero", "device", "activate", "keep", "cancelled", "error")
 
 
@@ -95,67 +99,114 @@ class CoreMachine(RuleBasedStateMachine):
         self.writing = []  # (write, items): a store has them
         self.loads = []  # (load, expected)
         self.pins = []  # (pfn, value)
-        self.model = {}
+        self.names = count()
+        self.model = {self.node.root: {}}  # group -> its values
         self.freed_total = 0
 
     def pick(self, things, index):
         return things.pop(index % len(things))
 
+    def group(self, index):
+        """Return one of the groups, the root as often as all others."""
+        groups = list(self.model)
+        return groups[(index >> 1) % len(groups)] if index & 1 else groups[0]
+
+    # -- groups
+
+    @precondition(lambda self: len(self.model) < 5)
+    @rule(
+        parent=GROUPS,
+        top=st.sampled_from([None, BUDGET // 2, BUDGET // 4]),
+        high=st.sampled_from([None, None, BUDGET // 8]),
+        zswap_max=st.sampled_from([None, None, 500]),
+        swap_max=st.sampled_from([None, None, 10 * PAGE]),
+        writeback=st.sampled_from([True, True, False]),
+        swap=st.sampled_from([None, None, frozenset({"store1"})]),
+    )
+    def add_group(self, *, parent, top, high, zswap_max, swap_max, writeback, swap):
+        limits = Limits(
+            max=top, high=high, zswap_max=zswap_max, swap_max=swap_max,
+            zswap_writeback=writeback, swap=swap,
+        )  # fmt: skip
+        marks = Watermarks(top // 20, top // 8, top // 4) if top else None
+        policy = type(self.node.root.policy)(pages=BUDGET // PAGE)
+        name = f"group{next(self.names)}"
+        group = self.node.add_group(name, self.group(parent), policy, limits, marks)
+        self.model[group] = {}
+
+    @precondition(lambda self: len(self.model) > 1)
+    @rule(index=st.integers(0), reparent=st.booleans())
+    def end_group(self, index, reparent):
+        group = self.group(2 * index + 1)
+        if group.parent is None or group.children:
+            return
+        for _ in offline(group, self.out.ledger, reparent=reparent):
+            assert self.node.check()
+        values = self.model.pop(group)
+        if reparent:
+            self.model[group.parent] = {**values, **self.model[group.parent]}
+
     # -- keys
 
-    @rule(key=KEYS, value=VALUES, parts=st.sampled_from([1, 1, 3]))
-    def put(self, key, value, parts):
+    @rule(at=GROUPS, key=KEYS, value=VALUES, parts=st.sampled_from([1, 1, 3]))
+    def put(self, at, key, value, parts):
+        group = self.group(at)
         size = -(-len(value) // parts) or 1
         cut = [value[i : i + size] for i in range(0, len(value), size)] or [b""]
-        before = self.node.memcg.free
-        if self.node.values.need(key, len(value), len(cut)) > before:
+        before = group.memcg.room
+        if group.values.need(key, len(value), len(cut)) > before:
             try:
-                self.node.values.commit(key, cut, 0)
+                group.values.commit(key, cut, 0)
             except ProtocolViolation:
-                assert self.node.memcg.free == before
+                assert group.memcg.room == before
                 return
             raise AssertionError("a put passed the budget")
-        self.node.values.commit(key, cut, 0)
-        self.model[key] = value
+        group.values.commit(key, cut, 0)
+        self.model[group][key] = value
 
-    @rule(key=KEYS, value=VALUES, may_wait=st.booleans())
-    def put_fast(self, key, value, may_wait):
-        if self.node.values.put_fast(key, value, may_wait=may_wait):
-            self.model[key] = value
+    @rule(at=GROUPS, key=KEYS, value=VALUES, may_wait=st.booleans())
+    def put_fast(self, at, key, value, may_wait):
+        group = self.group(at)
+        if group.values.put_fast(key, value, may_wait=may_wait):
+            self.model[group][key] = value
 
-    @rule(key=KEYS)
-    def delete(self, key):
-        if self.model.pop(key, None) is not None:
-            self.node.values.delete(key)
+    @rule(at=GROUPS, key=KEYS)
+    def delete(self, at, key):
+        group = self.group(at)
+        if self.model[group].pop(key, None) is not None:
+            group.values.delete(key)
 
-    @rule(key=KEYS, force=st.booleans())
-    def get(self, key, force):
+    @rule(at=GROUPS, key=KEYS, force=st.booleans())
+    def get(self, at, key, force):
         """Read all of a value that is in memory; what only a store has is asked for."""
-        if key not in self.model:
-            assert key not in self.node.values
+        group = self.group(at)
+        if key not in self.model[group]:
+            assert key not in group.values
             return
-        pfns = self.node.values.pfns(key)
+        value = self.model[group][key]
+        pfns = group.values.pfns(key)
         promote = self.back.may_promote(pfns) or (
-            force and self.back.shortfall(pfns) <= self.node.memcg.free
+            force and self.back.shortfall(pfns) <= group.memcg.room
         )
         offset = 0
         for pfn in pfns:
             end = offset + self.node.mm.size[pfn]
-            expected = self.model[key][offset:end]
+            expected = value[offset:end]
             data = self.back.fault(pfn, promote=promote)
             if data is None:
                 self.loads.append((self.back.begin_loads((pfn,), promote=promote)[0], expected))
             else:
                 assert data == expected
             offset = end
-        assert offset == len(self.model[key])
+        assert offset == len(value)
 
-    @rule(key=KEYS)
-    def pin(self, key):
-        pfn = self.node.values.small.get(key)
+    @rule(at=GROUPS, key=KEYS)
+    def pin(self, at, key):
+        group = self.group(at)
+        pfn = group.values.small.get(key)
         if pfn is not None and len(self.pins) < 3 and self.node.mm.state[pfn] < 2:
             self.node.pin(pfn)
-            self.pins.append((pfn, self.model[key]))
+            self.pins.append((pfn, self.model[group][key]))
 
     @precondition(lambda self: self.pins)
     @rule(index=st.integers(0))
@@ -178,9 +229,9 @@ class CoreMachine(RuleBasedStateMachine):
         if batch:
             self.batches.append(batch)
 
-    @rule(nr=st.integers(1, 40), who=st.sampled_from(Reclaimer))
-    def isolate(self, nr, who):
-        batch = self.out.isolate(nr, BUDGET // 8, who)
+    @rule(at=GROUPS, nr=st.integers(1, 40), who=st.sampled_from(Reclaimer))
+    def isolate(self, at, nr, who):
+        batch = self.out.isolate(nr, BUDGET // 8, who, within=self.group(at))
         if batch:
             self.batches.append(batch)
 
@@ -235,9 +286,9 @@ class CoreMachine(RuleBasedStateMachine):
             self.writes.append(write)
 
     @precondition(lambda self: self.node.slots.swapped)
-    @rule(at_least=st.sampled_from([0, 1000, BUDGET]))
-    def nothing_resident_is_left(self, at_least):
-        self.node.writeback.want(at_least)
+    @rule(at=GROUPS, at_least=st.sampled_from([0, 1000, BUDGET]))
+    def nothing_resident_is_left(self, at, at_least):
+        self.node.writeback.want_of(self.group(at), at_least)
 
     @precondition(lambda self: self.writes)
     @rule(index=st.integers(0))
@@ -331,7 +382,8 @@ class CoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "node"):
             return
         assert self.node.check()
-        self.node.root.policy.check()
+        for group in self.model:
+            group.policy.check()
         for pfn, value in self.pins:
             assert self.node.mm.data[pfn] == value
         assert self.node.memcg.freed_total >= self.freed_total
@@ -348,9 +400,9 @@ class CoreMachine(RuleBasedStateMachine):
         if not hasattr(self, "node"):
             return
         self.land_everything()
-        for key, value in self.model.items():
-            parts = [self.read(pfn) for pfn in self.node.values.pfns(key)]
-            assert b"".join(parts) == value
+        for group, values in self.model.items():
+            for key, value in values.items():
+                assert b"".join(map(self.read, group.values.pfns(key))) == value
         self.delete_everything()
 
     def land_everything(self):
@@ -370,14 +422,15 @@ class CoreMachine(RuleBasedStateMachine):
         assert self.node.nr_in_flight == self.node.writeback.nr_writes == 0
 
     def delete_everything(self):
-        for key in list(self.model):
-            self.node.values.delete(key)
+        for group, values in self.model.items():
+            for key in values:
+                group.values.delete(key)
         for device in range(len(self.stores)):
             self.node.slots.forgotten(device, self.node.slots.take_stale(device))
         while self.forgetting:
             self.forget_ends(0, answered=True)
         self.check()
-        assert self.node.memcg.free == BUDGET
+        assert all(group.memcg.free == group.memcg.budget for group in self.model)
         assert self.node.swap.used == 0
         assert self.node.idle or self.node.writeback.wanted
 
