@@ -577,7 +577,12 @@ class Memory:
         self._check()
         await checkpoint()
         machine, node = self._machine, self._node
-        while machine.awake or not machine.idle or node.nr_leaving or self._prefetch.pending:
+        while (
+            machine.background.awake
+            or not machine.idle
+            or node.nr_leaving
+            or self._prefetch.pending
+        ):
             await machine.verdicts.wait()
             self._check()
 

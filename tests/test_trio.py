@@ -116,7 +116,7 @@ def test_another_thread_looks_while_something_is_queued(backend: str, options: d
         async with ra.open_memory(budget="1MiB", swap=[]) as memory:
             await memory.put(1, report(1))
             machine = memory._machine
-            batch = machine.swapout.isolate(1, 1 << 20, Reclaimer.KSWAPD, machine.kswapd_stream)
+            batch = machine.swapout.isolate(1, 1 << 20, Reclaimer.KSWAPD, machine.background.stream)
             assert batch is not None
             batch.since = machine.loop.now() - 5
             machine.fifo.send_nowait(batch)

@@ -47,7 +47,7 @@ class Handover:
     def in_turn(self, batch: FolioBatch) -> Producer:
         """Give a batch its turn in the ordered stream of its producer, where there is one."""
         if batch.producer is None:
-            batch.producer = self._m.kswapd_stream
+            batch.producer = self._m.background.stream
         if batch.producer.order is not None and batch.seq is None:
             batch.seq = batch.producer.order.next_seq()
         return batch.producer

@@ -22,33 +22,45 @@ from reclaimactors.mm.vmscan import Step
 from reclaimactors.offload.process import WorkerDied
 
 if TYPE_CHECKING:
+    from reclaimactors.actors.background import Background
     from reclaimactors.actors.machine import Machine
 
 __all__ = ["KswapdActor"]
 
 
 class KswapdActor:
-    """The actor of one node."""
+    """The actor of one node, or of a group that has a limit.
 
-    def __init__(self, machine: Machine) -> None:
+    Args:
+        machine: whose actor it is.
+        background: what it carries out; None for the root's.
+    """
+
+    def __init__(self, machine: Machine, background: Background | None = None) -> None:
         self._m = machine
+        self._b = machine.background if background is None else background
         self._batch: FolioBatch | None = None  # isolated, not yet handed on: mine to hand back
         self._passes = 0
         self._breath = Breath()
 
     async def run(self) -> None:
         """Balance at each wake-up, for ever."""
-        machine = self._m
+        machine, background = self._m, self._b
         try:
-            machine.kswapd.running = machine.awake = False  # a crash may have left a run half done
+            # a crash may have left a run half done
+            background.kswapd.running = background.awake = False
             while True:
-                machine.wake_kswapd()
-                if not machine.awake:
+                background.wake()
+                if not background.awake:
                     machine.verdicts.notify()  # nothing is left to do: who waited for it goes on
-                await machine.woken()
+                await background.woken()
                 machine.revive()
                 await self.balance()
-                machine.log.debug("kswapd.slept", hopeless=machine.kswapd.hopeless)
+                machine.log.debug(
+                    "kswapd.slept",
+                    hopeless=background.kswapd.hopeless,
+                    **({"group": background.group.name} if background.group.name else {}),
+                )
         finally:
             self._hand_back()  # still awake, if it was: it comes back after a crash, or all ends
 
@@ -58,7 +70,7 @@ class KswapdActor:
         while True:
             step = self.step()
             if step is Step.SLEEP:
-                machine.awake = False
+                self._b.awake = False
                 machine.verdicts.notify()  # the brake lets go of who waited for a sleeping kswapd
                 return
             if step is Step.THROTTLE:
@@ -85,16 +97,18 @@ class KswapdActor:
 
     def step(self) -> Step:
         """The synchronous step: ask the core, and isolate what it says."""
-        machine = self._m
-        core = machine.kswapd
+        machine, background = self._m, self._b
+        core = background.kswapd
         step = core.next()
         if core.passes != self._passes:
             self._passes = core.passes
-            for group in list(machine.node.groups.values()):
+            for group in list(background.group.subtree()):
                 group.policy.age(current_time())
         if step is Step.ISOLATE:
             who = Reclaimer.PROACTIVE if core.requested else Reclaimer.KSWAPD
-            batch = machine.swapout.isolate(core.nr, core.max_bytes, who, machine.kswapd_stream)
+            batch = machine.swapout.isolate(
+                core.nr, core.max_bytes, who, background.stream, within=background.group
+            )
             self._batch = batch if batch is not None and batch.pfns else None
             core.isolated(batch)
         return step

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from reclaimactors.actors.background import Background
 from reclaimactors.actors.base import Fifo, Signal
 from reclaimactors.actors.handover import Handover
 from reclaimactors.actors.starter import Starter
@@ -21,7 +22,6 @@ from reclaimactors.mm.ending import end_all, undo
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.mm.swapin import Swapin
 from reclaimactors.mm.swapout import Swapout
-from reclaimactors.mm.vmscan import Kswapd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from reclaimactors.cpu.loop_thread import Cpu
     from reclaimactors.log import Log
     from reclaimactors.mm.batch import FolioBatch
+    from reclaimactors.mm.group import Group
     from reclaimactors.mm.node import Node
     from reclaimactors.offload import Offload
 
@@ -66,7 +67,6 @@ class Machine:
         self.pageout = self.swapout.pageout
         self.shrinker = self.swapout.shrinker
         self.swapin = Swapin(node, self.ledger)
-        self.kswapd = Kswapd(node, self.ledger, max_in_flight=pipeline.max_bytes)
         self.offload = offload
         self.pipeline = pipeline
         self.mode = mode
@@ -77,7 +77,6 @@ class Machine:
         self.pressure = Signal()  #: a trigger fires, or a stall begins that one may see
         self.cpu.psi.on_pressure = self.pressure.notify
         self.verdicts = Signal()  #: a batch or a write has ended, or kswapd has changed its state
-        self.wakeups, self._wakeup_rx = anyio.create_memory_object_stream[None](1)
         self.compressor = compressor
         self._retry_at = 0.0  #: when folios that a compressor or a store failed on are tried again
         self.readers = anyio.CapacityLimiter(max(2, offload.workers))  #: threads, for large values
@@ -85,14 +84,15 @@ class Machine:
         self.supervisor = Supervisor(node.vmstat, log, self.crashed)
         self.starter = Starter(self)
         self.handover = Handover(self, ordered=ordered)
-        self.kswapd_stream = self.handover.producer(Reclaimer.KSWAPD)
+        self.background = Background(self, node.root)  #: what kswapd carries out
+        self.kswapd = self.background.kswapd
+        self.backgrounds = {0: self.background}  #: by group: of those that have a limit
         self.closing = False
         self.ended = False  #: closed, its stores as well
         self.crash: BaseException | None = None  #: what ended the memory, where that was no close
         self.on_crash: Callable[[], None] | None = None  #: told of the crash before anybody else
         self.ours = True  #: False in a forked child: all of it is the parent's
         self.opening: anyio.CancelScope | None = None  #: of the store that is being opened
-        self.awake = False  #: kswapd was woken and has not gone back to sleep
         node.memcg.on_room = self.verdicts.notify
         node.root.on_wake = self.want_kswapd
         node.on_pool_full = self.wake_shrinkers
@@ -138,8 +138,8 @@ class Machine:
             end_all(self.fifo.drain(), self.handover.hand_back)
         finally:
             self.fifo.close()
-            self.wakeups.close()
-            self._wakeup_rx.close()
+            for background in self.backgrounds.values():
+                background.close()
             try:
                 end_all(self.swapds.values(), lambda swapd: swapd.close())
             finally:
@@ -163,22 +163,12 @@ class Machine:
             swapd.loads.drop_readahead()
             if not swapd.device.takes_writes:
                 swapd.backing.revive(self.loop.now())
-        if self.kswapd.wants_to_run() and not self.closing:
-            self.starter.start()
-            self.awake = True
-            try:
-                self.wakeups.send_nowait(None)
-            except anyio.WouldBlock:
-                return  # one is waiting already: it will see everything that this one says
+        self.background.wake()
 
     def want_kswapd(self) -> None:
         """Free memory is below *low*: wake kswapd unless it runs. Each put under pressure asks."""
         if not self.kswapd.running:
             self.wake_kswapd()
-
-    async def woken(self) -> None:
-        """Wait for a wake-up of kswapd."""
-        await self._wakeup_rx.receive()
 
     def wake_swapd(self, device: int) -> None:
         """Tell a swapd that slots are to be forgotten."""
@@ -225,6 +215,7 @@ class Machine:
         max_bytes: int | None = None,
         ram_only: bool = False,
         producer: Producer | None = None,
+        within: Group | None = None,
     ) -> int:
         """Reclaim up to `nr` folios, about a slice's worth, in the calling task.
 
@@ -236,19 +227,20 @@ class Machine:
             Bytes really freed at once: folio sizes less the blobs kept. Writes to a store free
             theirs later.
         """
-        before = self.ledger.freed_total
+        group = within or self.node.root
+        before = group.freed_total
         limit = min(self.cpu.rates.slice_bytes(), max_bytes or self.pipeline.max_bytes)
-        batch = self.swapout.isolate(nr, limit, who, producer, ram_only=ram_only)
-        if not ram_only and (batch is None or self.node.scan.seen_all):
+        batch = self.swapout.isolate(nr, limit, who, producer, ram_only=ram_only, within=group)
+        if not ram_only and (batch is None or group.scan.seen_all):
             # The caller's need is not known here: free memory may be at *high*, and too little.
             cluster = SWAP_CLUSTER_MAX * self.node.page_size
-            self.node.writeback.want(cluster if who is Reclaimer.DIRECT else 0)
+            self.node.writeback.want_of(group, cluster if who is Reclaimer.DIRECT else 0)
         if batch is None:
             return 0
         if self.kcompressd and self.node.zswap.enabled:
             self.node.vmstat["kcompressd_bypassed"] += batch.nr_pages
         self.compress_inline(batch)
-        return self.ledger.freed_total - before
+        return group.freed_total - before
 
     # -- waiting for what is on its way ------------------------------------------------------------
 
@@ -257,13 +249,15 @@ class Machine:
         """Whether the workers have not answered for a while: nobody is to wait for them."""
         return self.offload.late
 
-    async def progress_within(self, seconds: float, *, or_room: bool = False) -> bool:
+    async def progress_within(
+        self, seconds: float, *, or_room: bool = False, group: Group | None = None
+    ) -> bool:
         """As `progress`, but False as well once so many seconds have passed."""
         with anyio.move_on_after(seconds):
-            return await self.progress(or_room=or_room)
+            return await self.progress(or_room=or_room, group=group)
         return False
 
-    async def progress(self, *, or_room: bool = False) -> bool:
+    async def progress(self, *, or_room: bool = False, group: Group | None = None) -> bool:
         """Wait for what is in flight now.
 
         What is queued later does not count, or two callers who find nothing could wait for each
@@ -271,21 +265,23 @@ class Machine:
 
         Args:
             or_room: whether room that somebody else makes, say by a delete, counts too.
+            group: of which, and of those in it; None for the root.
 
         Returns:
             True once reclaim has freed bytes; False once every folio that was in flight at the call
             has had its verdict, and freed none.
         """
-        node, ledger = self.node, self.ledger
-        freed, free = ledger.freed_total, node.memcg.free
-        ends = ledger.returned_total + node.nr_in_flight
+        group = group or self.node.root
+        writeback, memcg = self.node.writeback, group.memcg
+        freed, free = group.freed_total, memcg.free
+        ends = group.returned_total + sum([each.nr_in_flight for each in group.subtree()])
         while True:
             await self.verdicts.wait()
             self.check_open()
-            if ledger.freed_total != freed or (or_room and node.memcg.free > free):
+            if group.freed_total != freed or (or_room and memcg.free > free):
                 return True
-            compressed = not node.memcg.compressing or ledger.returned_total >= ends
-            if compressed and not node.writeback.awaits_writes(of_late=True):
+            compressed = not memcg.compressing or group.returned_total >= ends
+            if compressed and not writeback.awaits_writes_of(group, of_late=True):
                 return False
 
     # -- stores -----------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ class Admission:
     async def _wait_for_payment(self, stall: Stall) -> None:
         machine, brake = self._m, self._brake
         while brake.holds and not machine.kswapd.throttled:
-            done = not machine.awake or machine.node.scan.seen_all
+            done = not machine.background.awake or machine.node.scan.seen_all
             if done and not machine.node.writeback.awaits(of_late=False):
                 brake.forgive()
                 return

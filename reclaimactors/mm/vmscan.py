@@ -7,7 +7,10 @@ priority, but what is in flight is pending progress (D9): a pass is judged by as
 may isolate, the pipe is kept full until they are there, and when nothing is left to isolate kswapd
 waits for them. After priority 1 a new run begins.
 
-The node is *hopeless* once everything was looked at since reclaim last freed a byte (`scan`), and
+The same machine balances a group that has a limit of its own, by the watermarks of that: reclaim of
+a tenant in the background, which takes of the tenant alone.
+
+The group is *hopeless* once everything was looked at since reclaim last freed a byte (`scan`), and
 nothing is on its way: kswapd sleeps, and is not woken until there is something new to look at.
 
 What is being compressed covers the need for memory at the recent gain, as long as the worker
@@ -26,8 +29,7 @@ from reclaimactors.mm.batch import SWAP_CLUSTER_MAX
 
 if TYPE_CHECKING:
     from reclaimactors.mm.batch import FolioBatch
-    from reclaimactors.mm.ledger import Ledger
-    from reclaimactors.mm.node import Node
+    from reclaimactors.mm.group import Group
 
 __all__ = ["DEF_PRIORITY", "LEAST", "Kswapd", "Step"]
 
@@ -48,16 +50,17 @@ class Kswapd:
     """balance_pgdat between two sleeps.
 
     Args:
-        node: what it balances.
-        ledger: whose recent gain says what is in flight will free.
+        group: what it balances; its recent gain says what that which is in flight will free.
         max_in_flight: bytes that may be queued or compressed at once (1/8 of the budget); one
             folio may always be.
+        max_of_all: the same of the whole memory; None for that of the root.
     """
 
-    def __init__(self, node: Node, ledger: Ledger, *, max_in_flight: int) -> None:
-        self._node = node
-        self._ledger = ledger
+    def __init__(self, group: Group, *, max_in_flight: int, max_of_all: int | None = None) -> None:
+        self._group = group
+        self._node = group.node
         self.max_in_flight = max_in_flight
+        self._max_of_all = max_in_flight if max_of_all is None else max_of_all
         self.running = False
         self.throttled = False  #: a store refused a write; cleared once it has room again
         self.late = False  #: the worker has not answered for a while: nothing is covered
@@ -74,18 +77,18 @@ class Kswapd:
     @property
     def pending(self) -> bool:
         """Whether something on its way may yet free memory."""
-        return self._node.writeback.awaits(of_late=True)
+        return self._node.writeback.awaits_of(self._group, of_late=True)
 
     @property
     def hopeless(self) -> bool:
         """Whether everything was looked at since the last byte was freed: nothing more will be."""
-        return not self.pending and self._node.scan.exhausted
+        return not self.pending and self._group.scan.exhausted
 
     @property
     def balanced(self) -> bool:
         """Whether free memory is at *high* and nobody asked for more."""
-        node = self._node
-        return node.memcg.free >= node.marks.high and self.requested <= 0
+        group = self._group
+        return group.memcg.free >= group.marks.high and self.requested <= 0
 
     def wants_to_run(self) -> bool:
         """Return whether a wake-up is more than a no-op."""
@@ -101,22 +104,22 @@ class Kswapd:
 
     def next(self) -> Step:
         """Return the next step: one of `Step`, with `nr` and `max_bytes` set for ISOLATE."""
-        node = self._node
+        group, writeback = self._group, self._node.writeback
         if self.balanced or self.hopeless:
             return self._sleep()
         if not self.running:
-            self._start_run(node)
-        if not node.writeback.awaits_writes(of_late=False):
+            self._start_run()
+        if not writeback.awaits_writes(of_late=False):
             self.throttled = False
-        if self.throttled and not node.zswap.accepts():
+        if self.throttled and not group.pool_accepts:
             return Step.THROTTLE
-        if node.scan.seen_all:
-            node.writeback.want()
-        if self._covered(node) or not self._room(node):
+        if group.scan.seen_all:
+            writeback.want_of(group)
+        if self._covered() or not self._room():
             return Step.WAIT
         if self._quota <= 0:
-            return self._end_pass(node)
-        return self._isolate(node)
+            return self._end_pass()
+        return self._isolate()
 
     def isolated(self, batch: FolioBatch | None) -> None:
         """Tell what ISOLATE found; nothing at all ends the pass, and the pool must give."""
@@ -126,12 +129,13 @@ class Kswapd:
             self.requested = max(0, self.requested - batch.nr_bytes - batch.clean_bytes)
         else:
             self._quota = self.requested = 0
-            self._node.writeback.want()
+            self._node.writeback.want_of(self._group)
 
-    def _isolate(self, node: Node) -> Step:
+    def _isolate(self) -> Step:
+        memcg = self._group.memcg
         self.nr = min(SWAP_CLUSTER_MAX, self._quota)
-        self.max_bytes = self.max_in_flight - node.memcg.compressing
-        if node.memcg.free >= node.marks.high:  # what was asked for, and nothing beside it
+        self.max_bytes = self._left()
+        if memcg.free >= self._group.marks.high:  # what was asked for, and nothing beside it
             self.max_bytes = min(self.max_bytes, self.requested)
         return Step.ISOLATE
 
@@ -142,52 +146,57 @@ class Kswapd:
         self.requested = 0
         return Step.SLEEP
 
-    def _start_run(self, node: Node) -> None:
+    def _left(self) -> int:
+        """Return the bytes more that may be in flight, of this group and of all."""
+        of_all = self._max_of_all - self._node.memcg.compressing
+        return min(self.max_in_flight - self._group.memcg.compressing, of_all)
+
+    def _start_run(self) -> None:
         self.running = True
         self.priority = DEF_PRIORITY
-        node.vmstat["pageoutrun"] += 1
-        self._start_pass(node)
+        self._node.vmstat["pageoutrun"] += 1
+        self._start_pass()
 
-    def _start_pass(self, node: Node) -> None:
-        self._pass_freed = self._ledger.freed_total
-        self._pass_returned = self._ledger.returned_total
-        self._quota = self._pass_quota(node)
+    def _start_pass(self) -> None:
+        self._pass_freed = self._group.freed_total
+        self._pass_returned = self._group.returned_total
+        self._quota = self._pass_quota()
         self.passes += 1
 
-    def _pass_quota(self, node: Node) -> int:
-        resident = node.nr_resident - node.nr_in_flight - len(node.root.unevictable)
-        return max(SWAP_CLUSTER_MAX, resident >> self.priority)
+    def _pass_quota(self) -> int:
+        on_lists = sum([group.nr_evictable for group in self._group.subtree()])
+        return max(SWAP_CLUSTER_MAX, on_lists >> self.priority)
 
-    def _end_pass(self, node: Node) -> Step:
+    def _end_pass(self) -> Step:
         """A pass is over: the same again, harder, or give this run up."""
-        freed = self._ledger.freed_total
+        freed = self._group.freed_total
         if freed == self._pass_freed:
-            returned = self._ledger.returned_total - self._pass_returned
-            seen_all = node.scan.seen_all
-            if self.pending and (seen_all or returned < self._pass_quota(node)):
+            returned = self._group.returned_total - self._pass_returned
+            seen_all = self._group.scan.seen_all
+            if self.pending and (seen_all or returned < self._pass_quota()):
                 if self._dry or seen_all:
                     return Step.WAIT  # for what is on its way: there is nothing else
                 self._quota = SWAP_CLUSTER_MAX  # not known yet: keep the pipe full meanwhile
-                return self._isolate(node)
+                return self._isolate()
             self.priority -= 1
         if self.priority >= 1:
-            self._start_pass(node)
+            self._start_pass()
         else:
-            self._start_run(node)
-        return self._isolate(node)
+            self._start_run()
+        return self._isolate()
 
-    def _covered(self, node: Node) -> bool:
+    def _covered(self) -> bool:
         """Whether what is being compressed will bring free memory to *high*, at the recent gain."""
-        compressing = node.memcg.compressing
+        group = self._group
+        compressing = group.memcg.compressing
         if not compressing or self.requested or self.late:
             return False
-        return int(compressing * self._ledger.gain) >= node.marks.high - node.memcg.free
+        return int(compressing * group.gain) >= group.marks.high - group.memcg.free
 
-    def _room(self, node: Node) -> bool:
+    def _room(self) -> bool:
         """Whether enough may be isolated now to be worth a batch, or nothing else is under way.
 
         Room that opens by a page must not be filled by a page, or each page pays for a whole round.
         """
-        compressing = node.memcg.compressing
-        least = min(SWAP_CLUSTER_MAX * node.page_size, self.max_in_flight // LEAST)
-        return not compressing or self.max_in_flight - compressing >= max(1, least)
+        least = min(SWAP_CLUSTER_MAX * self._node.page_size, self.max_in_flight // LEAST)
+        return not self._group.memcg.compressing or self._left() >= max(1, least)

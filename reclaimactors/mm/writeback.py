@@ -35,10 +35,13 @@ class Writeback:
         """Return the same of what may free memory of one group."""
         if group.parent is None:
             return self.awaits(of_late=of_late)
-        if group.memcg.compressing or group.wanted:
-            return True
-        at_store = group.memcg.at_store or group.leaving
-        return at_store > 0 and self.awaits_writes(of_late=of_late)
+        pending = group.memcg.compressing or group.wanted
+        return pending > 0 or self.awaits_writes_of(group, of_late=of_late)
+
+    def awaits_writes_of(self, group: Group, *, of_late: bool) -> bool:
+        """Return whether stores are writing, or are to write, something of one group."""
+        its_own = group.parent is None or group.memcg.at_store or group.leaving
+        return bool(its_own) and self.awaits_writes(of_late=of_late)
 
     @property
     def awaits_slots(self) -> bool:

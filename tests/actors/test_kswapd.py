@@ -239,11 +239,11 @@ async def test_a_kswapd_that_comes_back_to_nothing_keeps_nobody_waiting(kit, mon
         machine.wake_kswapd()
         await kit.settle()
         assert memory.vmstat["actor_restarts"] == 1
-        assert machine.awake
+        assert machine.background.awake
         for key in memory.keys():  # noqa: SIM118 - a Memory is no dict
             await memory.delete(key)
         await memory.drain()
-        assert not machine.awake
+        assert not machine.background.awake
 
 
 # the whole stay awake
@@ -252,10 +252,10 @@ async def test_a_kswapd_that_comes_back_to_nothing_keeps_nobody_waiting(kit, mon
 async def test_kswapd_balances_the_node_and_sleeps(kit, machine_of):
     machine = await machine_of(topology="kswapd_only")
     kit.fill(machine)
-    machine.awake = True
+    machine.background.awake = True
     await KswapdActor(machine).balance()
     assert machine.node.memcg.free >= machine.node.marks.high
-    assert not machine.awake
+    assert not machine.background.awake
 
 
 async def test_the_policy_ages_once_a_pass(kit, machine_of, monkeypatch):
@@ -274,8 +274,8 @@ async def test_wake_ups_coalesce(kit, machine_of):
     kit.fill(machine)
     for _ in range(5):
         machine.wake_kswapd()
-    await machine.woken()
-    assert machine.wakeups.statistics().current_buffer_used == 0
+    await machine.background.woken()
+    assert machine.background._wakeups.statistics().current_buffer_used == 0
 
 
 # a slow worker
@@ -323,7 +323,7 @@ async def test_the_priority_stays_while_a_slow_worker_gets_on(kit, machine_of, r
         assert nr > 2
         assert set(worker.trace) == {DEF_PRIORITY}
         assert machine.node.memcg.free >= machine.node.marks.high
-        assert not machine.awake
+        assert not machine.background.awake
 
 
 async def test_hopeless_comes_with_the_last_verdict_of_a_slow_worker_and_goes_with_room(
@@ -337,13 +337,13 @@ async def test_hopeless_comes_with_the_last_verdict_of_a_slow_worker_and_goes_wi
         await kit.settle()
         assert set(worker.trace) == {DEF_PRIORITY}  # nothing is known yet
         while not core.hopeless:
-            assert machine.awake
+            assert machine.background.awake
             assert await worker.work()
-        assert not machine.awake
+        assert not machine.background.awake
         assert machine.node.vmstat["reclaim_isolated"] == nr  # each was looked at once
         machine.wake_kswapd()
         await kit.settle()
-        assert not machine.awake
+        assert not machine.background.awake
         for key in range(nr):
             if machine.node.memcg.free < machine.node.marks.high:
                 assert core.hopeless

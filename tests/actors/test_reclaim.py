@@ -71,7 +71,7 @@ async def test_what_is_not_worth_a_hop_is_compressed_in_the_caller(kit):
         assert await memory.reclaim(kit.page // 8) >= kit.page // 8
         vm = memory.vmstat
         assert (vm["kcompressd_queued"], vm["kcompressd_bypassed"]) == (0, vm["pgscan_proactive"])
-        assert not memory._machine.awake
+        assert not memory._machine.background.awake
 
 
 @pytest.mark.parametrize("narrow", [{"fifo": 1}, {"fifo": 16}, {"batch": 1, "in_flight": 2}])
@@ -147,7 +147,9 @@ async def test_it_fills_its_share_of_the_fifo_and_leaves_the_rest_to_kswapd(
         await kit.settle()
         assert machine.fifo.waiting_pages == machine.fifo.left(Reclaimer.KSWAPD) == 32
         assert machine.fifo.left(Reclaimer.PROACTIVE) == 0
-        kswapds = machine.swapout.isolate(32, EVERYTHING, Reclaimer.KSWAPD, machine.kswapd_stream)
+        kswapds = machine.swapout.isolate(
+            32, EVERYTHING, Reclaimer.KSWAPD, machine.background.stream
+        )
         assert gate_of(machine, kswapds.admitted_as, 1) is Gate.QUEUED
         assert enqueue(machine, kswapds) is None
         assert machine.fifo.waiting_pages == 64
@@ -190,7 +192,7 @@ async def test_where_kswapd_has_filled_the_fifo_the_caller_compresses(kit, machi
     machine = await machine_of(fifo=32)
     machine.starter.started = True
     kit.fill(machine)
-    kswapds = machine.swapout.isolate(32, EVERYTHING, Reclaimer.KSWAPD, machine.kswapd_stream)
+    kswapds = machine.swapout.isolate(32, EVERYTHING, Reclaimer.KSWAPD, machine.background.stream)
     enqueue(machine, kswapds)
     assert await Proactive(machine, 10 * kit.page).run() >= 10 * kit.page
     vm = machine.node.vmstat
@@ -210,7 +212,7 @@ async def test_what_kswapd_does_for_pageout_takes_kswapds_share(kit, machine_of)
     machine = await machine_of(fifo=64)
     batch = None
     kit.fill(machine)
-    batch = machine.swapout.isolate(4, EVERYTHING, Reclaimer.PROACTIVE, machine.kswapd_stream)
+    batch = machine.swapout.isolate(4, EVERYTHING, Reclaimer.PROACTIVE, machine.background.stream)
     assert batch.admitted_as is Reclaimer.KSWAPD
     machine.handover.hand_back(batch)
 
@@ -228,7 +230,7 @@ async def test_each_call_has_an_order_of_its_own(kit, machine_of, running):
     steered.gates[1] = anyio.Event()
     kswapds = []
     for _ in range(2):
-        batch = machine.swapout.isolate(4, EVERYTHING, Reclaimer.KSWAPD, machine.kswapd_stream)
+        batch = machine.swapout.isolate(4, EVERYTHING, Reclaimer.KSWAPD, machine.background.stream)
         kswapds += batch.pfns
         enqueue(machine, batch)
     mine = Answer()

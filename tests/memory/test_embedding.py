@@ -483,7 +483,7 @@ async def test_a_put_just_below_low_owes_next_to_nothing_and_does_not_wait():
     async with open_memory(compress=compress) as memory:
         fill(memory, LOW, text)
         await memory.put("a", text())
-        assert memory._machine.awake
+        assert memory._machine.background.awake
         assert memory.usage().free < LOW
         gate.open()
 
@@ -500,7 +500,7 @@ async def test_between_low_and_min_put_nowait_wakes_kswapd_and_returns():
     async with open_memory() as memory:
         fill(memory, LOW - 50_000, text)
         memory.put_nowait("a", noise())
-        assert memory._machine.awake
+        assert memory._machine.background.awake
         assert memory.vmstat["pgscan_direct"] == 0
 
 
@@ -611,7 +611,7 @@ async def test_below_low_a_get_hands_out_the_bytes_and_leaves_the_stored_copy(ma
         assert await memory.get("a") == make()
         assert state(memory, "a") == gone
         assert memory.vmstat["workingset_refault_anon"] == refaults + 1
-        assert memory._machine.awake
+        assert memory._machine.background.awake
 
 
 @pytest.mark.parametrize("make", [text, noise], ids=["text", "noise"])
@@ -932,7 +932,7 @@ async def test_below_low_willneed_only_wakes_kswapd():
         fill(memory, LOW + 100)
         memory.advise("a", ra.Advice.WILLNEED)
         assert state(memory, "a") == ZSWAP
-        assert memory._machine.awake
+        assert memory._machine.background.awake
 
 
 # gauges

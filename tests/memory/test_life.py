@@ -480,7 +480,7 @@ async def filled(policy, store):
     memory = await opening(policy=policy, swap=[{"backend": store}])
     machine = memory._machine
     await memory.put(1, text(1))
-    batch = machine.swapout.isolate(1, 1 << 20, Reclaimer.KSWAPD, machine.kswapd_stream)
+    batch = machine.swapout.isolate(1, 1 << 20, Reclaimer.KSWAPD, machine.background.stream)
     machine.fifo.send_nowait(batch)
     return memory
 

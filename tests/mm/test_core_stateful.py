@@ -89,7 +89,7 @@ class CoreMachine(RuleBasedStateMachine):
         )
         self.out = Swapout(self.node)
         self.back = Swapin(self.node, self.out.ledger)
-        self.kswapd = Kswapd(self.node, self.out.ledger, max_in_flight=BUDGET // 8)
+        self.kswapd = Kswapd(self.node.root, max_in_flight=BUDGET // 8)
         self.charged = charged  # stores that are in this process
         self.stores = [{} for _ in capacities]
         self.forgetting = []  # (device, runs)

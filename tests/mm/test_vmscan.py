@@ -47,7 +47,7 @@ class Machine:
             compressor=Lz4(),
         )
         self.out = Swapout(self.node)
-        self.kswapd = Kswapd(self.node, self.out.ledger, max_in_flight=max_in_flight)
+        self.kswapd = Kswapd(self.node.root, max_in_flight=max_in_flight)
         self.batches = []  # in flight
         self.calls = 0
         self.calls_to_check = 50
