@@ -56,6 +56,10 @@ class PlainLru:
     def age(self, now: float) -> None:
         pass  # reads alone give the order
 
+    def deactivate(self, pfn: int) -> None:  # optional: what Advice.COLD does
+        if pfn in self._cold_first:
+            self._cold_first.move_to_end(pfn, last=False)
+
 
 class TestPlainLru(PolicyTests):
     """All that a policy must do, inherited."""

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 from reclaimactors.cpu.clock import perf_counter
 
 if TYPE_CHECKING:
-    from reclaimactors.abc import Backend, BatchCompressor, Buffer, Compressor, Policy, Verdict
+    from reclaimactors.abc import (
+        Backend,
+        BatchCompressor,
+        Buffer,
+        Compressor,
+        DeactivatingPolicy,
+        Policy,
+        Verdict,
+    )
     from reclaimactors.actors.health import Health
     from reclaimactors.advice import Advice
     from reclaimactors.backends.zram import ZramBackend
@@ -38,6 +46,7 @@ __all__ = [
     "Buffer",
     "Compressor",
     "CorruptData",
+    "DeactivatingPolicy",
     "Health",
     "Memory",
     "OutOfMemory",
@@ -63,7 +72,15 @@ _LONG_S = 0.02  # of importing in a running loop, which is said then
 # Each name is imported when it is first asked for: a worker process wants none of them, and is up
 # in a third of the time.
 _HOMES = {
-    "abc": ("Backend", "BatchCompressor", "Buffer", "Compressor", "Policy", "Verdict"),
+    "abc": (
+        "Backend",
+        "BatchCompressor",
+        "Buffer",
+        "Compressor",
+        "DeactivatingPolicy",
+        "Policy",
+        "Verdict",
+    ),
     "actors.health": ("Health",),
     "advice": ("Advice",),
     "backends.zram": ("ZramBackend",),

@@ -197,6 +197,7 @@ class Memory:
         self._state = node.mm.state
         self._data = node.mm.data
         self._access = node.root.policy.access
+        self._heeds_advice = getattr(node.root.policy, "deactivate", None) is not None
         self._put_fast = node.values.put_fast
         self._is_running = self._loop.is_running
         self._max_folio = topology.max_folio
@@ -604,6 +605,13 @@ class Memory:
             self._prefetch.will_need(key)
             return
         nr_bytes = self._node.values.deactivate(key)
+        if not self._heeds_advice:
+            self._heeds_advice = True  # it is said once
+            self._machine.log.warning(
+                "policy.ignores_advice", policy=type(self._node.root.policy).__name__,
+                effect=f"{advice} does not change what is reclaimed next",
+                instead="give the policy a deactivate(pfn), as reclaimactors.DeactivatingPolicy",
+            )  # fmt: skip
         if advice is Advice.PAGEOUT and nr_bytes:
             self._machine.kswapd.request(nr_bytes)
             self._machine.wake_kswapd()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.abc import Compressor, Policy
 
-__all__ = ["Kind", "PluginRef", "build", "known", "let_go", "take", "use_up"]
+__all__ = ["Kind", "PluginRef", "build", "is_in_this_process", "known", "let_go", "take", "use_up"]
 
 Kind = Literal["compressors", "backends", "policies"]
 
@@ -151,7 +151,38 @@ def build(kind: Kind, ref: PluginRef, /, **defaults: object) -> Any:
     if missing:
         msg = f"{what} lacks {', '.join(missing)}; see the contract in reclaimactors.abc"
         raise PluginError(msg)
-    return plugin
+    return _Adapted(plugin) if kind == "backends" and not isinstance(plugin, Backend) else plugin
+
+
+class _Adapted(Backend):
+    """A backend that does not inherit from `Backend`: what it lacks is as it is there."""
+
+    def __init__(self, plugin: object) -> None:
+        vars(self).update(plugin=plugin, in_this_process=hasattr(plugin, "footprint"))
+
+    def __getattribute__(self, name: str) -> Any:
+        inherited = super().__getattribute__
+        if name == "plugin" or name.startswith("__"):
+            return inherited(name)
+        plugin = inherited("plugin")
+        return getattr(plugin, name) if hasattr(plugin, name) else inherited(name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.plugin, name, value)
+
+
+def is_in_this_process(ref: PluginRef) -> bool:
+    """Return whether a backend keeps its bytes in this process, without making it.
+
+    False where nothing is known of it: its factory is a function, or cannot be had.
+    """
+    if ref.instance is not None:
+        return bool(getattr(ref.instance, "in_this_process", hasattr(ref.instance, "footprint")))
+    try:
+        factory = _factory("backends", ref.name, ref.name)
+    except PluginError:
+        return False
+    return bool(getattr(factory, "in_this_process", hasattr(factory, "footprint")))
 
 
 def preload(kind: Kind, ref: PluginRef) -> None:
@@ -175,7 +206,7 @@ def take(backend: object, user: str) -> None:
         BackendError: (EBUSY) if somebody has that very object, in this process.
     """
     mine = (backend, user)
-    held = _taken.setdefault(id(backend), mine)  # one step: a memory may open in another thread
+    held = _taken.setdefault(_id(backend), mine)  # one step: a memory may open in another thread
     if held is not mine:
         hint = "swap that off or close its memory first, or give each an object of its own"
         raise BackendError(errno.EBUSY, f"{held[1]} has the backend of {user} already; {hint}")
@@ -203,7 +234,12 @@ def use_up(policy: object) -> None:
 
 def let_go(backend: object) -> None:
     """Leave a backend, which is closed, to whoever takes it next."""
-    _taken.pop(id(backend), None)
+    _taken.pop(_id(backend), None)
+
+
+def _id(backend: object) -> int:
+    """Return what is the same for every adapter of a backend."""
+    return id(backend.plugin if isinstance(backend, _Adapted) else backend)
 
 
 def _has(plugin: object, name: str) -> bool:

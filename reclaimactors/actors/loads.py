@@ -81,8 +81,7 @@ class Loads:
         self.on_none_left: Callable[[], None] = _ignore  #: no load is on its way any more
         self._failing = False  # the last read has failed
         self._finishing = anyio.Lock(fast_acquire=True)  # four lanes in one turn make it long
-        self._load_now: Callable[[Sequence[int]], Sequence[bytes] | None] | None
-        self._load_now = getattr(backing.backend, "load_now", None)
+        self._load_now = backing.backend.load_now
 
     # -- what others ask --------------------------------------------------------------------------
 
@@ -96,8 +95,6 @@ class Loads:
         if pfn in self.tickets:
             return None
         ahead = self.readahead.hit(pfn) if self.readahead is not None else None
-        if ahead is None and self._load_now is None:
-            return None
         (load,) = self._m.swapin.begin_loads((pfn,), promote=promote)
         stored = ahead if ahead is not None else self.slots_now(load.slots)
         if stored is None:
@@ -112,10 +109,8 @@ class Loads:
 
     def slots_now(self, slots: Sequence[int]) -> Sequence[bytes] | None:
         """Return what slots hold where the store can say at once, else None."""
-        if self._load_now is None:
-            return None
         try:
-            stored = self._load_now(slots)
+            stored: object = self._load_now(slots)  # a plugin's word
         except Exception:  # noqa: BLE001 - `load_many` is asked instead, and says what is wrong
             return None
         return stored if isinstance(stored, (list, tuple)) else None

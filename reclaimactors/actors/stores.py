@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
-from reclaimactors.abc import Backend, Verdict
+from reclaimactors.abc import Verdict
 from reclaimactors.actors.backing import TooSlow
 from reclaimactors.actors.base import Mailbox
 from reclaimactors.cpu.breath import Breath
@@ -45,16 +45,12 @@ class Stores:
         self._mailbox: Mailbox[StoreBatch | None] = Mailbox(MAX_STORES)
         self._shrink_asked = False
         self.rmap: Rmap | None = None  #: from slots to folios, where somebody asks
-        footprint = getattr(self.backing.backend, "footprint", None)
-        elsewhere = getattr(footprint, "__func__", None) is Backend.footprint
-        self._footprint = None if elsewhere else footprint
-        if (
-            self._footprint is not None
-            and getattr(self.backing.backend, "compressor", None) is not None
-        ):
+        backend = self.backing.backend
+        self._footprint = backend.footprint if backend.in_this_process else None
+        if self._footprint is not None and backend.compressor is not None:
             self.rmap = Rmap()
-            self.backing.backend.on_shrunk = self._shrunk
-            self.backing.backend.never_compress = machine.node.lethal
+            backend.on_shrunk = self._shrunk
+            backend.never_compress = machine.node.lethal
 
     # -- what others ask --------------------------------------------------------------------------
 
@@ -88,8 +84,8 @@ class Stores:
             whole = len(left) == 1
             elsewhere = self._stored(left.pop(0), whole=whole)
             if left:
-                why = getattr(self.backing.backend, "why_full", Backend.why_full)
-                return elsewhere + self._failed(left.pop(), error or BackendFull(why))
+                error = error or BackendFull(self.backing.backend.why_full)
+                return elsewhere + self._failed(left.pop(), error)
             return elsewhere
         finally:
             end_all(left, self._m.pageout.refuse)  # a policy broke its contract in the middle

@@ -39,7 +39,7 @@ class Swapd:
         self.backend = backend
         self.page_size = machine.node.page_size
         self._verdicts = machine.verdicts
-        self.synchronous = bool(getattr(backend, "synchronous", False))
+        self.synchronous = bool(backend.synchronous)
         self.backing = Backing(machine, device, backend, timeout)
         self.loads = Loads(machine, self.backing)
         self.stores = Stores(machine, self.backing)

@@ -57,7 +57,6 @@ class BackingStore:
         self.blocks = SwapDevice(0, ref.name, 0, None)
         self.nr_reads = 0
         self.nr_writes = 0
-        self._footprint = getattr(self.backend, "footprint", None)
         self._mine = False
 
     async def open(self, page_size: int) -> None:
@@ -70,7 +69,7 @@ class BackingStore:
         self._mine = True
         self.blocks = SwapDevice(0, self.blocks.name, 0, None)
         await self.backend.open(page_size)
-        self.blocks.capacity = getattr(self.backend, "capacity", None)
+        self.blocks.capacity = self.backend.capacity
 
     async def aclose(self) -> None:
         """Close it, unless it was never opened here."""
@@ -83,7 +82,7 @@ class BackingStore:
 
     def footprint(self, blocks: Sequence[int]) -> int:
         """Return what these blocks weigh in this process."""
-        return self._footprint(blocks) if self._footprint is not None and blocks else 0
+        return self.backend.footprint(blocks) if self.backend.in_this_process and blocks else 0
 
     async def load(self, blocks: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
         """Return what each block holds.

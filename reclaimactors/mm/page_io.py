@@ -20,9 +20,9 @@ from reclaimactors.abc import Verdict
 from reclaimactors.mm.batch import Reclaimer
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
 
-    from reclaimactors.abc import Compressor
+    from reclaimactors.abc import Buffer, Compressor
 
 __all__ = [
     "BLOB",
@@ -36,6 +36,7 @@ __all__ = [
     "Squeezed",
     "expand",
     "gate",
+    "many_of",
     "outcome",
     "same_filled",
     "squeeze",
@@ -200,9 +201,14 @@ def _but_for(
     return [i for i in todo if out.kinds[i] == BLOB]
 
 
+def many_of(compressor: Compressor) -> Callable[[Sequence[Buffer]], list[bytes]] | None:
+    """Return what compresses a whole batch at once, None where a compressor has no such thing."""
+    return getattr(compressor, "compress_many", None)
+
+
 def _compress(compressor: Compressor, pages: list[bytes]) -> list[bytes | int | str]:
     """Return the blob of each page, NOMEM, or the words of what is a FAIL."""
-    many = getattr(compressor, "compress_many", None)
+    many = many_of(compressor)
     if many is not None and len(pages) > 1:
         try:
             blobs = [_checked(blob) for blob in many(pages)]

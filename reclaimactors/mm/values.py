@@ -388,7 +388,7 @@ class Values:
         On failure, which is the policy's: its folios are new to the policy.
         """
         resident = [pfn for pfn in self.pfns(key) if self._mm.state[pfn] == RESIDENT]
-        deactivate = getattr(self._group.policy, "deactivate", None)
+        deactivate = getattr(self._group.policy, "deactivate", None)  # it is optional
         if deactivate is not None:
             try:
                 for pfn in reversed(resident):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from reclaimactors.cpu.breath import Breath
 from reclaimactors.cpu.clock import thread_time
-from reclaimactors.mm.page_io import BLOB, POOR, Squeezed, squeeze
+from reclaimactors.mm.page_io import BLOB, POOR, Squeezed, many_of, squeeze
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -73,7 +73,7 @@ class Race:
         self._never = never
         self._cpu = cpu
         self._of_sources = of_sources
-        self._piece = len(pages) if hasattr(compressor, "compress_many") else PIECE
+        self._piece = PIECE if many_of(compressor) is None else len(pages)
         self._by_thread: list[tuple[Squeezed, bytes, list[int]]] = []
         self._front = 0  # pages in those
         self._by_loop: list[Squeezed] = []  # one page each, the last page first

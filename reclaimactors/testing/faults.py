@@ -129,7 +129,8 @@ class FaultyBackend(Backend):
         self.nr_loads = 0  #: calls of `load_many` so far
         self._now: dict[int, bytes] = {}
         self._before: dict[int, bytes] = {}
-        vars(self)["synchronous"] = inner.synchronous  # as the inner one, which a ClassVar forbids
+        for name in ("synchronous", "in_this_process"):
+            vars(self)[name] = getattr(inner, name)  # as the inner one, which a ClassVar forbids
 
     async def open(self, page_size: int) -> None:
         """Open the inner backend."""

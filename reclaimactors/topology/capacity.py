@@ -18,7 +18,6 @@ __all__ = [
     "zram_of",
 ]  # fmt: skip
 
-IN_THIS_PROCESS = ("memory", "zram")  # stores whose bytes count within the budget
 SIZES = (100, KIB, 4 * KIB, 64 * KIB)  # of values whose keys are counted
 
 
@@ -28,8 +27,8 @@ def by_priority(topology: Topology) -> list[SwapSpec]:
 
 
 def is_outside(spec: SwapSpec) -> bool:
-    """Return whether what a store holds is outside the budget, as far as its name says."""
-    return spec.backend.name not in IN_THIS_PROCESS
+    """Return whether what a store holds is outside the budget, as far as its class says."""
+    return not registry.is_in_this_process(spec.backend)
 
 
 def zram_of(spec: SwapSpec) -> Any:

@@ -51,11 +51,11 @@ async def swapon(machine: Machine, topology: Topology, spec: SwapSpec) -> str:
         await close_backends([swapd], topology.close_timeout)
         raise
     slots = topology.swap_bytes(spec) // node.page_size
-    own = getattr(backend, "capacity", None)
+    own = backend.capacity
     device.capacity = slots if own is None else min(slots, own)
-    device.takes_squeezed = getattr(backend, "compressor", None) == topology.compress.compressor
-    device.takes_poor = not device.takes_squeezed or getattr(backend, "takes_whole", True)
-    if getattr(backend, "rotational", False):
+    device.takes_squeezed = backend.compressor == topology.compress.compressor
+    device.takes_poor = not device.takes_squeezed or backend.takes_whole
+    if backend.rotational:
         swapd.read_ahead()
     machine.swapds[index] = swapd
     node.swap.add(device)

@@ -4,6 +4,7 @@ import array
 import asyncio
 import ctypes
 import io
+import logging
 import mmap
 import pickle
 import random
@@ -905,6 +906,22 @@ async def test_cold_makes_a_value_the_next_to_go():
         memory.advise(33, ra.Advice.COLD)
         memory._machine.reclaim_inline(1, Reclaimer.DIRECT)
         assert state(memory, 33) == ZSWAP
+
+
+class Unadvised(Mglru):
+    deactivate = None
+
+
+async def test_a_policy_that_ignores_advice_says_so_once(caplog):
+    caplog.set_level(logging.WARNING, "reclaimactors")
+    async with open_memory(policy=Unadvised(pages=64)) as memory:
+        await memory.put("a", text())
+        for advice in (ra.Advice.COLD, ra.Advice.PAGEOUT, ra.Advice.COLD):
+            memory.advise("a", advice)
+    (line,) = [record.message for record in caplog.records if "ignores" in record.message]
+    assert "policy.ignores_advice" in line
+    assert "policy='Unadvised'" in line
+    assert "deactivate(pfn)" in line
 
 
 async def test_cold_reclaims_nothing_by_itself():

@@ -11,12 +11,21 @@ from types import MappingProxyType, SimpleNamespace
 
 import pytest
 
-from reclaimactors import Backend, PluginError, TopologyError
+from reclaimactors import Backend, BackendError, PluginError, TopologyError
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.compressors.null import Null
 from reclaimactors.compressors.zlib import Zlib
 from reclaimactors.policies.mglru import Mglru
-from reclaimactors.registry import PluginRef, build, known, use_up
+from reclaimactors.registry import (
+    PluginRef,
+    build,
+    is_in_this_process,
+    known,
+    let_go,
+    take,
+    use_up,
+)
+from reclaimactors.testing import FaultyBackend
 
 PLUGIN = """
 class Rot:
@@ -279,3 +288,81 @@ def test_what_an_object_lacks_is_named(kind, plugin, lacks):
     ref = PluginRef.parse(plugin, where="k") if lacks != "name" else PluginRef("x", {}, plugin)
     with pytest.raises(PluginError, match=f" lacks {lacks}; see the contract"):
         build(kind, ref)
+
+
+# -- what a backend lacks --------------------------------------------------------------------------
+
+
+class Duck:
+    """A store that does not inherit from Backend."""
+
+    def __init__(self):
+        self.slots = {}
+
+    async def open(self, page_size):
+        self.capacity = 7
+
+    async def aclose(self):
+        self.slots.clear()
+
+    async def store_many(self, items):
+        self.slots.update(items)
+
+    async def load_many(self, slots):
+        return [self.slots[slot] for slot in slots]
+
+    async def invalidate_many(self, slots):
+        pass
+
+
+async def test_a_backend_that_inherits_nothing_has_the_defaults():
+    duck = Duck()
+    backend = build("backends", PluginRef("duck", instance=duck))
+    assert isinstance(backend, Backend)
+    assert backend.load_now([1]) is None
+    assert not backend.in_this_process
+    await backend.open(4096)
+    assert (backend.capacity, backend.rotational) == (7, False)
+    await backend.store(3, b"abc")
+    assert await backend.load(3) == b"abc"
+    backend.on_shrunk = print
+    assert duck.on_shrunk is print
+
+
+def test_a_backend_that_inherits_nothing_is_taken_once():
+    duck = Duck()
+    one, other = (build("backends", PluginRef("duck", instance=duck)) for _ in range(2))
+    take(one, "swap 'a'")
+    with pytest.raises(BackendError, match="swap 'a' has the backend of swap 'b' already"):
+        take(other, "swap 'b'")
+    let_go(one)
+    take(other, "swap 'b'")
+    let_go(other)
+
+
+class Weighed(Backend):
+    def footprint(self, slots):
+        return 0
+
+
+class Elsewhere(MemoryBackend):
+    in_this_process = False
+
+
+@pytest.mark.parametrize(
+    ("ref", "here"),
+    [
+        (PluginRef("memory"), True),
+        (PluginRef("zram"), True),
+        (PluginRef("file"), False),
+        (PluginRef("no.such:store"), False),
+        (PluginRef("x", instance=MemoryBackend()), True),
+        (PluginRef("x", instance=Weighed()), True),
+        (PluginRef("x", instance=Elsewhere()), False),
+        (PluginRef("x", instance=Duck()), False),
+        (PluginRef("x", instance=FaultyBackend(MemoryBackend())), True),
+        (PluginRef("x", instance=FaultyBackend(Backend())), False),
+    ],
+)
+def test_a_class_says_whether_it_holds_its_bytes_in_this_process(ref, here):
+    assert is_in_this_process(ref) is here
