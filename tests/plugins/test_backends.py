@@ -15,6 +15,7 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 import pytest
+import uvloop
 
 from reclaimactors import BackendError, BackendFull
 from reclaimactors.backends import file as file_module
@@ -54,9 +55,8 @@ class TestFile(BackendTests):
         return FileBackend()
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])
 class TestFileOnUvloop(TestFile):
-    pass
+    make_loop = staticmethod(uvloop.new_event_loop)
 
 
 class TestFileWithoutNowait(TestFile):

@@ -53,7 +53,10 @@ class Fifo:
         return got
 
     def putback(self, pfns, verdict):
-        self.pfns.update(dict.fromkeys(pfns))
+        if verdict is Verdict.KEEP:
+            self.pfns = {**dict.fromkeys(pfns), **self.pfns}
+        else:
+            self.pfns.update(dict.fromkeys(pfns))
 
     def shadow(self, pfn):
         return 0
