@@ -8,10 +8,9 @@ ends in one line on stderr and an exit status: 0 done, 1 the run failed, 2 usage
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -21,29 +20,26 @@ from typing import TYPE_CHECKING, Annotated, cast
 import anyio
 import attrs
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from reclaimactors import __version__
 from reclaimactors.errors import ReclaimError
-from reclaimactors.lab.compare import Comparison
+from reclaimactors.lab import table
+from reclaimactors.lab.compare import MIN_ROUND_S, Comparison
 from reclaimactors.lab.data import load as load_input
-from reclaimactors.lab.run import Load, RunFailed, machine
+from reclaimactors.lab.run import Load, RunFailed
 from reclaimactors.lab.workload import WORKLOADS, set_budgets
 from reclaimactors.opening import open_memory
 from reclaimactors.registry import known
 from reclaimactors.topology import builtin_names, explain, resolve
 from reclaimactors.topology.build import try_plugins
-from reclaimactors.topology.cpus import usable_cpus
 from reclaimactors.topology.memory_limit import too_large
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
 
-    from reclaimactors.lab.run import Result
     from reclaimactors.topology import Topology
 
 __all__ = ["main"]
@@ -51,6 +47,7 @@ __all__ = ["main"]
 DEFAULT_COMPARED = ("kswapd_only", "kcompressd", "padata", "kswapd_only_inline")
 RUN_S, COMPARE_S = 10.0, 20.0
 MIN_S, MAX_S = 0.1, 86_400.0
+MOST_WIDTH = 100  # characters of a line, where the terminal has as many
 INTERRUPTED = 130
 # typer names no class for wrong usage, and may or may not bring a click of its own.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
@@ -97,6 +94,18 @@ Budget = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Decides what clients do.")]
+Rounds = Annotated[
+    int | None,
+    typer.Option(
+        "--rounds",
+        metavar="N",
+        min=1,
+        max=1000,
+        help="In how many rounds; more of them tell smaller differences.  \\[default: as many of"
+        " 0.8 s as there is time for, at most 12]",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
@@ -133,27 +142,33 @@ reclaimactors check my-topology.toml  [dim]# what would it build?[/dim]
 [b]Exit status[/b]: 0 done, 1 the run failed, 2 usage or configuration, 130 Ctrl-C."""
 
 
-_COLUMNS_HELP = """[b]Columns[/b]
+_ROWS_HELP = """[b]Rows[/b]
 
-[b]pgsteal_anon/s[/b]: pages that reclaim stole, a second: their bytes left memory, compressed or to
-a store.
+[b]ops/s[/b]: puts and gets a second.
 
-[b]allocstall[/b]: puts that reclaimed for themselves, as the kernel counts them; those that only
-waited for what others reclaim are in the stall.
+[b]stall[/b]: how long puts waited for room, one that did not wait counting as 0; [b]loop lag[/b]:
+how late the event loop was; [b]fault[/b]: how long a get took that was no pure hit.
 
-[b]refaults[/b]: pages that were wanted again after they had left.
+[b]PSI some, full[/b]: percent of the time in which somebody waited for memory, and in which the
+event loop itself was reclaiming, so that nobody could run.
 
-[b]stall[/b]: how long puts waited for room; [b]loop lag[/b]: how late the event loop was.
+[b]allocstall[/b]: puts that reclaimed for themselves, as the kernel counts them.
 
-[b]fault us[/b]: how long a get took that was no pure hit.
+[b]refaults/s[/b]: pages that were wanted again after they had left; [b]pgsteal_anon/s[/b]: pages
+that reclaim stole, whose bytes left memory, compressed or to a store. Neither is better or worse by
+itself: of what is stolen and comes back nothing is gained.
 
-[b]efficiency[/b]: pgsteal_anon/s over the bare compressor in a loop on the same pages.
+[b]in loop[/b]: how much of kswapd's pages it compressed in the event loop itself.
 
+[b]efficiency[/b]: pgsteal_anon/s over the bare compressor in a loop on the same pages;
 [b]ratio[/b]: the input's size over what that compressor makes of it.
 
-The sentences below the table hold topologies against each other, first how many pages they stole; a
-difference counts where each round of one beats the same round of the other. [b](unfinished)[/b]:
-no round of it came to its end."""
+[b]Verdict[/b]
+
+The topologies run side by side in each round. A difference counts where, with the names of a pair
+dealt anew to its rounds, hardly any deal makes any row differ as much; so that of a hundred whole
+comparisons of a topology with itself, at most four claim anything. With too few rounds to tell, it
+says that. [b](partial)[/b]: no round of it came to its end."""
 
 
 @app.callback(help=_one_line(_STORY), epilog=_EXAMPLES)
@@ -166,7 +181,7 @@ def story(
     """Tell the story; the rest is in the commands."""
 
 
-@app.command(epilog=_COLUMNS_HELP)
+@app.command(epilog=_ROWS_HELP)
 def run(
     topology: Annotated[str, typer.Argument(help=_WHICH)],
     *,
@@ -175,16 +190,15 @@ def run(
     seconds: Seconds = RUN_S,
     budget: Budget = None,
     seed: Seed = 0,
+    rounds: Rounds = None,
     as_json: Json = False,
 ) -> None:
     """Run one topology, verify every value, and show what it did."""
     load = _load(inputs, workload, seconds, seed)
-    named = _resolve([topology], budget)
-    load = attrs.evolve(load, budgets=set_budgets(named.values()))
-    _measure(Comparison(named, load, seconds), as_json=as_json)
+    _measure(_comparison([topology], load, budget, seconds, rounds), as_json=as_json)
 
 
-@app.command(epilog=_COLUMNS_HELP)
+@app.command(epilog=_ROWS_HELP)
 def compare(
     topologies: Annotated[
         list[str] | None,
@@ -199,6 +213,7 @@ def compare(
     seconds: Seconds = COMPARE_S,
     budget: Budget = None,
     seed: Seed = 0,
+    rounds: Rounds = None,
     as_json: Json = False,
 ) -> None:
     """Run several topologies in interleaved rounds and say what differed.
@@ -206,9 +221,8 @@ def compare(
     Every value is verified byte for byte at the end of each round.
     """
     load = _load(inputs, workload, seconds, seed)
-    named = _resolve(topologies or DEFAULT_COMPARED, budget)
-    load = attrs.evolve(load, budgets=set_budgets(named.values()))
-    _measure(Comparison(named, load, seconds), as_json=as_json)
+    names = topologies or DEFAULT_COMPARED
+    _measure(_comparison(names, load, budget, seconds, rounds), as_json=as_json)
 
 
 @app.command()
@@ -316,6 +330,26 @@ def _load(inputs: Sequence[Path] | None, workload: str, seconds: float, seed: in
     return Load(load_input(inputs or (), seed=seed), workload, seed)
 
 
+def _comparison(
+    names: Sequence[str], load: Load, budget: str | None, seconds: float, rounds: int | None
+) -> Comparison:
+    """Return what is to be run, refused where it could not be told apart."""
+    named = _resolve(names, budget)
+    if len({topology.budget for topology in named.values()}) > 1:
+        each = ", ".join(f"{name} {format_size(one.budget)}" for name, one in named.items())
+        msg = f"budgets differ, so the topologies are not comparable: {each}; give all --budget"
+        raise typer.BadParameter(msg)
+    round_s = seconds / (rounds or 1) / len(named)
+    if rounds and round_s < MIN_ROUND_S:
+        msg = (
+            f"--rounds {rounds} in --seconds {seconds:g}: a round of each of {len(named)} would be"
+        )
+        msg += f" {round_s:.3f} s long, and it takes {MIN_ROUND_S:g} at least"
+        raise typer.BadParameter(msg)
+    load = attrs.evolve(load, budgets=set_budgets(named.values()))
+    return Comparison(named, load, seconds, rounds)
+
+
 def _resolve(names: Sequence[str], budget: str | None) -> dict[str, Topology]:
     """Return topologies by the names that results give them; one may be compared with itself."""
     overrides = {} if budget is None else {"budget": budget}
@@ -346,9 +380,11 @@ def _measure(comparison: Comparison, *, as_json: bool) -> None:
     except (KeyboardInterrupt, RunFailed) as exc:
         ended = exc
     if as_json:
-        _print(_as_json(comparison, interrupted=isinstance(ended, KeyboardInterrupt)))
+        _print(table.as_json(comparison, interrupted=isinstance(ended, KeyboardInterrupt)))
     else:
-        _print(_as_table(comparison))
+        width = min(MOST_WIDTH, shutil.get_terminal_size((MOST_WIDTH, 24)).columns)
+        encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+        _print(table.as_text(comparison, width=width, encoding=encoding))
     if ended:
         raise ended
 
@@ -393,70 +429,3 @@ def _progress() -> Generator[Callable[[int, int, str], None]]:
             bar.update(task, completed=done, total=total, description=description)
 
         yield on_round
-
-
-def _as_json(comparison: Comparison, *, interrupted: bool) -> str:
-    results = [attrs.asdict(result) for result in comparison.results()]
-    printed: dict[str, object] = {"machine": machine(), "results": results}
-    if interrupted:
-        printed |= {"interrupted": True, "unfinished": comparison.unfinished()}
-    return json.dumps(printed, indent=2)
-
-
-def _or_dash(value: float) -> str:
-    """Return a figure that a round measures last, or a dash where none came so far."""
-    return f"{value:.2f}" if value else "-"
-
-
-def _us(value: float) -> str:
-    return f"{value:.0f}" if value < 10_000 else f"{value / 1000:.0f}k"
-
-
-_COLUMNS: Sequence[tuple[str, Callable[[Result], str]]] = (
-    ("pgsteal_anon\n/s", lambda result: f"{result.pgsteal_anon_per_s:,.0f}"),
-    ("allocstall", lambda result: f"{result.allocstall:,}"),
-    ("refaults", lambda result: f"{result.vmstat['workingset_refault_anon']:,}"),
-    ("stall\np99 ms", lambda result: f"{result.stall_ms.p99:.2f}"),
-    ("loop lag\np99 ms", lambda result: f"{result.loop_lag_ms.p99:.2f}"),
-    ("fault us\np50/p99", lambda result: f"{_us(result.fault_us.p50)}/{_us(result.fault_us.p99)}"),
-    ("effi-\nciency", lambda result: _or_dash(result.efficiency)),
-    ("ratio", lambda result: _or_dash(result.compression_ratio)),
-)
-
-
-def _heading(comparison: Comparison) -> str:
-    """Return in one line what was run on what."""
-    load, nr = comparison.load, max(map(len, comparison.rounds.values()), default=0)
-    budgets = {format_size(topology.budget) for topology in comparison.topologies.values()}
-    verified = f"{comparison.verified:,} values verified"
-    if not comparison.verified:
-        verified = "it ended before the values were verified"
-    return (
-        f"{load.workload} on {len(load.input):,} pages of input"
-        f" ({load.input.same_filled_share():.1%} same-filled),"
-        f" {load.budgets:g} x the budget of {' or '.join(sorted(budgets))},"
-        f" {nr} round{'s' * (nr > 1)},"
-        f" {usable_cpus()} CPUs; {verified}"
-    )
-
-
-_FOOTER = "What the columns and words mean: reclaimactors compare --help"
-
-
-def _as_table(comparison: Comparison) -> str:
-    """Return the results as a table and the closing sentences."""
-    unfinished = comparison.unfinished()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("topology", overflow="fold", min_width=18)
-    for heading, _ in _COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for result in comparison.results():
-        name = result.topology
-        marked = f"{name}\n(unfinished)" if name in unfinished else name
-        table.add_row(marked, *(cell(result) for _, cell in _COLUMNS))
-    console = Console(file=io.StringIO(), width=max(100, Console().width), highlight=False)
-    with console.capture() as captured:
-        console.print(
-            _heading(comparison), table, comparison.sentence(), _FOOTER, sep="\n", markup=False
-        )
-    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())

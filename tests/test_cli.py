@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Self
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 import reclaimactors
 
 COMMAND = [sys.executable, "-m", "reclaimactors"]
+PHONE = str(Path(__file__).parents[1] / "examples/topologies/phone.toml")
 # Short, and over a small budget, so that there is pressure at once.
 SHORT = ["--budget", "4MiB", "--seconds", "0.5"]
 
@@ -103,6 +105,9 @@ def test_check_says_what_means_nothing_in_a_mode(tmp_path):
         (["compare", "kcompressd", "absent.toml"], "absent.toml"),
         (["check", "absent.toml"], "absent.toml"),
         (["run", "kcompressd", "--input", "/absent"], "/absent"),
+        (["run", "kcompressd", "--rounds", "0"], "--rounds"),
+        (["run", "kcompressd", "--rounds", "900"], "--rounds 900 in --seconds 10: a round"),
+        (["compare", PHONE, "kcompressd"], "budgets differ, so the topologies are not comparable"),
     ],
 )
 def test_what_a_user_may_mistype_is_one_line_and_status_2(args, says):
@@ -177,20 +182,33 @@ def test_run_prints_a_table_of_100_columns(values):
     assert (ended.returncode, ended.stderr) == (0, "")
     assert max(map(len, ended.stdout.splitlines())) <= 100
     for word in ("pgsteal_anon", "allocstall", "refaults", "kcompressd", "values verified"):
-        assert word in ended.stdout
+        assert word in " ".join(ended.stdout.split())
     assert "reclaimactors compare --help" in ended.stdout
+
+
+def test_a_narrow_ascii_terminal_gets_a_narrow_ascii_table(values):
+    command = ["env", "COLUMNS=60", "PYTHONIOENCODING=ascii", *COMMAND]
+    ended = run("run", "kcompressd", "--input", values, *SHORT, command=command)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert max(map(len, ended.stdout.splitlines())) <= 60
+    assert "?" not in ended.stdout
 
 
 def test_json_is_one_object_that_describes_machine_and_results(values):
     ended = run(
         "compare", "kcompressd", "padata", "--input", values, "--json", "--workload", "phases",
-        "--budget", "4MiB", "--seconds", "2", "--seed", "7",
+        "--budget", "4MiB", "--seconds", "0.6", "--rounds", "2", "--seed", "7",
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, "")
     printed = json.loads(ended.stdout)
-    assert set(printed) == {"machine", "results"}
+    assert set(printed) == {
+        "machine", "workload", "seed", "seconds", "budget", "budgets", "input", "verdict",
+        "results",
+    }  # fmt: skip
+    assert (printed["seed"], printed["budget"]) == (7, 4 << 20)
     assert [result["topology"] for result in printed["results"]] == ["kcompressd", "padata"]
     for result in printed["results"]:
+        assert len(result["rounds"]) == 2
         assert result["workload"] == "phases"
         assert result["input_pages"] == 500
         assert result["vmstat"]["pgsteal_anon"] > 0
@@ -225,8 +243,9 @@ def test_ctrl_c_before_a_round_has_ended_says_so(values):
             assert json.loads(stdout)["interrupted"] is True
             assert json.loads(stdout)["unfinished"] == ["padata"]
         else:
-            assert "ended before the values were verified" in stdout
-            assert "values verified" not in stdout
+            said = " ".join(stdout.split())
+            assert "ended before the values were verified" in said
+            assert "values verified" not in said
 
 
 def test_results_have_the_name_of_the_topology_and_not_of_its_file(values, tmp_path):

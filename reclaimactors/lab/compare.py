@@ -1,31 +1,34 @@
 """Topologies compared: interleaved rounds of the same load, and what differed in a few sentences.
 
-Rounds go A B C A B C, so that what the machine does meanwhile meets all of them. A difference
-counts where every round of one beats the same round of the other; else it is within the spread.
+Rounds go A B C, C B A, A B C, so that what the machine does meanwhile meets all of them, and who
+comes first has no advantage. What counts as a difference is in `verdict.py`.
 """
 
 from __future__ import annotations
 
-from statistics import median
 from typing import TYPE_CHECKING
 
 import attrs
 
 from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.lab.figures import FIGURES
 from reclaimactors.lab.measure import Measurement
 from reclaimactors.lab.run import Result, RunFailed, measure_round
+from reclaimactors.lab.verdict import verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from reclaimactors.lab.run import Load
+    from reclaimactors.lab.verdict import Verdict
     from reclaimactors.topology import Topology
 
-__all__ = ["Comparison"]
+__all__ = ["MIN_ROUND_S", "Comparison"]
 
-ROUNDS = 3
+MOST_ROUNDS = 12  # where nobody asks for more: a pair is told apart well by so many
+ROUND_S = 0.8  # a good length: the budget is full in half of it
+MIN_ROUND_S = 0.1
 MAX_SHARE = 2.5  # all time, with verifying, at most by this longer than clients work
-MIN_ROUND_S = 0.5  # shorter rounds would measure the start and little else
 
 
 @attrs.define(eq=False)
@@ -36,32 +39,41 @@ class Comparison:
         topologies: name to topology, at least one.
         load: what is done to each.
         seconds: how long clients work, all rounds of all topologies together.
+        nr_rounds: of each topology; None: as many good ones as there is time for.
         on_round: called with (rounds begun before, rounds in all, topology's name) at each start.
     """
 
     topologies: Mapping[str, Topology]
     load: Load
     seconds: float
+    nr_rounds: int | None = None
     on_round: Callable[[int, int, str], None] = lambda _done, _total, _name: None
     rounds: dict[str, list[Measurement]] = attrs.field(
         init=False, factory=dict[str, list[Measurement]], repr=False
     )
 
     async def run(self) -> None:
-        """Run all rounds, fewer where verifying takes much longer than the clients work.
+        """Run all rounds; fewer, where no number was given and verifying takes long.
 
         Raises:
             RunFailed: if one fails; the message names its topology.
         """
-        nr_rounds = max(1, min(ROUNDS, int(self.seconds / len(self.topologies) / MIN_ROUND_S)))
+        nr_rounds = self.nr_rounds or self._rounds_in_time()
+        seconds = self.seconds / nr_rounds / len(self.topologies)
         started = perf_counter()
+        order = list(self.topologies)
         for turn in range(nr_rounds):
             elapsed = perf_counter() - started
-            if turn and elapsed * (turn + 1) > MAX_SHARE * self.seconds * turn:
+            late = turn and elapsed * (turn + 1) > MAX_SHARE * self.seconds * turn
+            if late and self.nr_rounds is None:
                 break
-            for number, name in enumerate(self.topologies, turn * len(self.topologies)):
-                self.on_round(number, nr_rounds * len(self.topologies), name)
-                await self._round(name, self.seconds / nr_rounds / len(self.topologies))
+            for number, name in enumerate(order, turn * len(order)):
+                self.on_round(number, nr_rounds * len(order), name)
+                await self._round(name, seconds)
+            order.reverse()
+
+    def _rounds_in_time(self) -> int:
+        return max(1, min(MOST_ROUNDS, int(self.seconds / len(self.topologies) / ROUND_S)))
 
     async def _round(self, name: str, seconds: float) -> None:
         measured = Measurement()
@@ -93,61 +105,49 @@ class Comparison:
             if not any(measured.finished for measured in rounds)
         ]
 
-    def sentence(self) -> str:
-        """Return what differed and by how much, whichever won: a line for each pair held together.
-
-        Each is held against the first, and the third against the second too (of the default ones:
-        padata against kcompressd). What was not finished is compared with nothing.
-        """
-        results, unfinished = self.results(), self.unfinished()
-        finished = [result for result in results if result.topology not in unfinished]
-        if len(finished) < 2:
-            return _alone(*(finished or results)[:1])
-        if not any(result.pgsteal_anon_per_s for result in finished):
-            return "Nothing was reclaimed: give them a smaller --budget or more --seconds."
-        first, *others = finished
-        pairs = [(other, first) for other in others]
-        if len(others) > 1:
-            pairs.insert(2, (others[1], others[0]))
-        return "\n".join(self._compared(*pair) for pair in pairs)
-
-    def _compared(self, one: Result, against: Result) -> str:
-        """Return one line on two of them; what callers felt need not favour who stole more."""
-        best, other = sorted(
-            (one, against), key=lambda result: result.pgsteal_anon_per_s, reverse=True
-        )
-        headline = self._headline(best, other)
-        return f"{one.topology} against {against.topology}: {headline} {_asides(one, against)}"
-
-    def _headline(self, best: Result, other: Result) -> str:
-        """Return by how much the best stole more than another, and if rounds agree on it."""
-        ratios = [
-            mine.pgsteal_anon_per_s / theirs.pgsteal_anon_per_s
-            for mine, theirs in zip(
-                self.rounds[best.topology], self.rounds[other.topology], strict=False
-            )
-            if theirs.pgsteal_anon_per_s and mine.seconds
+    def figures_of(self, name: str) -> list[dict[str, float]]:
+        """Return the figures of each round of a topology, by name."""
+        return [
+            {figure.name: figure.of(result) for figure in FIGURES}
+            for result in self._round_results(name)
         ]
-        rates = f"{best.pgsteal_anon_per_s:,.0f} against {other.pgsteal_anon_per_s:,.0f} pages/s"
-        if not best.pgsteal_anon_per_s:
-            return "neither reclaimed anything."
-        if not ratios:
-            return f"{best.topology} stole {rates} of {other.topology}, which reclaimed nothing."
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds"
-        if len(ratios) == 1:
-            return (
-                f"{best.topology} stole {ratios[0]:.2f} x what {other.topology} did ({rates}),"
-                " in one round, which is too few to tell a difference from chance."
-            )
-        if min(ratios) <= 1:
-            return (
-                f"{best.topology} and {other.topology} do not differ by more than their rounds do"
-                f" ({rates}; {spread})."
-            )
-        return (
-            f"{best.topology} stole {median(ratios):.2f} x what {other.topology} did"
-            f" ({rates}; {spread})."
-        )
+
+    def verdicts(self) -> list[Verdict]:
+        """Return what differed, pair by pair; what was not finished is compared with nothing."""
+        unfinished = self.unfinished()
+        finished = {
+            result.topology: result
+            for result in self.results()
+            if result.topology not in unfinished
+        }
+        if len(finished) < 2:
+            return []
+        return verdicts(finished, {name: self._round_results(name) for name in finished})
+
+    def sentences(self) -> list[str]:
+        """Return the verdicts in words, whichever won, or what there is to say without any."""
+        results = self.results()
+        if not results:
+            return ["Nothing was measured."]
+        if not any(result.pgsteal_anon_per_s for result in results):
+            return ["Nothing was reclaimed: give them a smaller --budget or more --seconds."]
+        found = self.verdicts()
+        if not found:
+            return [_alone(results[0])]
+        if not any(verdict.enough for verdict in found):
+            return [_too_few(found[0])]
+        return [verdict.sentence for verdict in found]
+
+    def sentence(self) -> str:
+        """Return the same, a line for each."""
+        return "\n".join(self.sentences())
+
+    def _round_results(self, name: str) -> list[Result]:
+        return [
+            Result.of(name, self.load, measured)
+            for measured in self.rounds[name]
+            if measured.finished
+        ]
 
 
 def _sum(rounds: list[Measurement]) -> Measurement:
@@ -157,25 +157,16 @@ def _sum(rounds: list[Measurement]) -> Measurement:
     return total
 
 
-def _alone(result: Result | None = None) -> str:
-    if result is None:
-        return "Nothing was measured."
+def _too_few(verdict: Verdict) -> str:
+    return (
+        f"Not enough rounds to tell a difference from chance: {verdict.rounds}, and it takes"
+        f" {verdict.needed} (--rounds {verdict.needed}, or more --seconds)."
+    )
+
+
+def _alone(result: Result) -> str:
     rate = f"{result.topology} stole {result.pgsteal_anon_per_s:,.0f} pages/s"
     if not result.bare_pages_per_s:
         return f"{rate}."
     bare = f"{result.bare_pages_per_s:,.0f} pages/s"
     return f"{rate}, {result.efficiency:.2f} x what its compressor alone does ({bare})."
-
-
-def _asides(one: Result, against: Result) -> str:
-    """Return what callers felt under the two."""
-    pairs = (
-        ("stall p99", one.stall_ms.p99, against.stall_ms.p99, " ms"),
-        ("loop lag p99", one.loop_lag_ms.p99, against.loop_lag_ms.p99, " ms"),
-        ("allocstall", one.allocstall, against.allocstall, ""),
-    )
-    felt = ", ".join(
-        f"{name} {mine:,.4g}{unit} against {theirs:,.4g}{unit}"
-        for name, mine, theirs, unit in pairs
-    )
-    return f"{felt[0].upper()}{felt[1:]}."

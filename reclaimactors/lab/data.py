@@ -13,6 +13,7 @@ import random
 import stat
 import sysconfig
 from bisect import bisect_right
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,7 @@ class Input:
 
     data: bytes = attrs.field(repr=lambda data: f"<{len(data)} B>")
     value_size: int
+    paths: Sequence[Path] = ()
     _nr: int = attrs.field(init=False, default=attrs.Factory(_count, takes_self=True))
 
     def __len__(self) -> int:
@@ -63,8 +65,9 @@ class Input:
         """Yield each of them once."""
         return (self.value(key, 0) for key in range(self._nr))
 
+    @cached_property
     def same_filled_share(self) -> float:
-        """Return the share, 0 to 1, of values that are one machine word repeated."""
+        """The share, 0 to 1, of values that are one machine word repeated."""
         return sum(map(_is_same_filled, self.values())) / len(self)
 
 
@@ -106,7 +109,7 @@ def load(
     if not data:
         msg = f"the input became empty while it was read, {files[0][0]} first; name stable files"
         raise InputError(msg)
-    return Input(data, value_size)
+    return Input(data, value_size, tuple(paths or default_paths()))
 
 
 def _files(path: Path) -> Iterator[tuple[Path, int]]:

@@ -113,6 +113,7 @@ class Measurement:
     bare_bytes: int = 0
     bare_s: float = 0.0
     all_in_ram: bool = False  #: what was swapped is blobs in this process
+    kswapd_in_loop: bool = False  #: kswapd compresses, and in the event loop
     finished: bool = False  #: it came to its end, verified; merged: one of them did
 
     @contextlib.contextmanager
@@ -151,6 +152,7 @@ class Measurement:
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.all_in_ram = other.all_in_ram
+        self.kswapd_in_loop = other.kswapd_in_loop
         self.finished |= other.finished
         self.vmstat.update(other.vmstat)
         self.vmstat.update({name: other.vmstat[name] - self.vmstat[name] for name in _GAUGES})

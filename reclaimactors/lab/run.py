@@ -86,6 +86,14 @@ class Faults:
 
 
 @attrs.frozen
+class PsiShares:
+    """Percent of the time in which somebody waited for memory, and in which nobody could run."""
+
+    some: float
+    full: float
+
+
+@attrs.frozen
 class Rss:
     """Resident bytes less shared ones, of the round that grew most."""
 
@@ -103,12 +111,17 @@ class Result:
     input_pages: int
     vmstat: Mapping[str, int] = attrs.field(repr=False)
     pgsteal_anon_per_s: float
+    refaults_per_s: float
     freed_mib_per_s: float
+    ops_per_s: float
     puts_per_s: float
+    gets_per_s: float
     allocstall: int
+    psi: PsiShares
     stall_ms: Stalls
     loop_lag_ms: Lag
     fault_us: Faults
+    in_loop_percent: float
     cpu_s: float
     workers_cpu_s: float
     cpus: int
@@ -134,21 +147,39 @@ class Result:
             input_pages=len(load.input),
             vmstat=dict(vmstat),
             pgsteal_anon_per_s=round(measured.pgsteal_anon_per_s, 1),
+            refaults_per_s=round(vmstat["workingset_refault_anon"] / seconds, 1),
             freed_mib_per_s=round(freed / seconds / MIB, 2),
+            ops_per_s=round((measured.puts + measured.gets) / seconds, 1),
             puts_per_s=round(measured.puts / seconds, 1),
+            gets_per_s=round(measured.gets / seconds, 1),
             allocstall=sum(nr for name, nr in vmstat.items() if name.startswith("allocstall")),
+            psi=PsiShares(
+                some=round(100 * measured.psi_some_s / seconds, 2),
+                full=round(100 * measured.psi_full_s / seconds, 2),
+            ),
             stall_ms=Stalls(round(measured.stalls.total * 1e3, 3), *_points(measured.stalls, 1e3)),
             loop_lag_ms=Lag(*_points(measured.lag, 1e3)),
             fault_us=Faults(*_points(measured.faults, 1e6)[:2]),
+            in_loop_percent=round(100 * _share_in_loop(measured), 1),
             cpu_s=round(measured.cpu_s, 3),
             workers_cpu_s=round(measured.workers_cpu_s, 3),
             cpus=usable_cpus(),
             rss_bytes=Rss(measured.rss_start, measured.rss_peak),
             compression_ratio=round(page_bytes / blob_bytes, 3) if blob_bytes else 0.0,
-            same_filled_share=round(load.input.same_filled_share(), 4),
+            same_filled_share=round(load.input.same_filled_share, 4),
             bare_pages_per_s=round(bare_per_s, 1),
             efficiency=round(measured.pgsteal_anon_per_s / bare_per_s, 3) if bare_per_s else 0.0,
         )
+
+
+def _share_in_loop(measured: Measurement) -> float:
+    """Return the share, 0 to 1, of kswapd's pages that it compressed in the event loop itself."""
+    if measured.kswapd_in_loop:
+        return 1.0
+    vmstat = measured.vmstat
+    here = vmstat["kcompressd_inline"] + vmstat["kcompressd_stolen"]
+    routed = vmstat["kcompressd_queued"] + vmstat["kcompressd_inline"]
+    return here / max(1, here, routed, vmstat["pgsteal_kswapd"])
 
 
 def _points(samples: Histogram, unit: float) -> tuple[float, float, float]:
@@ -180,6 +211,8 @@ async def measure_round(
         async with open_memory(topology) as memory:
             opened = True
             measured.all_in_ram = all_in_ram(topology)
+            compress = topology.compress
+            measured.kswapd_in_loop = compress.mode == compress.offload == "inline"
             await _drive(memory, load, seconds, measured)
     except (ReclaimError, TimeoutError, ExceptionGroup) as exc:
         cause = _first(exc)
@@ -206,7 +239,7 @@ async def _drive(memory: Memory, load: Load, seconds: float, measured: Measureme
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(measured.tick)
-            await WORKLOADS[load.workload](keys)
+            await WORKLOADS[load.workload].run(keys)
             tasks.cancel_scope.cancel()
     await keys.verify()
 

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from reclaimactors.memory import Memory
     from reclaimactors.topology import Topology
 
-__all__ = ["CLIENTS", "WORKLOADS", "Keys", "ValueDiffers", "all_in_ram", "eater", "phases", "scan",
-           "set_budgets"]  # fmt: skip
+__all__ = [
+    "CLIENTS", "WORKLOADS", "Keys", "ValueDiffers", "Workload", "all_in_ram", "eater", "phases",
+    "scan", "set_budgets",
+]  # fmt: skip
 
 CLIENTS = 8
 VERIFIERS = 64  # so that loads from a store come in batches
@@ -203,8 +205,32 @@ async def phases(keys: Keys) -> None:
         await keys.each_client(use, range(nr_keys)[start : start + app_size])
 
 
-WORKLOADS: Mapping[str, Callable[[Keys], Awaitable[None]]] = {
-    "eater": eater,
-    "scan": scan,
-    "phases": phases,
+@attrs.frozen
+class Workload:
+    """What clients do, and what that can and cannot show."""
+
+    run: Callable[[Keys], Awaitable[None]]
+    shows: str
+
+
+WORKLOADS: Mapping[str, Workload] = {
+    "eater": Workload(
+        eater,
+        "Clients of eater put and read as fast as they are served: that shows what each design"
+        " serves at its limit and who waits for room, and cannot show what a queue gains in a"
+        " burst, because clients that wait send less. Where a file is behind the pool, most of the"
+        " work is storing, which is the same in all designs.",
+    ),
+    "scan": Workload(
+        scan,
+        "Clients of scan read all keys in order, again and again: that shows what reading back"
+        " costs where nothing is read again soon, and cannot show how fast puts are served, or"
+        " whether a policy keeps what is hot.",
+    ),
+    "phases": Workload(
+        phases,
+        "Clients of phases work in the keys of one app, then of another, as fast as they are"
+        " served: that shows how fast apps switch, and cannot show what is done in the pauses that"
+        " a user makes.",
+    ),
 }

@@ -16,15 +16,15 @@ from reclaimactors.topology.spec import SwapSpec
 
 FIELDS = {
     "topology", "workload", "seconds", "input_pages", "vmstat", "pgsteal_anon_per_s",
-    "freed_mib_per_s", "puts_per_s", "allocstall", "stall_ms", "loop_lag_ms", "fault_us", "cpu_s",
-    "workers_cpu_s", "cpus", "rss_bytes", "compression_ratio", "same_filled_share",
-    "bare_pages_per_s", "efficiency",
+    "refaults_per_s", "freed_mib_per_s", "ops_per_s", "puts_per_s", "gets_per_s", "allocstall",
+    "psi", "stall_ms", "loop_lag_ms", "fault_us", "in_loop_percent", "cpu_s", "workers_cpu_s",
+    "cpus", "rss_bytes", "compression_ratio", "same_filled_share", "bare_pages_per_s", "efficiency",
 }  # fmt: skip
 
 
 def fake(**options) -> SimpleNamespace:
     """A topology that the fixture `opened` builds a fake memory of."""
-    compress = SimpleNamespace(compressor="lz4")
+    compress = SimpleNamespace(compressor="lz4", mode="kcompressd", offload="process")
     return SimpleNamespace(options=options, compress=compress, swap=(SwapSpec(),))
 
 
@@ -64,12 +64,20 @@ async def test_a_result_has_the_fields_of_the_contract(opened, source):
 async def test_rounds_are_interleaved(opened, source):
     topologies = {"a": fake(budget=4096), "b": fake(budget=8192)}
     begun = []
-    comparison = Comparison(topologies, Load(source), 3.0, lambda *now: begun.append(now))
+    notes = lambda *now: begun.append(now)  # noqa: E731
+    comparison = Comparison(topologies, Load(source), 0.06, 3, notes)
     await comparison.run()
-    assert [topology for topology, _ in opened] == [*topologies.values()] * 3
-    assert begun == [(i, 6, "ab"[i % 2]) for i in range(6)]
+    assert [topologies[name] for name in "abbaab"] == [topology for topology, _ in opened]
+    assert begun == [(i, 6, "abbaab"[i]) for i in range(6)]
     assert [result.topology for result in comparison.results()] == ["a", "b"]
-    assert " stole " in comparison.sentence() or "do not differ" in comparison.sentence()
+    assert len(comparison.figures_of("a")) == 3
+    assert comparison.sentence().startswith("Not enough rounds to tell a difference from chance: 3")
+
+
+@pytest.mark.parametrize(("seconds", "nr"), [(20.0, 8), (4.0, 1), (400.0, 12)])
+def test_there_are_as_many_rounds_as_there_is_time_for(source, seconds, nr):
+    topologies = {name: fake() for name in "abc"}
+    assert Comparison(topologies, Load(source), seconds)._rounds_in_time() == nr
 
 
 async def test_a_value_that_differs_fails_the_run_and_names_the_topology(opened, source):
@@ -89,58 +97,95 @@ async def test_what_cannot_be_opened_is_no_failed_run(opened, source):
         await Comparison({"a": BackendError("no room")}, Load(source), 0.1).run()
 
 
-def rounds(*stolen: int) -> list[Measurement]:
-    made = [Measurement(seconds=1.0, finished=True) for _ in stolen]
+def rounds(*stolen: int, **vmstat: int) -> list[Measurement]:
+    made = [Measurement(seconds=1.0, puts=1000, finished=True) for _ in stolen]
     for measured, nr in zip(made, stolen, strict=True):
-        measured.vmstat.update(pgsteal_anon=nr)
+        measured.vmstat.update(pgsteal_anon=nr, **vmstat)
     return made
+
+
+def compared(source, **each: list[Measurement]) -> Comparison:
+    comparison = Comparison({}, Load(source), 1.0)
+    comparison.rounds.update(each)
+    return comparison
+
+
+ALIKE = (100, 103, 98, 101)
 
 
 @pytest.mark.parametrize(
     ("a", "b", "says"),
     [
-        ((100, 100), (200, 220), "b stole 2.10 x what a did (210 against 100 pages/s; 2.00 to"),
-        ((200, 220), (100, 100), "a stole 2.10 x what b did"),
-        ((100, 120), (110, 115), "b and a do not differ by more than their rounds do"),
-        ((100,), (200,), "in one round, which is too few"),
-        ((0, 0), (200, 200), "a, which reclaimed nothing"),
+        (ALIKE, (200, 203, 198, 201), "b against a: more pgsteal_anon/s (200 against 100)."),
+        (ALIKE, (50, 53, 48, 51), "b against a: fewer pgsteal_anon/s (50 against 100)."),
+        (ALIKE, (99, 104, 97, 102), "they do not differ by more than their 4 rounds do (1,000 "),
+        (ALIKE[:3], (200, 203, 198), "Not enough rounds to tell a difference from chance: 3, and"),
         ((0, 0), (0, 0), "Nothing was reclaimed"),
         ((100,), (), "a stole 100 pages/s."),
     ],
 )
-def test_the_sentence_says_who_won_and_if_rounds_agree(source, a, b, says):
-    comparison = Comparison({}, Load(source), 1.0)
-    comparison.rounds.update(a=rounds(*a), b=rounds(*b))
-    assert says in comparison.sentence()
+def test_the_sentence_says_who_differs_and_if_rounds_agree(source, a, b, says):
+    assert says in compared(source, a=rounds(*a), b=rounds(*b)).sentence()
+
+
+def test_nothing_measured_says_so(source):
+    assert compared(source).sentence() == "Nothing was measured."
 
 
 def test_each_is_held_against_the_first_and_the_third_against_the_second(source):
-    comparison = Comparison({}, Load(source), 1.0)
-    comparison.rounds.update(a=rounds(1, 1), b=rounds(2, 2), c=rounds(3, 3), d=rounds(1, 2))
+    comparison = compared(source, **{name: rounds(*range(9, 18)) for name in "abcd"})
     lines = comparison.sentence().splitlines()
-    assert [line.partition(". ")[0].partition(" (")[0] for line in lines] == [
-        "b against a: b stole 2.00 x what a did",
-        "c against a: c stole 3.00 x what a did",
-        "c against b: c stole 1.50 x what b did",
-        "d against a: d and a do not differ by more than their rounds do",
+    assert [line.partition(":")[0] for line in lines] == [
+        "b against a",
+        "c against a",
+        "c against b",
+        "d against a",
     ]
 
 
-def test_what_callers_felt_is_said_in_the_order_of_the_names(source):
-    comparison = Comparison({}, Load(source), 1.0)
-    comparison.rounds.update(a=rounds(2), b=rounds(1))
-    comparison.rounds["a"][0].vmstat.update(allocstall_normal=7)
-    assert comparison.sentence().startswith("b against a: a stole 2.00 x")
-    assert comparison.sentence().endswith("allocstall 0 against 7.")
+def test_more_stolen_pages_that_come_back_are_no_gain(source):
+    a, b = rounds(*ALIKE, workingset_refault_anon=10), rounds(*[nr * 2 for nr in ALIKE])
+    for nr, measured in enumerate(b):
+        measured.vmstat["workingset_refault_anon"] = 90 + nr
+    (verdict,) = compared(source, a=a, b=b).verdicts()
+    assert [(each.figure.name, each.better) for each in verdict.differences] == [
+        ("refaults/s", 0),
+        ("pgsteal_anon/s", 0),
+    ]
+    assert verdict.sentence == (
+        "b against a: more refaults/s (92 against 10) and pgsteal_anon/s (201 against 100);"
+        " of what was stolen 45.5% came back, against 10.0%."
+    )
+    assert "better" not in verdict.sentence
+
+
+def test_what_callers_felt_is_better_or_worse(source):
+    a, b = rounds(*ALIKE), rounds(*ALIKE)
+    for nr, measured in enumerate(b):
+        measured.puts = 2000 + nr
+        measured.lag.add(0.020 + nr / 1000)
+        measured.psi_some_s = 0.5
+    for measured in a:
+        measured.lag.add(0.001)
+        measured.psi_some_s = 0.1
+    (verdict,) = compared(source, a=a, b=b).verdicts()
+    assert verdict.sentence == (
+        "b against a: better in ops/s (2,002 against 1,000);"
+        " worse in PSI some (50.0 against 10.0 %) and loop lag p99 (23.00 against 1.00 ms)."
+    )
+    said = verdict.as_dict()
+    assert said["differs"]["ops/s"] | {"chance": 0} == {
+        "topology": 2001.5, "against": 1000.0, "better": True, "chance": 0,
+    }  # fmt: skip
+    assert (said["rounds"], said["enough_rounds"]) == (4, True)
 
 
 def test_what_was_not_finished_is_compared_with_nothing(source):
-    comparison = Comparison({}, Load(source), 1.0)
-    comparison.rounds.update(a=rounds(1, 1), b=rounds(5, 5), c=[Measurement(seconds=0.1)])
+    stopped = [Measurement(seconds=0.1)]
+    comparison = compared(source, a=rounds(*ALIKE), b=rounds(*ALIKE), c=stopped)
     assert comparison.unfinished() == ["c"]
     assert [result.topology for result in comparison.results()] == ["a", "b", "c"]
-    assert comparison.sentence().startswith("b against a: b stole 5.00 x")
-    assert "c" not in comparison.sentence().split()
+    assert [verdict.one for verdict in comparison.verdicts()] == ["b"]
 
 
 async def test_a_round_that_came_to_its_end_is_finished(opened, source):

@@ -51,13 +51,13 @@ def test_a_long_input_is_drawn_by_the_seed_and_held_to_its_limit(tmp_path):
 def test_the_same_filled_share_counts_one_repeated_word(tmp_path):
     zero, word, text = bytes(4096), b"12345678" * 512, b"123456789" * 455 + b"1"
     (tmp_path / "f").write_bytes(zero + word + text + text)
-    assert load([tmp_path]).same_filled_share() == 0.5
+    assert load([tmp_path]).same_filled_share == 0.5
 
 
 def test_the_default_is_the_library_of_this_python():
     held = load(limit=64 * 4096)
     assert len(held) == 64
-    assert held.same_filled_share() < 1
+    assert held.same_filled_share < 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ async def worked(memory, source, name, *, seed=1, operations=600) -> Keys:
     """Run a workload until the memory was asked so many things."""
     stop = lambda: len(memory.asked) >= operations  # noqa: E731
     keys = Keys(memory, source, memory.budget, seed, Measurement(), stop)
-    await WORKLOADS[name](keys)
+    await WORKLOADS[name].run(keys)
     return keys
 
 
