@@ -173,7 +173,7 @@ class Memory:
         #: called in the task of a put that has waited for room, with its seconds, as it ends
         self.on_stall: Callable[[float], None] | None = None
         self._callers = self._thread  # whose calls are served: nobody's once it is closed
-        self._admission = Admission(machine)
+        self._admission = Admission(machine, brake=topology.brake)
         self._faults = Faults(machine)
         self._pins = Pins(machine, self._admission, self._faults)
         self._batches = Batches(

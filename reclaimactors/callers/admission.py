@@ -12,6 +12,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from reclaimactors.actors.machine import LATE_S, PATIENCE_S
+from reclaimactors.callers.brake_line import BrakeLine
 from reclaimactors.callers.stall import Stall
 from reclaimactors.errors import OutOfMemory
 from reclaimactors.mm.brake import Brake
@@ -26,14 +27,19 @@ __all__ = ["Admission"]
 
 
 class Admission:
-    """The way in of one machine."""
+    """The way in of one machine.
 
-    def __init__(self, machine: Machine) -> None:
+    Args:
+        machine: whose it is.
+        brake: False where nobody is to wait above *min*.
+    """
+
+    def __init__(self, machine: Machine, *, brake: bool = True) -> None:
         self._m = machine
         self._turn = anyio.Lock(fast_acquire=True)
-        self._brake_turn = anyio.Lock(fast_acquire=True)
-        self._brake = Brake(machine.node, machine.ledger, batch=machine.pipeline.batch_bytes)
-        machine.node.root.lets = self._brake.lets
+        owed = Brake(machine.node, machine.ledger, batch=machine.pipeline.batch_bytes, on=brake)
+        machine.node.root.lets = owed.lets
+        self.brake = BrakeLine(machine, owed).wait
         self.queued = 0  #: callers who wait for room, the one whose turn it is included
 
     async def reserve(self, need_of: Callable[[], int], stall: Stall | None = None) -> int:
@@ -152,49 +158,6 @@ class Admission:
                     raise anyio.WouldBlock
                 raise self.out_of_memory(need_of())
         return need
-
-    async def brake(self, size: int, stall: Stall) -> None:
-        """Wait, after a reservation for `size` bytes, while too much is owed (`mm.brake`).
-
-        The first who came goes first, and only he is woken. Nobody waits where nobody is at work
-        (kswapd sleeps, or has looked at everything, and nothing is in flight but at a late store),
-        or where a store holds kswapd up; and while the workers are late, who waits reclaims a
-        slice for himself.
-        """
-        machine, brake = self._m, self._brake
-        brake.owe(size)
-        if machine.node.memcg.free < machine.node.marks.low:
-            machine.wake_kswapd()
-        if not brake.holds and not brake.waiting:
-            return
-        brake.waiting += 1
-        try:
-            with stall:
-                async with self._brake_turn:
-                    if brake.holds:
-                        await self._wait_for_payment(stall)
-        finally:
-            brake.waiting -= 1
-
-    async def _wait_for_payment(self, stall: Stall) -> None:
-        machine, brake = self._m, self._brake
-        while brake.holds and not machine.kswapd.throttled:
-            done = not machine.background.awake or machine.node.scan.seen_all
-            if done and not machine.node.writeback.awaits(of_late=False):
-                brake.forgive()
-                return
-            paid = not machine.late
-            if paid:
-                with anyio.move_on_after(LATE_S) as scope:
-                    await machine.verdicts.wait()
-                paid = not scope.cancelled_caught
-            if not paid:
-                freed = stall.reclaim()
-                if not freed and machine.node.scan.seen_all:
-                    brake.forgive()  # none but a store could pay, and that may take its time
-                    return
-                await checkpoint()
-            machine.check_open()
 
     def must_fit(self, size: int, overhead: int) -> None:
         """Raise OutOfMemory at once for what could not fit with everything else reclaimed.

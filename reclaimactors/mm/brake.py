@@ -6,6 +6,10 @@ caller waits only once the debt passes an allowance: a worker's batch at *low*, 
 it is work that is waited for, never time: who owes next to nothing waits next to nothing, an idle
 machine never brakes, and a slow one brakes harder. (The kernel has no such slope; its allocators
 fall from the fast path straight into direct reclaim. The slope keeps a burst from getting there.)
+
+A caller who has to wait is told how many bytes must be freed first, counted since the start: what
+was owed before him and his own share, less the allowance. What others owe after him does not hold
+him up. Who comes while others wait, waits behind them.
 """
 
 from __future__ import annotations
@@ -26,25 +30,47 @@ class Brake:
         node: whose free memory it looks at.
         ledger: whose freed bytes pay.
         batch: bytes that a worker takes at a time: the allowance at *low*.
+        on: False for the kernel's rule: nobody owes anything above *min*.
     """
 
-    def __init__(self, node: Node, ledger: Ledger, *, batch: int) -> None:
+    def __init__(self, node: Node, ledger: Ledger, *, batch: int, on: bool = True) -> None:
         self._node = node
         self._ledger = ledger
         self._batch = batch
-        self.debt = 0
+        self._on = on
+        self._due = 0  # bytes freed since the start, at which nobody owes anything
         self.waiting = 0  #: callers who wait in it: who comes later waits behind them
-        self._paid = ledger.freed_total
 
-    def owe(self, size: int) -> None:
-        """A put of `size` bytes has reserved its room; free memory is as it will be after it."""
-        self._settle()
-        self.debt += self._node.marks.brake(self._node.memcg.free, size)
+    @property
+    def debt(self) -> int:
+        """Bytes that are owed now; at *low* none are."""
+        if self._node.memcg.free >= self._node.marks.low:
+            return 0
+        return max(0, self._due - self._ledger.freed_total)
+
+    def owe(self, size: int) -> int:
+        """A put of `size` bytes has reserved its room; free memory is as it will be after it.
+
+        Returns:
+            What `paid` is to be asked about: bytes freed since the start.
+        """
+        free, freed = self._node.memcg.free, self._ledger.freed_total
+        if not self._on or free >= self._node.marks.low:
+            self.forgive()
+            return freed
+        self._due = max(self._due, freed) + self._node.marks.brake(free, size)
+        return self._due - self._allowance(free)
+
+    def paid(self, mark: int) -> bool:
+        """Whether the caller whom `owe` told this `mark` may go on."""
+        if self._ledger.freed_total >= mark:
+            return True
+        return self._node.memcg.free >= self._node.marks.low
 
     def lets(self, size: int, free: int, need: int) -> bool:
         """Let a put of `size` bytes go on at once if it needs not wait; then it owes for that.
 
-        The sums are those of `owe` and `holds`, written out: each put under pressure comes by here.
+        The sums are those of `owe` and `paid`, written out: each put under pressure comes by here.
 
         Args:
             size: bytes.
@@ -57,37 +83,22 @@ class Brake:
         marks = self._node.marks
         if self.waiting or free < marks.min:
             return False
+        if not self._on:
+            return True
         freed = self._ledger.freed_total
-        debt = self.debt - freed + self._paid
-        if debt < 0 or free + need >= marks.low:
-            debt = 0
-        self._paid = freed
+        due = self._due
+        if due < freed or free + need >= marks.low:
+            due = freed
         band = marks.low - marks.min
-        owes = debt + size * (marks.low - free) // band
-        if owes > self._batch * (free - marks.min) // band:
-            self.debt = debt
+        due += size * (marks.low - free) // band
+        if due - freed > self._batch * (free - marks.min) // band:
             return False
-        self.debt = owes
+        self._due = due
         return True
 
     def forgive(self) -> None:
-        """Nobody is at work who could pay."""
-        self._settle()
-        self.debt = 0
-
-    @property
-    def holds(self) -> bool:
-        """Whether the next caller is to wait."""
-        self._settle()
-        return self.debt > self._allowance(self._node.memcg.free)
-
-    def _settle(self) -> None:
-        """Pay with what reclaim has freed; at *low* nobody owes anything."""
-        freed = self._ledger.freed_total
-        self.debt = max(0, self.debt - (freed - self._paid))
-        self._paid = freed
-        if self._node.memcg.free >= self._node.marks.low:
-            self.debt = 0
+        """Nobody owes anything: memory is at *low*, or nobody is at work who could pay."""
+        self._due = self._ledger.freed_total
 
     def _allowance(self, free: int) -> int:
         marks = self._node.marks

@@ -46,7 +46,7 @@ def explain(topology: Topology) -> list[str]:
         ),
         (
             f"free below {format_size(mid)}: kswapd wakes, and sleeps again at "
-            f"{format_size(high)}; puts are slowed down to {format_size(low)}, and reclaim for "
+            f"{format_size(high)}; puts {_above_min(topology)} {format_size(low)}, and reclaim for "
             "themselves below it"
         ),
         _who(topology),
@@ -65,6 +65,10 @@ def explain(topology: Topology) -> list[str]:
     lines += _tiers(topology)
     lines += [capacity(topology, ratio) for ratio in (1, 2, 3)]
     return lines + keys(topology)
+
+
+def _above_min(topology: Topology) -> str:
+    return "are slowed down to" if topology.brake else "do not wait down to"
 
 
 def _who(topology: Topology) -> str:

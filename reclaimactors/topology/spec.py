@@ -292,6 +292,10 @@ class Topology:
     )
     """When reclaim starts and stops."""
 
+    brake: bool = attrs.field(default=True, converter=lambda value: checks.flag("brake", value))
+    """Whether puts between low and min wait once they owe more than reclaim has freed. Default
+    true; false is the kernel's rule: nobody waits above min."""
+
     nodes: int = attrs.field(
         default=1,
         converter=lambda value: checks.integer("nodes", value, 1, 1, "(there are no more yet)"),

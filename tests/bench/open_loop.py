@@ -61,7 +61,9 @@ TOPOLOGIES: dict[str, tuple[str, dict[str, Any]]] = {
     "no pressure": ("kcompressd", {"budget": 16 * BUDGET}),
     "kcompressd": ("kcompressd", {}),
     "kcompressd, wait": ("kcompressd", {"compress": {"on_full": "wait"}}),
+    "kcompressd, no brake": ("kcompressd", {"brake": False}),
     "kswapd_only": ("kswapd_only", {}),
+    "kswapd_only, no brake": ("kswapd_only", {"brake": False}),
     "kswapd_only_inline": ("kswapd_only_inline", {}),
     "padata": ("padata", {"compress": {"workers": 2}}),
 }

@@ -30,85 +30,97 @@ def brake(free):
     return node, ledger, Brake(node, ledger, batch=BATCH)
 
 
+def waits(it, size):
+    """Owe for a put, and say whether it has to wait."""
+    return not it.paid(it.owe(size))
+
+
 @pytest.mark.parametrize("free", [LOW, LOW + 1, 900])
 def test_nothing_is_owed_at_low(free):
     _, _, it = brake(free)
-    it.owe(10_000)
-    assert (it.debt, it.holds) == (0, False)
+    assert not waits(it, 10_000)
+    assert it.debt == 0
 
 
 def test_who_owes_next_to_nothing_does_not_wait():
     _, _, it = brake(LOW - 2)
-    it.owe(100)
+    assert not waits(it, 100)
     assert it.debt == 1
-    assert not it.holds
 
 
 def test_puts_add_up_until_they_are_more_than_a_share_of_a_batch():
     _, _, it = brake(200)  # half way: half of each put is owed, half of a batch is allowed
-    it.owe(40)
-    it.owe(40)
-    assert not it.holds
-    it.owe(4)
-    assert it.holds
+    assert not waits(it, 40)
+    assert not waits(it, 40)
+    assert waits(it, 4)
 
 
 def test_at_min_nothing_is_allowed():
     _, _, it = brake(MIN)
-    it.owe(1)
-    assert it.holds
+    assert waits(it, 1)
 
 
 def test_what_reclaim_frees_pays():
     _, ledger, it = brake(MIN)
-    it.owe(50)
+    mark = it.owe(50)
     ledger.freed_total += 49
-    assert it.holds
+    assert not it.paid(mark)
     ledger.freed_total += 1
-    assert not it.holds
+    assert it.paid(mark)
+
+
+def test_each_waits_for_his_own_share_and_for_those_before_him():
+    _, ledger, it = brake(MIN)
+    marks = [it.owe(size) for size in (50, 20, 30)]
+    paid = []
+    for _ in range(100):
+        ledger.freed_total += 1
+        paid.append([it.paid(mark) for mark in marks].count(True))
+    assert [paid.index(nr) + 1 for nr in (1, 2, 3)] == [50, 70, 100]
 
 
 def test_what_was_freed_before_pays_nothing():
     _, ledger, it = brake(MIN)
     ledger.freed_total += 1000
-    it.owe(50)
+    mark = it.owe(50)
     assert it.debt == 50
+    assert not it.paid(mark)
 
 
 def test_memory_that_others_give_back_lets_go_only_at_low():
     node, _, it = brake(MIN)
-    it.owe(200)
+    mark = it.owe(200)
     node.free(LOW - 1)
-    assert it.holds
+    assert not it.paid(mark)
     node.free(LOW)
-    assert not it.holds
+    assert it.paid(mark)
     assert it.debt == 0
 
 
 def test_a_reservation_that_is_given_back_pays_nothing():
     node, _, it = brake(MIN + 100)
-    it.owe(200)
+    mark = it.owe(200)
     node.memcg.reserve(100)
-    assert it.holds
     node.memcg.unreserve(100)
-    assert it.holds
+    assert not it.paid(mark)
     assert node.memcg.freed_total == 0
 
 
 def test_where_nobody_is_at_work_the_debt_is_forgiven():
-    _, _, it = brake(MIN)
+    _, _, it = brake(200)
     it.owe(200)
     it.forgive()
-    assert not it.holds
+    assert it.debt == 0
+    assert not waits(it, 10)
 
 
 def test_a_put_that_may_go_on_owes_at_once_what_it_would_have_owed():
     _, _, it = brake(250)
     assert it.lets(50, 200, 50)  # half way after it: half is owed, half of a batch allowed
-    assert it.debt == 25
     _, _, other = brake(200)
     other.owe(50)
-    assert other.debt == it.debt
+    it._node.free(200)
+    assert it.debt == other.debt == 25
 
 
 @pytest.mark.parametrize(
@@ -125,3 +137,12 @@ def test_nobody_overtakes_those_who_wait():
     _, _, it = brake(LOW)
     it.waiting = 1
     assert not it.lets(1, LOW, 0)
+
+
+@pytest.mark.parametrize(("free", "goes_on"), [(LOW - 1, True), (MIN, True), (MIN - 1, False)])
+def test_without_a_brake_nobody_owes_anything_above_min(free, goes_on):
+    node = Node(free)
+    it = Brake(node, Ledger(), batch=BATCH, on=False)
+    assert it.lets(10_000, free, 0) is goes_on
+    assert not waits(it, 10_000)
+    assert it.debt == 0
