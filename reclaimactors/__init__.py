@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from reclaimactors.actors.health import Health
     from reclaimactors.advice import Advice
     from reclaimactors.backends.zram import ZramBackend
+    from reclaimactors.blocking import BlockingMemory, open_blocking
     from reclaimactors.callers.pressure import PressureTrigger
     from reclaimactors.cpu.psi import Pressure, PressureLine
     from reclaimactors.errors import (
@@ -43,6 +44,7 @@ __all__ = [
     "BackendError",
     "BackendFull",
     "BatchCompressor",
+    "BlockingMemory",
     "Buffer",
     "Compressor",
     "CorruptData",
@@ -64,6 +66,7 @@ __all__ = [
     "Usage",
     "Verdict",
     "ZramBackend",
+    "open_blocking",
     "open_memory",
 ]
 
@@ -84,6 +87,7 @@ _HOMES = {
     "actors.health": ("Health",),
     "advice": ("Advice",),
     "backends.zram": ("ZramBackend",),
+    "blocking": ("BlockingMemory", "open_blocking"),
     "callers.pressure": ("PressureTrigger",),
     "errors": (
         "BackendError",

@@ -28,6 +28,8 @@ class Opening:
     they live in the block that opened it.
     """
 
+    kind: type[Memory] = Memory  #: what it gives
+
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
         self._entered = False
@@ -53,7 +55,7 @@ class Opening:
         self._entered = True
         machine = await build(self._topology)
         _say_if_not_alone(machine)
-        memory = Memory(self._topology, machine)
+        memory = self.kind(self._topology, machine)
         life = InBlock if machine.loop.native is None else OwnTask
         self._life = life(memory, machine, self._topology.close_timeout)
         await self._life.begin()

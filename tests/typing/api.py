@@ -96,6 +96,34 @@ async def batches(memory: ra.Memory) -> None:
     assert_type(await memory.delete_many(["key", 8]), int)
 
 
+def block(other: Mapping[str, bytes]) -> None:
+    """A memory for threads."""
+    with ra.open_blocking("kcompressd", budget="8MiB", swap=[]) as store:
+        assert_type(store, ra.BlockingMemory)
+        store["key"] = b"bytes"
+        store[("a", "tuple")] = bytearray(10)
+        assert_type(store["key"], bytes)
+        assert_type(store.get("key"), bytes | None)
+        assert_type(store.get("key", 0), bytes | int)
+        assert_type(store.pop("key"), bytes)
+        assert_type(store.pop("key", 0), bytes | int)
+        assert_type(store.setdefault("key", b"bytes"), bytes)
+        assert_type(store.put_if("key", b"new", b"bytes"), bool)
+        assert_type(store.get_many(["key"]), dict[Hashable, bytes])
+        assert_type(store.delete_many(["key"]), int)
+        store.put_many(other)
+        store.update(other, key=b"bytes")
+        assert_type(list(store), list[Hashable])
+        assert_type(list(store.items()), list[tuple[Hashable, bytes]])
+        assert_type(store.run(size_of, "key", times=2), int)
+        assert_type(store.memory.usage(), ra.Usage)
+
+
+async def size_of(memory: ra.Memory, key: str, *, times: int) -> int:
+    """Several steps."""
+    return len(await memory.get(key)) * times
+
+
 async def openings(topology: ra.Topology) -> None:
     """Every way to say which topology, and to change it."""
     async with ra.open_memory() as memory:
