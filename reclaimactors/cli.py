@@ -15,7 +15,7 @@ import signal
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import anyio
 import attrs
@@ -26,10 +26,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from reclaimactors import __version__
 from reclaimactors.errors import ReclaimError
 from reclaimactors.lab import table
+from reclaimactors.lab.catalog import WORKLOADS
 from reclaimactors.lab.compare import MIN_ROUND_S, Comparison
 from reclaimactors.lab.data import load as load_input
 from reclaimactors.lab.run import Load, RunFailed
-from reclaimactors.lab.workload import WORKLOADS, set_budgets
+from reclaimactors.lab.workload import set_budgets
 from reclaimactors.opening import open_memory
 from reclaimactors.registry import known
 from reclaimactors.topology import builtin_names, explain, resolve
@@ -48,6 +49,7 @@ DEFAULT_COMPARED = ("kswapd_only", "kcompressd", "padata", "kswapd_only_inline")
 RUN_S, COMPARE_S = 10.0, 20.0
 MIN_S, MAX_S = 0.1, 86_400.0
 MOST_WIDTH = 100  # characters of a line, where the terminal has as many
+IN_RAM_POOL_PERCENT = 80  # where a pool is all that takes cold pages
 INTERRUPTED = 130
 # typer names no class for wrong usage, and may or may not bring a click of its own.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
@@ -125,9 +127,8 @@ _STORY = """Try Linux's memory reclaim as actors, on your own data.
 When memory runs low, Linux compresses what is cold. The thread that looks for cold pages (kswapd)
 did the compressing too, and phones stalled; so that work moved to a second thread (kcompressd), and
 one may ask whether a pool of them (padata) does better. This program builds each of these designs,
-a [b]topology[/b], in its own process, lets clients put four times more data than the memory budget
-allows, and shows in the kernel's own words how each one fared. It needs no root, and changes
-nothing outside."""
+a [b]topology[/b], lets clients put more data than the memory budget allows, and shows in the
+kernel's own words how each one fared. It needs no root, and changes nothing outside."""
 
 _EXAMPLES = """[b]Examples[/b]
 
@@ -144,7 +145,8 @@ reclaimactors check my-topology.toml  [dim]# what would it build?[/dim]
 
 _ROWS_HELP = """[b]Rows[/b]
 
-[b]ops/s[/b]: puts and gets a second.
+[b]ops/s[/b]: puts and gets a second; [b]late[/b]: how long after it was due a request was served,
+where requests are due by a schedule.
 
 [b]stall[/b]: how long puts waited for room, one that did not wait counting as 0; [b]loop lag[/b]:
 how late the event loop was; [b]fault[/b]: how long a get took that was no pure hit.
@@ -209,7 +211,7 @@ def compare(
     ] = None,
     *,
     inputs: Inputs = None,
-    workload: WorkloadName = "eater",
+    workload: WorkloadName = "launch",
     seconds: Seconds = COMPARE_S,
     budget: Budget = None,
     seed: Seed = 0,
@@ -334,7 +336,8 @@ def _comparison(
     names: Sequence[str], load: Load, budget: str | None, seconds: float, rounds: int | None
 ) -> Comparison:
     """Return what is to be run, refused where it could not be told apart."""
-    named = _resolve(names, budget)
+    in_ram = WORKLOADS[load.workload].scheduled and not set(names) - set(builtin_names())
+    named = _resolve(names, budget, in_ram=in_ram)
     if len({topology.budget for topology in named.values()}) > 1:
         each = ", ".join(f"{name} {format_size(one.budget)}" for name, one in named.items())
         msg = f"budgets differ, so the topologies are not comparable: {each}; give all --budget"
@@ -350,9 +353,11 @@ def _comparison(
     return Comparison(named, load, seconds, rounds)
 
 
-def _resolve(names: Sequence[str], budget: str | None) -> dict[str, Topology]:
+def _resolve(names: Sequence[str], budget: str | None, *, in_ram: bool) -> dict[str, Topology]:
     """Return topologies by the names that results give them; one may be compared with itself."""
-    overrides = {} if budget is None else {"budget": budget}
+    overrides: dict[str, Any] = {} if budget is None else {"budget": budget}
+    if in_ram:
+        overrides |= {"swap": [], "zswap": {"max_pool_percent": IN_RAM_POOL_PERCENT}}
     named: dict[str, Topology] = {}
     met: Counter[str] = Counter()
     for asked in names:

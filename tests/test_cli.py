@@ -97,7 +97,7 @@ def test_check_says_what_means_nothing_in_a_mode(tmp_path):
         (["run", "kcompressd", "--seconds", "soon"], "--seconds"),
         (["run", "kcompressd", "--seconds", "nan"], "--seconds nan"),
         (["run", "kcompressd", "--seconds", "-1"], "--seconds -1"),
-        (["run", "kcompressd", "--workload", "sleeper"], "known: eater, scan, phases"),
+        (["run", "kcompressd", "--workload", "sleeper"], "known: launch, steady, eater"),
         (["run", "kcompressd", "--budget", "12XB"], "12XB"),
         (["run", "kcompressd", "--budget", "1"], "budget"),
         (["run", "kcompressd", "--budget", "1PiB"], "this machine has"),
@@ -202,8 +202,8 @@ def test_json_is_one_object_that_describes_machine_and_results(values):
     assert (ended.returncode, ended.stderr) == (0, "")
     printed = json.loads(ended.stdout)
     assert set(printed) == {
-        "machine", "workload", "seed", "seconds", "budget", "budgets", "input", "verdict",
-        "results",
+        "machine", "workload", "seed", "seconds", "budget", "budgets", "limit_per_s", "input",
+        "verdict", "results",
     }  # fmt: skip
     assert (printed["seed"], printed["budget"]) == (7, 4 << 20)
     assert [result["topology"] for result in printed["results"]] == ["kcompressd", "padata"]
@@ -251,7 +251,8 @@ def test_ctrl_c_before_a_round_has_ended_says_so(values):
 def test_results_have_the_name_of_the_topology_and_not_of_its_file(values, tmp_path):
     path = tmp_path / "file.toml"
     path.write_text('name = "mine"\n[[swap]]\nbackend = "file"')
-    ended = run("compare", path, "kswapd_only_inline", path, "--input", values, "--json", *SHORT)
+    names = (path, "kswapd_only_inline", path)
+    ended = run("compare", *names, "--input", values, "--workload", "eater", "--json", *SHORT)
     names = [result["topology"] for result in json.loads(ended.stdout)["results"]]
     assert names == ["mine", "kswapd_only_inline", "mine #2"]
 
@@ -290,7 +291,10 @@ main()
 
 def test_a_value_that_differs_is_one_line_and_status_1(values):
     lying = [sys.executable, "-c", CORRUPT]
-    ended = run("compare", "kcompressd", "padata", "--input", values, *SHORT, command=lying)
+    ended = run(
+        "compare", "kcompressd", "padata", "--input", values, "--workload", "eater", *SHORT,
+        command=lying,
+    )  # fmt: skip
     assert_one_line(ended, 1, "kcompressd", "key ")
 
 

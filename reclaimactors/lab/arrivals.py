@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-__all__ = ["Served", "open_loop", "steady"]
+__all__ = ["Served", "bursts", "open_loop", "steady"]
 
 CLIENTS = 8
 LINE = 1000  #: requests in the stream at most; more are still due, and join it as it empties
@@ -56,6 +56,29 @@ def steady(rate: float, seed: int) -> Iterator[float]:
     while True:
         due += gap(rate)
         yield due
+
+
+def bursts(
+    rate: float, seconds: float, calm_rate: float, calm_s: float, seed: int
+) -> Iterator[float]:
+    """Yield for ever when requests are due: bursts, and calm between them, each a Poisson process.
+
+    Args:
+        rate: requests a second in a burst, on average.
+        seconds: how long a burst is; the first begins at once.
+        calm_rate: requests a second between bursts, more than 0.
+        calm_s: how long the calm between two bursts is.
+        seed: decides the gaps.
+
+    Yields:
+        Seconds from the start, ascending.
+    """
+    in_burst = rate * seconds
+    in_both = in_burst + calm_rate * calm_s
+    for nr in steady(1.0, seed):  # how many are expected until then
+        period, rest = divmod(nr, in_both)
+        at = rest / rate if rest < in_burst else seconds + (rest - in_burst) / calm_rate
+        yield period * (seconds + calm_s) + at
 
 
 async def open_loop(

@@ -6,18 +6,19 @@ comes first has no advantage. What counts as a difference is in `verdict.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
 from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.lab.catalog import WORKLOADS
 from reclaimactors.lab.figures import FIGURES
 from reclaimactors.lab.measure import Measurement
-from reclaimactors.lab.run import Result, RunFailed, measure_round
+from reclaimactors.lab.run import Result, RunFailed, limit_of, measure_round
 from reclaimactors.lab.verdict import verdicts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from reclaimactors.lab.run import Load
     from reclaimactors.lab.verdict import Verdict
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["MIN_ROUND_S", "Comparison"]
 
+T = TypeVar("T")
+
 MOST_ROUNDS = 12  # where nobody asks for more: a pair is told apart well by so many
 ROUND_S = 0.8  # a good length: the budget is full in half of it
 MIN_ROUND_S = 0.1
-MAX_SHARE = 2.5  # all time, with verifying, at most by this longer than clients work
+MAX_SHARE = 2.75  # all time, with filling and verifying, over that in which clients work
 
 
 @attrs.define(eq=False)
@@ -62,6 +65,11 @@ class Comparison:
         seconds = self.seconds / nr_rounds / len(self.topologies)
         started = perf_counter()
         order = list(self.topologies)
+        if WORKLOADS[self.load.workload].scheduled and not self.load.limit:
+            first = order[0]
+            self.on_round(0, nr_rounds * len(order), first)
+            limit = await self._named(first, limit_of(self.topologies[first], self.load))
+            self.load = attrs.evolve(self.load, limit=limit)
         for turn in range(nr_rounds):
             elapsed = perf_counter() - started
             late = turn and elapsed * (turn + 1) > MAX_SHARE * self.seconds * turn
@@ -78,8 +86,12 @@ class Comparison:
     async def _round(self, name: str, seconds: float) -> None:
         measured = Measurement()
         self.rounds.setdefault(name, []).append(measured)
+        await self._named(name, measure_round(self.topologies[name], self.load, seconds, measured))
+
+    async def _named(self, name: str, run: Awaitable[T]) -> T:
+        """Return what a run returns; if it fails, the message names its topology."""
         try:
-            await measure_round(self.topologies[name], self.load, seconds, measured)
+            return await run
         except RunFailed as exc:
             msg = f"topology {name}: {exc}"
             raise RunFailed(msg) from exc
@@ -136,7 +148,11 @@ class Comparison:
             return [_alone(results[0])]
         if not any(verdict.enough for verdict in found):
             return [_too_few(found[0])]
-        return [verdict.sentence for verdict in found]
+        sentences = [verdict.sentence for verdict in found]
+        if not any(verdict.differences for verdict in found):
+            instead = WORKLOADS[self.load.workload].instead
+            sentences.append(f"Another workload may tell them apart: {instead}.")
+        return sentences
 
     def sentence(self) -> str:
         """Return the same, a line for each."""

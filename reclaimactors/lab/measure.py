@@ -104,6 +104,7 @@ class Measurement:
     vmstat: Counter[str] = attrs.field(factory=Counter[str], repr=False)
     stalls: Histogram = attrs.field(factory=Histogram)
     faults: Histogram = attrs.field(factory=Histogram)
+    late: Histogram = attrs.field(factory=Histogram)
     lag: Histogram = attrs.field(factory=Histogram)
     cpu_s: float = 0.0
     workers_cpu_s: float = 0.0
@@ -158,6 +159,7 @@ class Measurement:
         self.vmstat.update({name: other.vmstat[name] - self.vmstat[name] for name in _GAUGES})
         self.stalls.merge(other.stalls)
         self.faults.merge(other.faults)
+        self.late.merge(other.late)
         self.lag.merge(other.lag)
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import itertools
 import platform
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -17,22 +18,27 @@ import attrs
 from reclaimactors import __version__, registry
 from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.errors import OutOfMemory, ReclaimError
+from reclaimactors.lab.catalog import WORKLOADS
 from reclaimactors.lab.measure import Histogram, Measurement, rss_bytes
-from reclaimactors.lab.workload import SET_BUDGETS, WORKLOADS, Keys, all_in_ram
+from reclaimactors.lab.requests import limit
+from reclaimactors.lab.workload import SET_BUDGETS, Keys, all_in_ram
 from reclaimactors.log import log
 from reclaimactors.opening import open_memory
 from reclaimactors.topology.cpus import usable_cpus
 from reclaimactors.units import MIB, PAGE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     from reclaimactors.lab.data import Input
     from reclaimactors.memory import Memory
     from reclaimactors.topology import Topology
 
-__all__ = ["Load", "Result", "RunFailed", "machine", "measure_round", "run_topology"]
+__all__ = [
+    "Load", "Result", "RunFailed", "limit_of", "machine", "measure_round", "run_topology",
+]  # fmt: skip
 
+LIMIT_S = 0.7  # how long it is measured what a topology serves at its limit
 BARE_S = 0.1  # how long the compressor runs alone in each round
 GRACE_S = 30.0  # how much later than its time a round's workload may end
 
@@ -50,12 +56,14 @@ class Load:
         workload: a name of `WORKLOADS`.
         seed: decides what clients do.
         budgets: the size of the set of keys, in budgets.
+        limit: requests a second of which scheduled ones are a share; 0 where none are.
     """
 
     input: Input
     workload: str = attrs.field(default="eater", validator=attrs.validators.in_(WORKLOADS))
     seed: int = 0
     budgets: float = SET_BUDGETS
+    limit: float = 0.0
 
 
 @attrs.frozen
@@ -71,6 +79,15 @@ class Stalls:
 @attrs.frozen
 class Lag:
     """Milliseconds by which a timer of the event loop was late."""
+
+    p50: float
+    p99: float
+    max: float
+
+
+@attrs.frozen
+class Late:
+    """Milliseconds from when a request was due until it was served; 0 where none was scheduled."""
 
     p50: float
     p99: float
@@ -119,6 +136,7 @@ class Result:
     allocstall: int
     psi: PsiShares
     stall_ms: Stalls
+    late_ms: Late
     loop_lag_ms: Lag
     fault_us: Faults
     in_loop_percent: float
@@ -158,6 +176,7 @@ class Result:
                 full=round(100 * measured.psi_full_s / seconds, 2),
             ),
             stall_ms=Stalls(round(measured.stalls.total * 1e3, 3), *_points(measured.stalls, 1e3)),
+            late_ms=Late(*_points(measured.late, 1e3)),
             loop_lag_ms=Lag(*_points(measured.lag, 1e3)),
             fault_us=Faults(*_points(measured.faults, 1e6)[:2]),
             in_loop_percent=round(100 * _share_in_loop(measured), 1),
@@ -206,41 +225,65 @@ async def measure_round(
     """
     gc.collect()  # the last round's values are not this round's RSS
     measured.rss_start = measured.rss_peak = rss_bytes()
+    async with _opened(topology, load) as memory:
+        compress = topology.compress
+        measured.all_in_ram = all_in_ram(topology)
+        measured.kswapd_in_loop = compress.mode == compress.offload == "inline"
+        await _drive(memory, load, seconds, measured)
+    _measure_bare(topology, load.input, measured)
+    measured.finished = True
+
+
+async def limit_of(topology: Topology, load: Load) -> float:
+    """Return how many requests a second a topology serves where some are always waiting.
+
+    Raises:
+        RunFailed, ReclaimError: as `measure_round`.
+    """
+    async with _opened(topology, load) as memory:
+        keys = _keys(memory, load, LIMIT_S, Measurement())
+        with anyio.fail_after(LIMIT_S + GRACE_S):
+            await WORKLOADS[load.workload].prepare(keys)
+            return await limit(keys)
+
+
+@asynccontextmanager
+async def _opened(topology: Topology, load: Load) -> AsyncGenerator[Memory]:
+    """Open a memory; what fails in the body is a failed run, what fails before is not."""
     opened = False
     try:
         async with open_memory(topology) as memory:
             opened = True
-            measured.all_in_ram = all_in_ram(topology)
-            compress = topology.compress
-            measured.kswapd_in_loop = compress.mode == compress.offload == "inline"
-            await _drive(memory, load, seconds, measured)
+            yield memory
     except (ReclaimError, TimeoutError, ExceptionGroup) as exc:
         cause = _first(exc)
         if not opened:
             raise cause from exc
         raise RunFailed(_why(cause, load)) from exc
-    _measure_bare(topology, load.input, measured)
-    measured.finished = True
+
+
+def _keys(memory: Memory, load: Load, seconds: float, measured: Measurement) -> Keys:
+    ends = perf_counter() + seconds
+    budget = memory.usage().budget
+    stop = lambda: perf_counter() >= ends  # noqa: E731 - it is asked after each operation
+    return Keys(
+        memory, load.input, budget, load.seed, measured, stop, load.budgets, seconds, load.limit
+    )
 
 
 async def _drive(memory: Memory, load: Load, seconds: float, measured: Measurement) -> None:
     """Let the workload's clients loose on a memory for a time, then verify every value."""
-    budget = memory.usage().budget
-    with measured.measuring(memory), anyio.fail_after(seconds + GRACE_S):
-        ends = perf_counter() + seconds
-        keys = Keys(
-            memory,
-            load.input,
-            budget,
-            load.seed,
-            measured,
-            lambda: perf_counter() >= ends,
-            load.budgets,
-        )
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(measured.tick)
-            await WORKLOADS[load.workload].run(keys)
-            tasks.cancel_scope.cancel()
+    workload = WORKLOADS[load.workload]
+    with anyio.fail_after(seconds + GRACE_S):
+        before = _keys(memory, load, seconds, Measurement())
+        await workload.prepare(before)
+        with measured.measuring(memory):
+            keys = _keys(memory, load, seconds, measured)
+            keys.versions = before.versions
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(measured.tick)
+                await workload.run(keys)
+                tasks.cancel_scope.cancel()
     await keys.verify()
 
 

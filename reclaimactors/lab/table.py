@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from reclaimactors.lab.catalog import WORKLOADS
 from reclaimactors.lab.figures import FIGURES
 from reclaimactors.lab.run import machine
-from reclaimactors.lab.workload import WORKLOADS
 from reclaimactors.topology.cpus import usable_cpus
 from reclaimactors.units import format_size
 
@@ -62,6 +62,7 @@ def as_json(comparison: Comparison, *, interrupted: bool) -> str:
         "seconds": comparison.seconds,
         "budget": next(iter(comparison.topologies.values())).budget,
         "budgets": load.budgets,
+        "limit_per_s": round(load.limit, 1),
         "input": {
             "paths": [str(path) for path in load.input.paths],
             "pages": len(load.input),
@@ -86,11 +87,12 @@ def _heading(comparison: Comparison) -> str:
     verified = f"{comparison.verified:,} values verified"
     if not comparison.verified:
         verified = "it ended before the values were verified"
+    limit = f" a limit of {load.limit:,.0f} ops/s," if load.limit else ""
     return (
         f"{load.workload} on {len(load.input):,} pages of input"
         f" ({load.input.same_filled_share:.1%} same-filled),"
         f" {load.budgets:g} x the budget of {' or '.join(sorted(budgets))},"
-        f" {nr} round{'s' * (nr > 1)},"
+        f"{limit} {nr} round{'s' * (nr > 1)},"
         f" {usable_cpus()} CPUs; {verified}"
     )
 

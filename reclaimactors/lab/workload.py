@@ -20,7 +20,7 @@ from reclaimactors.errors import ReclaimError
 from reclaimactors.topology.capacity import is_outside
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable
 
     from reclaimactors.lab.data import Input
     from reclaimactors.lab.measure import Measurement
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from reclaimactors.topology import Topology
 
 __all__ = [
-    "CLIENTS", "WORKLOADS", "Keys", "ValueDiffers", "Workload", "all_in_ram", "eater", "phases",
-    "scan", "set_budgets",
+    "CLIENTS", "Keys", "ValueDiffers", "all_in_ram", "eater", "phases", "scan", "set_budgets",
+    "zipf",
 ]  # fmt: skip
 
 CLIENTS = 8
@@ -68,6 +68,8 @@ class Keys:
         measured: where waits and faults are counted.
         stop: says that clients shall end after the operation in hand.
         budgets: the size of the set of keys, in budgets.
+        seconds: how long clients work.
+        limit: requests a second of which scheduled ones are a share.
     """
 
     memory: Memory
@@ -77,6 +79,8 @@ class Keys:
     measured: Measurement
     stop: Callable[[], bool]
     budgets: float = SET_BUDGETS
+    seconds: float = 0.0
+    limit: float = 0.0
     versions: array[int] = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -203,34 +207,3 @@ async def phases(keys: Keys) -> None:
     while not keys.stop():
         start = rng.randrange(0, nr_keys, app_size)
         await keys.each_client(use, range(nr_keys)[start : start + app_size])
-
-
-@attrs.frozen
-class Workload:
-    """What clients do, and what that can and cannot show."""
-
-    run: Callable[[Keys], Awaitable[None]]
-    shows: str
-
-
-WORKLOADS: Mapping[str, Workload] = {
-    "eater": Workload(
-        eater,
-        "Clients of eater put and read as fast as they are served: that shows what each design"
-        " serves at its limit and who waits for room, and cannot show what a queue gains in a"
-        " burst, because clients that wait send less. Where a file is behind the pool, most of the"
-        " work is storing, which is the same in all designs.",
-    ),
-    "scan": Workload(
-        scan,
-        "Clients of scan read all keys in order, again and again: that shows what reading back"
-        " costs where nothing is read again soon, and cannot show how fast puts are served, or"
-        " whether a policy keeps what is hot.",
-    ),
-    "phases": Workload(
-        phases,
-        "Clients of phases work in the keys of one app, then of another, as fast as they are"
-        " served: that shows how fast apps switch, and cannot show what is done in the pauses that"
-        " a user makes.",
-    ),
-}

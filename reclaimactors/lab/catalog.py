@@ -1,0 +1,89 @@
+"""Workloads by name: what clients do, and what that can and cannot show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from reclaimactors.lab import requests, workload
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from reclaimactors.lab.workload import Keys
+
+__all__ = ["WORKLOADS", "Workload"]
+
+
+async def _nothing(_: Keys) -> None:
+    """Begin with an empty memory."""
+
+
+@attrs.frozen
+class Workload:
+    """What clients do.
+
+    Attributes:
+        run: until the time is over.
+        shows: in words, what that can and cannot show.
+        instead: a workload that may show a difference where this one shows none, and why.
+        prepare: what is done before, and not measured.
+        scheduled: whether requests are due by a schedule, at shares of a limit; and whether
+            built-in topologies have no store then, so that compressing is all there is to do.
+    """
+
+    run: Callable[[Keys], Awaitable[None]]
+    shows: str
+    instead: str
+    prepare: Callable[[Keys], Awaitable[None]] = _nothing
+    scheduled: bool = False
+
+
+_LAUNCH = "--workload launch keeps all in RAM and asks in bursts, whoever waits"
+
+WORKLOADS: Mapping[str, Workload] = {
+    "launch": Workload(
+        requests.launch,
+        "In launch apps start and are used: requests come in bursts at"
+        f" {requests.BURST:g} x what the first topology serves at its limit and at"
+        f" {requests.CALM:g} x between them, whoever waits, and all is in RAM: that shows how late"
+        " requests are served where compressing is what counts, and cannot show how much is served"
+        " at the limit, or what a store costs.",
+        "--workload eater asks as fast as it is served, and shows the limits",
+        requests.fill,
+        scheduled=True,
+    ),
+    "steady": Workload(
+        requests.steadily,
+        "In steady requests come at"
+        f" {requests.STEADY:g} x what the first topology serves at its limit, whoever waits, and"
+        " all is in RAM: that shows how late they are served under an even load, and cannot show"
+        " what becomes of a burst, or what a store costs.",
+        _LAUNCH,
+        requests.fill,
+        scheduled=True,
+    ),
+    "eater": Workload(
+        workload.eater,
+        "Clients of eater put and read as fast as they are served: that shows what each design"
+        " serves at its limit and who waits for room, and cannot show what a queue gains in a"
+        " burst, because clients that wait send less. Where a file is behind the pool, most of the"
+        " work is storing, which is the same in all designs.",
+        _LAUNCH,
+    ),
+    "scan": Workload(
+        workload.scan,
+        "Clients of scan read all keys in order, again and again: that shows what reading back"
+        " costs where nothing is read again soon, and cannot show how fast puts are served, or"
+        " whether a policy keeps what is hot.",
+        _LAUNCH,
+    ),
+    "phases": Workload(
+        workload.phases,
+        "Clients of phases work in the keys of one app, then of another, as fast as they are"
+        " served: that shows how fast apps switch, and cannot show what is done in the pauses that"
+        " a user makes.",
+        _LAUNCH,
+    ),
+}
