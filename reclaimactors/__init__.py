@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Buffer,
         Compressor,
         DeactivatingPolicy,
+        Offload,
         Policy,
         Verdict,
     )
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     )
     from reclaimactors.memory import Memory, SwapInfo, Usage
     from reclaimactors.opening import open_memory
+    from reclaimactors.squeezed import Squeezed
     from reclaimactors.topology import SwapSpec, Topology
 
 __version__ = "0.1.0"
@@ -51,6 +53,7 @@ __all__ = [
     "DeactivatingPolicy",
     "Health",
     "Memory",
+    "Offload",
     "OutOfMemory",
     "PluginError",
     "Policy",
@@ -59,6 +62,7 @@ __all__ = [
     "PressureTrigger",
     "ProtocolViolation",
     "ReclaimError",
+    "Squeezed",
     "SwapInfo",
     "SwapSpec",
     "Topology",
@@ -81,6 +85,7 @@ _HOMES = {
         "Buffer",
         "Compressor",
         "DeactivatingPolicy",
+        "Offload",
         "Policy",
         "Verdict",
     ),
@@ -102,6 +107,7 @@ _HOMES = {
     "memory": ("Memory", "SwapInfo", "Usage"),
     "cpu.psi": ("Pressure", "PressureLine"),
     "opening": ("open_memory",),
+    "squeezed": ("Squeezed",),
     "topology": ("SwapSpec", "Topology"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -1,8 +1,8 @@
-"""The three plugin contracts: compressor, backend, policy.
+"""The four plugin contracts: compressor, backend, policy, offload.
 
-A plugin is one object that has these methods. `Compressor` and `Policy` are protocols: inheriting
-is optional. A backend inherits from `Backend`, which gives the defaults. A plugin imports nothing
-but this package's public names.
+A plugin is one object that has these methods. `Compressor`, `Policy` and `Offload` are protocols:
+inheriting is optional. A backend inherits from `Backend`, which gives the defaults. A plugin
+imports nothing but this package's public names.
 
 Each contract speaks in two voices: what the core guarantees, and what the plugin must do. The
 suites of `reclaimactors.testing` quote the second word for word when a plugin breaks it.
@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
 
+    from reclaimactors.squeezed import Squeezed
+
 __all__ = [
     "Backend",
     "BatchCompressor",
     "Buffer",
     "Compressor",
     "DeactivatingPolicy",
+    "Offload",
     "Policy",
     "Verdict",
 ]
@@ -331,5 +334,69 @@ class DeactivatingPolicy(Policy, Protocol):
         """Make a folio on the lists the next to be isolated, its reads forgotten.
 
         One that is isolated stays so.
+        """
+        ...
+
+
+@runtime_checkable
+class Offload(Protocol):
+    """Compresses whole batches on CPUs of its own, while the event loop goes on.
+
+    A topology names it: ``offload = "native"``. Its factory gets, beside its options, what it takes
+    of `compressor` (the object that the topology names), `workers` (batches that are compressed at
+    the same instant) and `nice` (niceness to add), and refuses with a `PluginError` a compressor
+    that it cannot do.
+
+    The core guarantees:
+
+    - All calls come from the event loop's thread, `open` first; it may be opened again once `close`
+      has returned True.
+    - A page is a `bytes` object, and no two calls change the same list.
+    - In a forked child nothing but `close` is called.
+
+    The offload must keep these rules:
+
+    - None of its methods waits for a batch. `close` may wait for some milliseconds.
+    - Each batch is collected once, in any order. Its rows are those of the `Compressor`: the blobs,
+      byte for byte, and a crc32 of what a store would get.
+    - It holds its pages until they are collected, and changes none of them.
+    - What its compressor cannot do is a row of kind FAIL or NOMEM, never an exception of `collect`.
+    - Blobs are made in `collect`, so that they lie in the same malloc arena as all that stays.
+    """
+
+    @property
+    def staging(self) -> int:
+        """Bytes of its buffers, which are outside the budget. Read from any thread."""
+        ...
+
+    def open(self) -> int:
+        """Start; return a descriptor that is readable while there is something to collect.
+
+        Raises:
+            OSError: if it cannot start now. The event loop compresses then, and it is tried again.
+        """
+        ...
+
+    def submit(self, pages: Sequence[bytes], *, of_sources: bool) -> int:
+        """Take a batch, and return its number, which no other batch has.
+
+        Args:
+            pages: the sources of its folios.
+            of_sources: whether the crc32 is of each source, also where there is a blob.
+
+        Raises:
+            MemoryError: if there is no memory for it. The event loop compresses it then.
+        """
+        ...
+
+    def collect(self) -> tuple[int, Squeezed] | None:
+        """Return the number and the rows of a batch that is done, None where there is none."""
+        ...
+
+    def close(self) -> bool:
+        """Stop, drop every batch, and let go of the descriptor; return whether that is done.
+
+        It is called again until it has returned True: until then a page may still be looked at. In
+        a forked child, whose threads are the parent's, it closes what it inherited, and is done.
         """
         ...

@@ -249,10 +249,10 @@ async def _open_once(topology: Topology) -> None:
 
 @app.command()
 def plugins() -> None:
-    """List the compressors, backends and policies that a topology can name here."""
+    """List the compressors, backends, policies and offloads that a topology can name here."""
     lines = [
         f"{kind.ljust(12)} {name.ljust(16)} {origin}"
-        for kind in ("compressors", "backends", "policies")
+        for kind in ("compressors", "backends", "policies", "offloads")
         for name, origin in known(kind)
     ]
     _print("\n".join(lines))

@@ -89,7 +89,7 @@ class Usage:
             keys cost beside.
         free: what is left; the watermarks look at it.
         swapped: bytes on swap devices, outside the budget.
-        staging: fixed buffers shared with worker processes, outside the budget.
+        staging: buffers shared with worker processes or an offload plugin, outside the budget.
         oldest_queued_s: how many seconds the oldest page in the FIFO has waited by now; 0.0 where
             nothing waits.
     """

@@ -1,4 +1,4 @@
-"""From a name to a plugin: compressors, backends and policies.
+"""From a name to a plugin: compressors, backends, policies and offloads.
 
 A name is resolved as built-in, entry point, then ``"package.module:attr"``. All of them name a
 factory (a class or a function), called with the options as keyword arguments; an explicit object
@@ -28,13 +28,29 @@ from reclaimactors.errors import BackendError, PluginError, ReclaimError, Topolo
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from reclaimactors.abc import Compressor, Policy
+    from reclaimactors.abc import Compressor, Offload, Policy
 
-__all__ = ["Kind", "PluginRef", "build", "is_in_this_process", "known", "let_go", "take", "use_up"]
+__all__ = [
+    "Kind",
+    "PluginRef",
+    "build",
+    "elsewhere",
+    "is_in_this_process",
+    "known",
+    "let_go",
+    "preload",
+    "take",
+    "use_up",
+]
 
-Kind = Literal["compressors", "backends", "policies"]
+Kind = Literal["compressors", "backends", "policies", "offloads"]
 
-_WORD: dict[str, str] = {"compressors": "compressor", "backends": "backend", "policies": "policy"}
+_WORD: dict[str, str] = {
+    "compressors": "compressor",
+    "backends": "backend",
+    "policies": "policy",
+    "offloads": "offload",
+}
 
 _BUILT_IN: dict[str, dict[str, str]] = {
     "compressors": {
@@ -51,15 +67,20 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "active_inactive": "reclaimactors.policies.active_inactive:ActiveInactive",
         "mglru": "reclaimactors.policies.mglru:Mglru",
     },
+    "offloads": {},  # those of this package are wired to the machine in `topology.build`
 }
 
 # Plugins of this project that are installed apart, by (kind, name).
-_ELSEWHERE = {("compressors", "zstd"): "reclaimactors-zstd"}
+_ELSEWHERE = {
+    ("compressors", "zstd"): "reclaimactors-zstd",
+    ("offloads", "native"): "reclaimactors-native",
+}
 
 _CONTRACT: dict[str, tuple[str, ...]] = {
     "compressors": ("name", "compress", "decompress"),
     "backends": ("open", "aclose", "store_many", "load_many", "invalidate_many"),
     "policies": ("insert", "access", "remove", "isolate", "putback", "shadow", "age"),
+    "offloads": ("open", "submit", "collect", "close"),
 }
 
 
@@ -131,11 +152,13 @@ def build(kind: Literal["compressors"], ref: PluginRef, /, **defaults: object) -
 def build(kind: Literal["backends"], ref: PluginRef, /, **defaults: object) -> Backend: ...
 @overload
 def build(kind: Literal["policies"], ref: PluginRef, /, **defaults: object) -> Policy: ...
+@overload
+def build(kind: Literal["offloads"], ref: PluginRef, /, **defaults: object) -> Offload: ...
 def build(kind: Kind, ref: PluginRef, /, **defaults: object) -> Any:
     """Return the plugin that `ref` names, or its explicit object.
 
     Args:
-        kind: "compressors", "backends" or "policies".
+        kind: "compressors", "backends", "policies" or "offloads".
         ref: name and options, or an object.
         defaults: what a factory of the kind gets besides if it takes it, as `pages` for policies.
 
@@ -183,6 +206,13 @@ def is_in_this_process(ref: PluginRef) -> bool:
     except PluginError:
         return False
     return bool(getattr(factory, "in_this_process", hasattr(factory, "footprint")))
+
+
+def elsewhere(kind: str) -> list[tuple[str, str]]:
+    """Return (name, distribution) of this project's plugins that are not installed here."""
+    here = dict(known(kind))
+    apart = [(name, other) for (of_kind, name), other in _ELSEWHERE.items() if of_kind == kind]
+    return [(name, other) for name, other in apart if name not in here]
 
 
 def preload(kind: Kind, ref: PluginRef) -> None:

@@ -4,7 +4,7 @@
   for the state machine of a memory, at a quarter of a second of CPU an example).
 - `@pytest.mark.asyncio(loop_factories=["virtual"])` runs a test under the virtual clock, ["uvloop"]
   on uvloop, ["asyncio", "uvloop"] on both; without it, on plain asyncio.
-- A test that leaves a worker thread or a nameless file open fails.
+- A test that leaves a thread of ours or a nameless file open fails.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,10 @@ def _nothing_leaks() -> Iterator[None]:
 def _held() -> set[object]:
     """Return our worker threads and our open files without a name."""
     held: set[object] = {t for t in threading.enumerate() if t.name.startswith("AnyIO worker")}
+    for task in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # it has ended
+            if task.read_text().startswith("reclaim-native"):  # Python does not know these
+                held.add(task)
     folder = Path("/proc/self/fd")
     for fd in folder.iterdir() if folder.exists() else ():
         try:

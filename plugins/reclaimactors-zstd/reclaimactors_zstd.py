@@ -38,11 +38,11 @@ class Zstd:
     name = "zstd"
 
     def __init__(self, level: int = 3) -> None:
-        self._level = level
+        self.level = level  #: read by offloads that call zstd themselves
         self._contexts = _Contexts(level)
 
     def __reduce__(self) -> tuple[type[Zstd], tuple[int]]:
-        return Zstd, (self._level,)
+        return Zstd, (self.level,)
 
     def compress(self, data: Buffer) -> bytes:
         """Return the frame of `data`, which says its size."""

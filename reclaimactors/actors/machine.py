@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from reclaimactors.mm.batch import FolioBatch
     from reclaimactors.mm.group import Group
     from reclaimactors.mm.node import Node
-    from reclaimactors.offload import Offload
+    from reclaimactors.offload import Squeezer
 
 __all__ = ["LATE_S", "PATIENCE_S", "RETRY_S", "Machine"]
 
@@ -50,7 +50,7 @@ class Machine:
         self,
         node: Node,
         compressor: Compressor,
-        offload: Offload,
+        offload: Squeezer,
         pipeline: Pipeline,
         *,
         mode: str,

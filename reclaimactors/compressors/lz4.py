@@ -28,11 +28,11 @@ class Lz4:
     def __init__(self, acceleration: int = 1) -> None:
         if type(acceleration) is not int or acceleration not in range(1, 65538):
             raise ValueError(f"acceleration is {acceleration!r}; it is 1 to 65537")
-        self._acceleration = acceleration
+        self.acceleration = acceleration  #: read by offloads that call lz4 themselves
 
     def compress(self, data: Buffer) -> bytes:
         """Return the block."""
-        return lz4_compress(data, mode="fast", acceleration=self._acceleration, store_size=False)
+        return lz4_compress(data, mode="fast", acceleration=self.acceleration, store_size=False)
 
     def decompress(self, blob: Buffer, size: int) -> bytes:
         """Return exactly `size` bytes, or raise CorruptData."""

@@ -14,10 +14,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
-import attrs
-
 from reclaimactors.abc import Verdict
 from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.squeezed import BLOB, FAIL, NOMEM, POOR, SAME_FILLED, Squeezed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
@@ -90,37 +89,7 @@ def gate(
     return Gate.QUEUED if fifo_room else Gate.FIFO_FULL
 
 
-BLOB: Final = 0  #: compressed to at most 15/16
-SAME_FILLED: Final = 1  #: one machine word repeated
-POOR: Final = 2  #: incompressible: the blob would free next to nothing
-FAIL: Final = 3  #: the compressor raised
-NOMEM: Final = 4  #: the compressor raised MemoryError: there was none for the blob
-WHY: Final = 300  #: characters that are kept of what it raised
-
-
-@attrs.define(eq=False)
-class Squeezed:
-    """What compressing a batch gave, in columns: folio i is row i."""
-
-    kinds: bytearray  #: one of the five above
-    blobs: list[bytes | None]  #: the blob where the kind is BLOB
-    values: list[int]  #: the word of a SAME_FILLED folio; else a crc32 of what a store gets, or 0
-    of_sources: bool = False  #: whether those are of the sources, also where there is a blob
-    why: str = ""  #: what the compressor raised on the first row that is a FAIL, if it raised
-
-    def extend(self, other: Squeezed) -> None:
-        """Put the rows of another one behind these."""
-        self.why = self.why or other.why
-        self.kinds += other.kinds
-        self.blobs += other.blobs
-        self.values += other.values
-
-    def rows(self, start: int, stop: int) -> Squeezed:
-        """Return rows `start` to `stop` as columns of their own."""
-        rows = slice(start, stop)
-        kinds = self.kinds[rows]
-        why = self.why if FAIL in kinds else ""
-        return Squeezed(kinds, self.blobs[rows], self.values[rows], self.of_sources, why)
+WHY: Final = 300  #: characters that are kept of what a compressor raised
 
 
 def same_filled(data: bytes) -> int | None:

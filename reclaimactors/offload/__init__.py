@@ -1,7 +1,7 @@
-"""On whose CPU a batch is compressed: the event loop's own, a thread's, or a worker process's.
+"""On whose CPU a batch is compressed: the loop's own, a thread's, a worker process's, a plugin's.
 
-An `Offload` takes the bytes of a batch and gives the rows of `reclaimactors.mm.page_io.Squeezed`;
-it knows nothing of folios, budgets or actors. Blobs that stay are allocated in the event loop's
+A `Squeezer` takes the bytes of a batch and gives the rows of `reclaimactors.squeezed`; it knows
+nothing of folios, budgets or actors. Blobs that stay are allocated in the event loop's
 thread, so that they share one malloc arena with everything else that the program holds.
 
 Nothing is imported here: a worker process loads this package on its way to `worker`.
@@ -12,12 +12,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from reclaimactors.mm.page_io import Squeezed
+    from reclaimactors.squeezed import Squeezed
 
-__all__ = ["Offload"]
+__all__ = ["Squeezer"]
 
 
-class Offload(Protocol):
+class Squeezer(Protocol):
     """Where batches are compressed."""
 
     workers: int

@@ -17,6 +17,7 @@ from reclaimactors.testing.faults import (
     GatedCompressor,
     ThreadGate,
 )
+from reclaimactors.testing.offload import OffloadTests
 from reclaimactors.testing.policy import PolicyTests
 from reclaimactors.testing.rules import ContractBroken
 
@@ -30,6 +31,7 @@ __all__ = [
     "Finding",
     "Gate",
     "GatedCompressor",
+    "OffloadTests",
     "PolicyTests",
     "ThreadGate",
     "VirtualClockLoop",

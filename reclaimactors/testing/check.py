@@ -10,6 +10,7 @@ import attrs
 from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.testing.backend import BackendTests
 from reclaimactors.testing.compressor import CompressorTests
+from reclaimactors.testing.offload import OffloadTests
 from reclaimactors.testing.policy import PolicyTests
 from reclaimactors.testing.rules import ContractBroken, Suite, checks_of
 
@@ -24,6 +25,7 @@ _SUITES: dict[str, tuple[type[Suite], str]] = {
     "compressors": (CompressorTests, "make_compressor"),
     "backends": (BackendTests, "make_backend"),
     "policies": (PolicyTests, "make_policy"),
+    "offloads": (OffloadTests, "make_offload"),
 }
 
 
@@ -63,14 +65,15 @@ def suite_of(kind: Kind, make: Callable[..., object], **attributes: object) -> t
     """Return a suite for the plugins that `make` makes.
 
     Args:
-        kind: "compressors", "backends" or "policies".
-        make: is called without arguments, for a policy with the pages of its budget.
+        kind: "compressors", "backends", "policies" or "offloads".
+        make: is called without arguments, for a policy with the pages of its budget, for an offload
+            with a compressor and a number of workers.
         attributes: of the suite besides, as ``patience_s=5.0``.
     """
     base, method = _SUITES[kind]
 
-    def made(_suite: Suite, *pages: int) -> object:
-        return make(*pages)
+    def made(_suite: Suite, *arguments: object) -> object:
+        return make(*arguments)
 
     attributes[method] = made
     return type(f"Test{base.__name__}", (base,), attributes)

@@ -21,19 +21,21 @@ from reclaimactors.mm.vmstat import MAX_ORDER, Vmstat, order_of
 from reclaimactors.mm.watermark import Watermarks
 from reclaimactors.mm.zswap import Zswap
 from reclaimactors.offload.inline import InlineOffload
+from reclaimactors.offload.plugged import PluggedOffload
 from reclaimactors.offload.process import ProcessOffload
 from reclaimactors.offload.thread import ThreadOffload
+from reclaimactors.registry import PluginRef
 from reclaimactors.threads import lend
 from reclaimactors.topology import checks
 from reclaimactors.topology.memory_limit import too_large
+from reclaimactors.topology.spec import OFFLOADS
 from reclaimactors.topology.swapon import close_backends, swapon
 from reclaimactors.units import format_size, nr_pages
 
 if TYPE_CHECKING:
-    from reclaimactors.abc import Compressor, Policy
+    from reclaimactors.abc import Compressor, Offload, Policy
     from reclaimactors.log import Log
-    from reclaimactors.offload import Offload
-    from reclaimactors.registry import PluginRef
+    from reclaimactors.offload import Squeezer
     from reclaimactors.topology.spec import Topology
 
 __all__ = ["build", "pipeline_of", "preload", "try_plugins"]
@@ -73,6 +75,8 @@ def preload(topology: Topology) -> None:
     registry.preload("policies", topology.policy)
     for spec in topology.swap:
         registry.preload("backends", spec.backend)
+    if topology.compress.offload not in OFFLOADS:
+        registry.preload("offloads", PluginRef(topology.compress.offload))
 
 
 def try_plugins(topology: Topology) -> None:
@@ -81,7 +85,9 @@ def try_plugins(topology: Topology) -> None:
     Raises:
         PluginError: if one cannot be had, or refuses its options.
     """
-    _compressor(topology)
+    compressor = _compressor(topology)
+    if topology.compress.offload not in OFFLOADS:
+        _plugin_offload(topology, compressor)
     _policy(topology)
     for i, spec in enumerate(topology.swap):
         with checks.within(f"swap[{i}].backend"):
@@ -91,6 +97,18 @@ def try_plugins(topology: Topology) -> None:
 def _compressor(topology: Topology) -> Compressor:
     with checks.within("compress.compressor"):
         return registry.build("compressors", topology.compress.compressor)
+
+
+def _plugin_offload(topology: Topology, compressor: Compressor) -> Offload:
+    compress = topology.compress
+    with checks.within("compress.offload"):
+        return registry.build(
+            "offloads",
+            PluginRef(compress.offload),
+            compressor=compressor,
+            workers=compress.nr_workers,
+            nice=compress.nice,
+        )
 
 
 def _policy(topology: Topology) -> Policy:
@@ -131,7 +149,7 @@ def _machine(topology: Topology) -> Machine:
         cpu=cpu,
         log=its_log,
     )
-    if isinstance(offload, ProcessOffload):
+    if isinstance(offload, (ProcessOffload, PluggedOffload)):
         machine.starter.add("workers", offload.run)
     machine.starter.add("lender", lend)
     machine.starter.add("kswapd", KswapdActor(machine).run)
@@ -148,11 +166,21 @@ def _offload(
     *,
     cpu: Cpu,
     log: Log,
-) -> Offload:
+) -> Squeezer:
     compress = topology.compress
     workers = compress.nr_workers
     if compress.offload == "inline":
         return InlineOffload(compressor, cpu=cpu)
+    if compress.offload not in OFFLOADS:
+        return PluggedOffload(
+            _plugin_offload(topology, compressor),
+            compressor,
+            name=compress.offload,
+            workers=workers,
+            end_s=topology.close_timeout / 4,
+            cpu=cpu,
+            log=log,
+        )
     if compress.offload == "process":
         why_not = _stays_here(compress.compressor)
         if why_not is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from reclaimactors.mm.demotion import NEAR_SHARE
+from reclaimactors.registry import known
 from reclaimactors.topology.build import pipeline_of
 from reclaimactors.topology.capacity import (
     by_priority,
@@ -33,6 +34,8 @@ _CPU = {
     "process": "in worker processes",
 }
 
+_NATIVE = {"lz4", "zstd"}  # compressors that the offload "native" knows
+
 _OF_THE_QUEUE = ("fifo", "on_full", "in_flight")  # keys that mean nothing with mode "inline"
 
 
@@ -51,6 +54,7 @@ def explain(topology: Topology) -> list[str]:
         ),
         _who(topology),
     ]
+    lines += _offered(topology)
     why = too_large(topology.budget)
     if why:
         lines.append(f"the budget is more than this process may have: {why}")
@@ -73,7 +77,7 @@ def _above_min(topology: Topology) -> str:
 
 def _who(topology: Topology) -> str:
     compress = topology.compress
-    where = _CPU[compress.offload]
+    where = _CPU.get(compress.offload, f"in the threads of offload {compress.offload!r}")
     name = compress.compressor.name
     if not _workers_compress(topology):
         return "kswapd compresses nothing: folios go to swap as they are"
@@ -83,6 +87,17 @@ def _who(topology: Topology) -> str:
         return f"kcompressd compresses with {name}, {where}, while kswapd goes on"
     order = ", verdicts in submission order" if compress.ordered else ""
     return f"padata: {compress.nr_workers} workers compress with {name}, {where}{order}"
+
+
+def _offered(topology: Topology) -> list[str]:
+    """Return a line for the offload plugin that could compress here instead, where there is one."""
+    compress = topology.compress
+    if compress.offload not in {"process", "thread"} or compress.compressor.name not in _NATIVE:
+        return []
+    if "native" not in dict(known("offloads")):
+        return []
+    threads = "threads that want no lock of the interpreter, faster than worker processes"
+    return [f'offload = "native" is installed: {threads}, but a fault in C ends this process']
 
 
 def _when_full(topology: Topology) -> str:

@@ -18,7 +18,7 @@ import attrs
 
 from reclaimactors.errors import TopologyError
 from reclaimactors.mm.swap import MAX_SWAPFILES
-from reclaimactors.registry import PluginRef
+from reclaimactors.registry import PluginRef, elsewhere, known
 from reclaimactors.topology import checks
 from reclaimactors.topology.checks import bad
 from reclaimactors.topology.cpus import usable_cpus
@@ -71,6 +71,20 @@ class WatermarksSpec:
         return low, mid, high
 
 
+def _offload(value: Any) -> str:
+    """Return one of OFFLOADS, the name of a plugin that is installed, or a "module:attr"."""
+    if isinstance(value, str) and (value in OFFLOADS or ":" in value):
+        return value
+    words = [*OFFLOADS, *(name for name, _ in known("offloads"))]
+    if isinstance(value, str) and value in words:
+        return value
+    apart = elsewhere("offloads")
+    allowed = ", ".join(words + [f"{name} (pip install {other})" for name, other in apart])
+    raise bad(
+        "offload", value, allowed + checks.suggest(value, words + [name for name, _ in apart])
+    )
+
+
 def _share(mark: int | str, budget: int) -> int:
     return int(budget * float(mark.removesuffix("%")) / 100) if isinstance(mark, str) else mark
 
@@ -94,12 +108,13 @@ class CompressSpec:
 
     offload: str = attrs.field(
         default=attrs.Factory(lambda: "process" if usable_cpus() > 1 else "inline"),
-        converter=lambda value: checks.choice("offload", value, OFFLOADS),
+        converter=_offload,
     )
     """On whose CPU: "inline" (the event loop's, in slices), "thread" (a worker thread's, which
-    wants the GIL back after each page) or "process" (a worker process's; default where there are
-    two CPUs: it is the only one that a busy loop does not slow down). Where one CPU is usable the
-    default is "inline": a worker would only take turns with the loop."""
+    wants the GIL back after each page), "process" (a worker process's; default where there are two
+    CPUs: a busy loop does not slow it down, and it may die without harm), or an offload plugin's:
+    "native" is threads that never want the GIL. Where one CPU is usable the default is "inline": a
+    worker would only take turns with the loop."""
 
     fifo: int = attrs.field(
         default=256,
@@ -139,7 +154,8 @@ class CompressSpec:
     nice: int = attrs.field(
         default=10, converter=lambda value: checks.integer("nice", value, 0, 19)
     )
-    """Niceness of worker processes, 0 to 19. Default 10: the event loop goes first."""
+    """Niceness of worker processes, and of the threads of "native" on Linux, 0 to 19. Default 10:
+    the event loop goes first."""
 
     def __attrs_post_init__(self) -> None:
         if self.workers is not None and self.mode == "inline":

@@ -212,6 +212,17 @@ def test_a_plugin_of_ours_that_is_not_installed_says_how_to_have_it(monkeypatch)
         build("compressors", PluginRef("zstx"))
 
 
+def test_an_offload_is_a_plugin_like_the_others(install):
+    code = "class Off:\n    def __init__(self, *, nice): self.nice = nice\n"
+    code += "    def open(self): ...\n    submit = collect = close = open\n"
+    install(name="off", target="rot_plugin:Off", code=code, group="offloads")
+    offload = build("offloads", PluginRef("off"), compressor=None, workers=2, nice=3)
+    assert offload.nice == 3
+    assert ("off", "rot-plugin 1.2") in known("offloads")
+    with pytest.raises(PluginError, match="offload plugin 'rot_plugin:Off' has no option 'nise'"):
+        build("offloads", PluginRef("rot_plugin:Off", {"nise": 3}))
+
+
 def test_a_missing_library_says_what_to_install(install):
     install(code="import no_such_library_of_ours.block\n" + PLUGIN)
     with pytest.raises(PluginError, match=r"plugin 'rot' .*pip install no_such_library_of_ours$"):

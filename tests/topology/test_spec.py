@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -117,6 +118,37 @@ def test_every_mode_goes_with_every_offload(mode, offload):
 def test_specs_are_frozen():
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Topology().budget = 3
+
+
+def test_an_offload_of_ours_that_is_not_installed_says_how_to_have_it(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
+    allowed = "inline, thread, process, native (pip install reclaimactors-native)"
+    for value, more in (("native", ""), ("nativ", " (did you mean 'native'?)"), ("gpu", "")):
+        with pytest.raises(TopologyError) as caught:
+            Topology(compress={"offload": value})
+        assert str(caught.value).startswith(f"compress.offload is '{value}'; allowed: {allowed}")
+        assert more in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("compress", "offered"),
+    [
+        ({"offload": "process"}, True),
+        ({"offload": "thread", "compressor": {"name": "lz4", "acceleration": 3}}, True),
+        ({"offload": "process", "compressor": "zlib"}, False),
+        ({"offload": "inline"}, False),
+        ({"offload": "native"}, False),
+    ],
+)
+def test_check_offers_the_offload_that_is_installed(monkeypatch, compress, offered):
+    has_it = [SimpleNamespace(name="native", dist=None)]
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: has_it)
+    says = "\n".join(explain(Topology(compress=compress)))
+    assert ('offload = "native" is installed' in says) == offered
+    assert ("in the threads of offload 'native'" in says) == (compress["offload"] == "native")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
+    if compress["offload"] != "native":
+        assert "native" not in "\n".join(explain(Topology(compress=compress)))
 
 
 # -- bad values ------------------------------------------------------------------------------------
