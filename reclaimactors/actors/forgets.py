@@ -62,7 +62,7 @@ class Forgets:
 
     async def lane(self) -> None:
         """Forget, for ever."""
-        breath = Breath()
+        breath = Breath(self._m.cpu.share)
         while True:
             while not self._device.stale:
                 await self._look.wait()

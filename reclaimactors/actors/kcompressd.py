@@ -55,7 +55,7 @@ class KcompressdActor:
         Once they are compressed, an error of one keeps none of the others from its verdicts.
         """
         machine = self._m
-        breath = Breath()
+        breath = Breath(machine.cpu.share)
         left: list[tuple[FolioBatch, Squeezed | None]] = [(batch, None) for batch in batches]
         try:
             pages: list[bytes] = []

@@ -41,7 +41,7 @@ class KswapdActor:
         self._b = machine.background if background is None else background
         self._batch: FolioBatch | None = None  # isolated, not yet handed on: mine to hand back
         self._passes = 0
-        self._breath = Breath()
+        self._breath = Breath(machine.cpu.share)
 
     async def run(self) -> None:
         """Balance at each wake-up, for ever."""
@@ -55,6 +55,7 @@ class KswapdActor:
                     machine.verdicts.notify()  # nothing is left to do: who waited for it goes on
                 await background.woken()
                 machine.revive()
+                self._breath.begin()
                 await self.balance()
                 machine.log.debug(
                     "kswapd.slept",
@@ -87,6 +88,7 @@ class KswapdActor:
         with anyio.move_on_after(LATE_S):
             await self._m.verdicts.wait()
         self._m.revive()
+        self._breath.begin()
 
     async def _breathe(self) -> None:
         """Let the event loop go on once a slice is used up."""
@@ -135,13 +137,16 @@ class KswapdActor:
         """The declared rule for a full FIFO.
 
         It is full only where nobody is about to take from it: kswapd may have filled it within one
-        turn of the event loop, in which no worker had his.
+        turn of the event loop, in which no worker had his. And the rule is for workers that are too
+        slow: kswapd waits for room as long as free memory is at *low*, or what they have done still
+        waits for its verdicts, for then it is the event loop that is short of time.
         """
         machine = self._m
         if machine.fifo.takers:
             await checkpoint()
             return
-        rule = machine.on_full
+        hurry = self._b.kswapd.behind and not machine.cpu.share.waiting
+        rule = machine.on_full if hurry else "wait"
         if rule == "steal_oldest" and (oldest := machine.fifo.take_oldest()) is not None:
             machine.node.vmstat["kcompressd_stolen"] += oldest.nr_pages
             if (
@@ -157,6 +162,7 @@ class KswapdActor:
         if rule == "wait" or slow:
             with anyio.move_on_after(LATE_S):  # then `route` asks whether the worker is late
                 await machine.fifo.room_made.wait()
+            self._breath.begin()
             return
         self._compress_here(batch)
 
@@ -181,6 +187,7 @@ class KswapdActor:
             machine.handover.hand_back(batch)
             raise
         else:
+            self._breath.begin()
             machine.handover.finish(batch, out)
 
     def _hand_back(self) -> None:

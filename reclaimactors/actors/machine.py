@@ -76,6 +76,7 @@ class Machine:
         self.swapds: dict[int, Swapd] = {}  #: by the index of the device
         self.pressure = Signal()  #: a trigger fires, or a stall begins that one may see
         self.cpu.psi.on_pressure = self.pressure.notify
+        self.cpu.share.weight = self._weight
         self.verdicts = Signal()  #: a batch or a write has ended, or kswapd has changed its state
         self.compressor = compressor
         self._retry_at = 0.0  #: when folios that a compressor or a store failed on are tried again
@@ -156,6 +157,10 @@ class Machine:
         self.fifo.room_made.notify()  # a kswapd that waits for room looks again
 
     # -- wake-ups ---------------------------------------------------------------------------------
+
+    def _weight(self) -> float:
+        """For how long reclaim is to work in the loop: as the group says that is in most need."""
+        return max([background.kswapd.weight for background in self.backgrounds.values()])
 
     def wake_kswapd(self) -> None:
         """Wake kswapd where that is more than a no-op; wake-ups coalesce."""

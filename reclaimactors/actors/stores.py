@@ -112,7 +112,7 @@ class Stores:
 
     async def lane(self) -> None:
         """Write and shrink, for ever."""
-        breath = Breath()
+        breath = Breath(self._m.cpu.share)
         while True:
             message = await self._mailbox.receive()
             breath.begin()

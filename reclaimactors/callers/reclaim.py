@@ -45,8 +45,16 @@ class Proactive:
         Raises:
             ClosedResourceError: if the memory closes.
         """
-        machine, mine = self._m, self._mine
+        machine = self._m
         machine.revive()
+        machine.kswapd.asked += 1
+        try:
+            return await self._run()
+        finally:
+            machine.kswapd.asked -= 1
+
+    async def _run(self) -> int:
+        machine, mine = self._m, self._mine
         breath = Breath()
         while mine.freed < self._nbytes and not self._over:
             if mine.ended != self._seen_ended:

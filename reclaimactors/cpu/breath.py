@@ -6,14 +6,16 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from anyio.lowlevel import checkpoint
+import anyio
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from reclaimactors.cpu.clock import perf_counter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from mmap import mmap
 
-__all__ = ["FAIR_S", "MOST", "SLICE_S", "TURN_S", "Away", "Breath", "let_go"]
+__all__ = ["FAIR_S", "MOST", "SLICE_S", "TURN_S", "Away", "Breath", "Share", "let_go"]
 
 SLICE_S = 0.001  #: how long one step may hold the event loop
 TURN_S = 0.15 * SLICE_S  #: how long all tasks with a Breath work in one turn of the loop
@@ -52,31 +54,95 @@ class Away:
         return min(MOST, max(1.0, by_others / FAIR_S))
 
 
+def _as_much() -> float:
+    """Reclaim may work as long as all others do."""
+    return 1.0
+
+
+class Share:
+    """What the reclaim of one memory may work in a turn of the event loop, all its tasks together.
+
+    Where others leave something of TURN_S, it is that. Where they are busier, it is `weight` times
+    what they worked in the last turn. The tasks go one after the other, first come first served; a
+    step that takes longer than what is left is paid for in the turns that follow. After a rest, in
+    which reclaim waited for its workers, say, TURN_S is there at once.
+    """
+
+    __slots__ = ("_next", "_rested_at", "left_s", "waiting", "weight")
+
+    def __init__(self) -> None:
+        self.weight: Callable[[], float] = _as_much  #: asked in each turn
+        self.left_s = TURN_S  #: seconds that may still be worked in this turn; below 0 a debt
+        self.waiting = 0  #: tasks that want to work, and may not yet
+        self._next = anyio.Lock(fast_acquire=True)
+        self._rested_at = 0.0
+
+    def begin(self, now: float) -> float:
+        """A task has something to do from `now` on; return the seconds that it may work."""
+        if now > self._rested_at:
+            self.left_s = max(self.left_s, TURN_S)
+        return self.left_s
+
+    def worked(self, now: float, seconds: float) -> bool:
+        """Take so many seconds of work, up to `now`, off; return whether any are left."""
+        self._rested_at = now + TURN_S
+        self.left_s -= seconds
+        return self.left_s > 0
+
+    async def turn(self) -> None:
+        """Wait until something may be worked."""
+        self.waiting += 1
+        try:
+            async with self._next:
+                if self.left_s <= 0:
+                    self._add(await _turn_of_others())
+                while self.left_s < 0:
+                    self._add(await _turn_of_others())
+        finally:
+            self.waiting -= 1
+        await checkpoint_if_cancelled()  # in line behind others, too, one may be cancelled
+
+    def _add(self, by_others: float) -> None:
+        more = max(TURN_S - by_others, by_others * self.weight())
+        self.left_s = min(MOST * TURN_S, self.left_s + more)
+
+
+async def _turn_of_others() -> float:
+    """Let the event loop turn; return for how many seconds others kept it."""
+    left, worked = perf_counter(), _breathing.worked_s
+    _breathing.waiting += 1
+    try:
+        await checkpoint()
+    finally:
+        _breathing.waiting -= 1
+    return max(0.0, perf_counter() - left - (_breathing.worked_s - worked))
+
+
 class Breath:
     """A cooperative time slice: call `take` between units of work.
 
-    `take` yields once this task has used its share of TURN_S. The share is TURN_S divided by the
-    tasks that currently yield, so a turn of the loop stays about TURN_S long however many actors
-    are busy. It is multiplied by what `Away.share` measured last, also for a task that has waited
-    for something else meanwhile.
+    Reclaim has a `Share` of each turn. Anybody else yields once this task has used its part of
+    TURN_S: that is divided by the tasks that currently yield, so a turn of the loop stays about
+    TURN_S long however many are busy. It is multiplied by what `Away.share` measured last, also for
+    a task that has waited for something else meanwhile.
 
     Args:
-        seconds: the slice, in place of the share of TURN_S.
+        share: of reclaim, for a task that is part of it.
     """
 
-    __slots__ = ("_counted", "_ends", "_seconds")
+    __slots__ = ("_counted", "_ends", "_share")
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        self._seconds = seconds
+    def __init__(self, share: Share | None = None) -> None:
+        self._share = share
         self.begin()
 
     def begin(self) -> None:
         """Start a new slice: this task has just been resumed."""
-        self._counted = perf_counter()
-        self._ends = self._counted + self._on_end()
+        self._counted = now = perf_counter()
+        self._ends = now + (self._on_end() if self._share is None else self._share.begin(now))
 
     def _on_end(self) -> float:
-        return self._seconds or TURN_S * _breathing.share / (_breathing.waiting + 1)
+        return TURN_S * _breathing.share / (_breathing.waiting + 1)
 
     @property
     def due(self) -> bool:
@@ -88,9 +154,15 @@ class Breath:
         left = perf_counter()
         # All work counts, or who looks how long others kept the loop takes ours for theirs. But
         # this task may have waited for something else since `begin`: that was no work.
-        _breathing.worked_s += min(left - self._counted, MOST * TURN_S)
+        worked = min(left - self._counted, MOST * TURN_S)
+        _breathing.worked_s += worked
         self._counted = left
-        if left > self._ends:
+        if self._share is not None:
+            if not self._share.worked(left, worked):
+                await self._share.turn()
+                self._counted = left = perf_counter()
+            self._ends = left + self._share.left_s
+        elif left > self._ends:
             away = Away(left)
             _breathing.waiting += 1
             try:

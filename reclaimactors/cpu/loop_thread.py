@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from reclaimactors.cpu.breath import Share
 from reclaimactors.cpu.clock import stall_clock
 from reclaimactors.cpu.psi import Psi
 from reclaimactors.cpu.rates import Rates
@@ -12,7 +13,7 @@ __all__ = ["Cpu"]
 
 
 class Cpu:
-    """Clock, rates and pressure of one memory.
+    """Clock, rates, pressure and the time slices of one memory.
 
     Args:
         page_size: in bytes.
@@ -23,6 +24,7 @@ class Cpu:
         self.now = stall_clock(loop)
         self.rates = Rates(page_size)
         self.psi = Psi()
+        self.share = Share()  #: of a turn of the loop, for what reclaim does in it
 
     def worked(self, started: float) -> float:
         """Account work of the loop's thread, from `started` to now; return its seconds."""

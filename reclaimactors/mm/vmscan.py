@@ -65,6 +65,7 @@ class Kswapd:
         self.throttled = False  #: a store refused a write; cleared once it has room again
         self.late = False  #: the worker has not answered for a while: nothing is covered
         self.priority = DEF_PRIORITY
+        self.asked = 0  #: callers who wait for proactive reclaim
         self.requested = 0  #: bytes still to be isolated whatever the watermarks say (PAGEOUT)
         self._pass_freed = 0
         self._pass_returned = 0
@@ -89,6 +90,17 @@ class Kswapd:
         """Whether free memory is at *high* and nobody asked for more."""
         group = self._group
         return group.memcg.free >= group.marks.high and self.requested <= 0
+
+    @property
+    def behind(self) -> bool:
+        """Whether callers use more memory than reclaim frees: free memory is below *low*."""
+        return self._group.memcg.free < self._group.marks.low
+
+    @property
+    def weight(self) -> float:
+        """For how long reclaim is to work in the event loop, in parts of what others work."""
+        least = 1.0 if self.asked else 0.0  # a caller waits for it: it is work of the program, too
+        return max(least, self._group.marks.weight(self._group.memcg.free))
 
     def wants_to_run(self) -> bool:
         """Return whether a wake-up is more than a no-op."""

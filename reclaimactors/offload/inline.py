@@ -24,7 +24,6 @@ class InlineOffload:
 
     Args:
         compressor: what compresses.
-        seconds: on end; 0 = what all have who breathe (`Breath`).
         never: pages that the compressor does not get.
         cpu: of the memory: all of this is pressure.
     """
@@ -37,11 +36,9 @@ class InlineOffload:
     degraded = ""
 
     def __init__(
-        self, compressor: Compressor, *, seconds: float = SLICE_S, never: Container[bytes] = (),
-        cpu: Cpu | None = None,
-    ) -> None:  # fmt: skip
+        self, compressor: Compressor, *, never: Container[bytes] = (), cpu: Cpu | None = None
+    ) -> None:
         self._compressor = compressor
-        self._seconds = seconds
         self._never = never
         self._cpu = cpu or Cpu(1)
         self._cost = 0.0  # seconds a byte, lately; 0 = not known yet
@@ -53,7 +50,7 @@ class InlineOffload:
     async def squeeze(self, pages: list[bytes], *, of_sources: bool = False) -> Squeezed:
         """Compress a batch in slices (one folio at least in each)."""
         out = Squeezed(bytearray(), [], [], of_sources)
-        breath = Breath(self._seconds)
+        breath = Breath(self._cpu.share)
         start = 0
         while start < len(pages):
             stop = self._piece(pages, start)

@@ -21,6 +21,7 @@ import pickle
 from typing import TYPE_CHECKING
 
 from reclaimactors.cpu.breath import Breath
+from reclaimactors.cpu.loop_thread import Cpu
 from reclaimactors.errors import ReclaimError
 from reclaimactors.log import log
 from reclaimactors.mm.page_io import FAIL, Squeezed
@@ -30,7 +31,6 @@ from reclaimactors.offload.workers import Workers
 
 if TYPE_CHECKING:
     from reclaimactors.abc import Compressor
-    from reclaimactors.cpu.loop_thread import Cpu
     from reclaimactors.log import Log
     from reclaimactors.mm.lethal import Lethal
     from reclaimactors.mm.vmstat import Vmstat
@@ -56,8 +56,11 @@ class ProcessOffload:
         self.workers = workers
         self._shape = {"nr": slots, "area": area, "rows": rows}
         self._lethal = lethal
-        self._meanwhile = InlineOffload(compressor, seconds=0.0, never=lethal, cpu=cpu)
-        self._instead = ThreadOffload(compressor, workers=workers, cpu=cpu, log=log, never=lethal)
+        self._cpu = cpu or Cpu(1)
+        self._meanwhile = InlineOffload(compressor, never=lethal, cpu=self._cpu)
+        self._instead = ThreadOffload(
+            compressor, workers=workers, cpu=self._cpu, log=log, never=lethal
+        )
         self._crew = Workers(
             pickle.dumps(ref),
             self._shape,
@@ -158,7 +161,7 @@ class ProcessOffload:
             return await here.squeeze(pages, of_sources=of_sources)
         slot = free.pop()
         ticket: Ticket | None = None
-        breath = Breath()
+        breath = Breath(self._cpu.share)
         try:
             for _ in slots.put(slot, pages, of_sources=of_sources):
                 await self._breathe(breath, slots)
@@ -171,6 +174,7 @@ class ProcessOffload:
             self._lethal.went_well()
             out = Squeezed(bytearray(), [], [], of_sources)
             breath.begin()
+            await self._breathe(breath, slots)
             for rows in slots.rows_of(slot):
                 out.extend(rows)
                 await self._breathe(breath, slots)
@@ -187,7 +191,7 @@ class ProcessOffload:
             return
         if self._lethal.explains():
             self._crew.excuse()
-        breath = Breath()
+        breath = Breath(self._cpu.share)
         for page in slots.pages(slot):
             self._lethal.killed(page)
             await self._breathe(breath, slots)

@@ -121,7 +121,7 @@ class Race:
 
     async def help(self) -> None:
         """Compress from the back, in slices, until both meet."""
-        breath, started = Breath(), self._cpu.now()
+        breath, started = Breath(self._cpu.share), self._cpu.now()
         while not self.met:
             page = self.pages[len(self.pages) - 1 - len(self._by_loop)]
             self._by_loop.append(self._squeeze([page]))

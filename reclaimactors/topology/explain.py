@@ -115,7 +115,8 @@ def _when_full(topology: Topology) -> str:
         if holds < compress.fifo
         else ""
     )
-    return f"the FIFO holds {holds} pages{cut}; when it is full, {rule}"
+    when = "it is full" if compress.on_full == "wait" else "it is full and memory below low"
+    return f"the FIFO holds {holds} pages{cut}; when {when}, {rule}"
 
 
 def _ahead(senpai: SenpaiSpec) -> str:

@@ -127,7 +127,8 @@ class CompressSpec:
         default="inline", converter=lambda value: checks.choice("on_full", value, ON_FULL)
     )
     """When the FIFO is full, kswapd: "inline" (compresses the newest folio itself; default, as the
-    patch does), "steal_oldest" (takes back what has waited longest) or "wait"."""
+    patch does), "steal_oldest" (takes back what has waited longest) or "wait". It waits anyway as
+    long as free memory is at low, or it is the event loop that is short of time."""
 
     ordered: bool = attrs.field(
         default=False, converter=lambda value: checks.flag("ordered", value)

@@ -4,6 +4,7 @@ import anyio
 import pytest
 
 import reclaimactors as ra
+from reclaimactors.actors import supervision
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import Reclaimer
@@ -254,7 +255,9 @@ async def test_a_memory_whose_worker_crashes_again_and_again_closes_loudly(kit, 
 
 
 @virtual
-async def test_whoever_waits_for_room_when_the_memory_closes_loudly_is_told(kit):
+async def test_whoever_waits_for_room_when_the_memory_closes_loudly_is_told(kit, monkeypatch):
+    # It shall crash for the last time before the caller has looked at everything himself.
+    monkeypatch.setattr(supervision, "BACKOFF_S", 0.0)
     ended = []
 
     async def put(memory):

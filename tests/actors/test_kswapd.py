@@ -69,6 +69,27 @@ async def test_inline_compresses_what_finds_the_fifo_full_and_leaves_the_older_w
     assert machine.node.check()
 
 
+@pytest.mark.parametrize("rule", ["inline", "steal_oldest"])
+@pytest.mark.parametrize("why", ["free memory is at low", "verdicts wait for the loop"])
+async def test_the_rules_are_for_workers_that_are_too_slow(why, rule, kit, machine_of, running):
+    machine = await machine_of(fifo=16, on_full=rule)
+    nr = kit.fill(machine)
+    actor = isolate(machine)
+    pfns = list(actor._batch.pfns)
+    if why == "free memory is at low":
+        machine.node.values.delete(("fill", nr - 1))
+    else:
+        machine.cpu.share.waiting = 1
+    async with running() as tasks:
+        tasks.start_soon(actor.route)
+        await kit.settle()
+        assert states(machine, pfns) == {WRITEBACK}
+        assert machine.fifo.waiting_pages == 16
+    actor._hand_back()
+    vmstat = machine.node.vmstat
+    assert vmstat["kcompressd_inline"] == vmstat["kcompressd_stolen"] == 0
+
+
 @virtual
 async def test_wait_does_not_wait_for_a_worker_that_stands_still(kit, machine_of):
     machine = await machine_of(fifo=16, on_full="wait")

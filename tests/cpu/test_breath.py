@@ -7,7 +7,7 @@ import anyio.lowlevel
 import pytest
 
 from reclaimactors.cpu import breath
-from reclaimactors.cpu.breath import FAIR_S, MOST, TURN_S, Away, Breath
+from reclaimactors.cpu.breath import FAIR_S, MOST, TURN_S, Away, Breath, Share
 
 
 @pytest.fixture
@@ -131,3 +131,85 @@ async def test_one_that_is_cancelled_does_not_count_any_more(clock):
     assert not breath.due
     clock[0] += 0.2 * TURN_S
     assert breath.due
+
+
+async def other(clock, seconds, turns):
+    """Another task, which works so long in each turn of the loop."""
+    for _ in range(turns):
+        clock[0] += seconds
+        await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("by_others", "weight", "of_a_turn"),
+    [
+        (0.0, 1.0, 1.0),  # nobody else is at work: all of it
+        (0.4, 0.25, 0.6),  # what others leave
+        (2.0, 0.25, 0.5),  # they leave nothing: in proportion
+        (2.0, 1.5, 3.0),
+        (2.0, 99.0, MOST),
+    ],
+)
+async def test_reclaim_has_what_others_leave_of_a_turn_or_its_weight(
+    clock, by_others, weight, of_a_turn
+):
+    share = Share()
+    share.weight = lambda: weight
+    mine = Breath(share)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(other, clock, by_others * TURN_S, 3)
+        clock[0] += TURN_S
+        await mine.take()
+    assert share.left_s == pytest.approx(of_a_turn * TURN_S)
+
+
+async def test_a_long_step_of_reclaim_is_paid_for_in_the_turns_that_follow(clock):
+    share, turns = Share(), 0
+    share.weight = lambda: 0.5
+    mine = Breath(share)
+
+    async def busy():
+        nonlocal turns
+        while True:
+            turns += 1
+            clock[0] += 2 * TURN_S
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(busy)
+        clock[0] += 3.9 * TURN_S  # of which one turn was there: 2.9 are owed, and 1 comes in each
+        await mine.take()
+        assert turns == 3
+        tasks.cancel_scope.cancel()
+
+
+async def test_tasks_of_reclaim_work_one_after_the_other_in_the_order_in_which_they_asked(clock):
+    share, order = Share(), []
+
+    async def task(name):
+        mine = Breath(share)
+        for _ in range(3):
+            clock[0] += 1.1 * TURN_S
+            await mine.take()
+            order.append(name)
+        assert share.left_s <= TURN_S
+
+    async with anyio.create_task_group() as tasks:
+        for name in "abc":
+            tasks.start_soon(task, name)
+        await anyio.lowlevel.checkpoint()
+        assert share.waiting == 3
+    assert order == [*"abcabcabc"]
+    assert share.waiting == 0
+
+
+async def test_after_a_rest_a_whole_turn_is_there_at_once(clock):
+    share = Share()
+    mine = Breath(share)
+    clock[0] += 0.9 * TURN_S
+    await mine.take()
+    mine.begin()
+    assert share.left_s == pytest.approx(0.1 * TURN_S)
+    clock[0] += 2 * TURN_S
+    mine.begin()
+    assert share.left_s == TURN_S

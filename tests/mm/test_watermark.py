@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reclaimactors.mm.watermark import Watermarks
+from reclaimactors.mm.watermark import AT_EASE, AT_LOW, AT_MIN, Watermarks
 
 MARKS = Watermarks(min=100, low=300, high=600)
 
@@ -42,3 +42,9 @@ def test_deeper_owes_no_less(one, other, size):
 @given(st.integers(100, 1000), st.integers(0, 1 << 30))
 def test_nobody_owes_more_than_he_puts(free, size):
     assert 0 <= MARKS.brake(free, size) <= size
+
+
+def test_reclaim_gives_way_above_low_and_the_less_the_nearer_to_min():
+    assert MARKS.weight(1000) == MARKS.weight(300) == AT_EASE
+    assert AT_LOW < MARKS.weight(299) < MARKS.weight(200) < MARKS.weight(101)
+    assert MARKS.weight(100) == MARKS.weight(0) == AT_MIN

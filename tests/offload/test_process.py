@@ -20,7 +20,7 @@ import pytest
 
 import reclaimactors as ra
 from reclaimactors import registry
-from reclaimactors.cpu.breath import Breath
+from reclaimactors.cpu.breath import Breath, Share
 from reclaimactors.mm.lethal import Lethal
 from reclaimactors.mm.page_io import BLOB, POOR, SAME_FILLED, squeeze
 from reclaimactors.mm.vmstat import Vmstat
@@ -356,10 +356,20 @@ async def test_a_hung_worker_is_killed_and_its_batch_handed_back(monkeypatch):
 # between the pieces of a copy: others have their turn, and anything may happen
 
 
+class Hungry(Share):
+    """Has used up its turn after each step."""
+
+    def worked(self, now, seconds):
+        return False
+
+    async def turn(self):
+        await anyio.lowlevel.checkpoint()
+
+
 @pytest.fixture
 def in_pieces(monkeypatch):
     """A copy gives way after each of its pieces; returns a batch of three."""
-    monkeypatch.setattr(process, "Breath", lambda: Breath(-1.0))
+    monkeypatch.setattr(process, "Breath", lambda _: Breath(Hungry()))
     return [b"page %d " % i * 400 for i in range(2 * PIECE + 1)]
 
 
