@@ -69,6 +69,8 @@ class KswapdActor:
         """One stay awake: until balanced or hopeless."""
         machine = self._m
         while True:
+            if machine.closing:  # it may be resumed once more before it is cancelled
+                await anyio.sleep_forever()
             step = self.step()
             if step is Step.SLEEP:
                 self._b.awake = False
