@@ -11,7 +11,6 @@ import os
 import sys
 from contextlib import asynccontextmanager
 from threading import get_ident
-from time import sleep
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from weakref import WeakSet
@@ -20,9 +19,8 @@ import anyio
 import attrs
 from anyio.lowlevel import checkpoint
 
-from reclaimactors.actors.health import health_of
 from reclaimactors.advice import Advice
-from reclaimactors.callers.admission import Admission
+from reclaimactors.callers import grouping
 from reclaimactors.callers.batches import Batches
 from reclaimactors.callers.buffers import bytes_of, flat, size_of, split
 from reclaimactors.callers.faults import Faults
@@ -36,6 +34,7 @@ from reclaimactors.cpu.breath import Away
 from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.cpu.watch import Watch
 from reclaimactors.errors import TopologyError
+from reclaimactors.gauges import Gauges, SwapInfo, Usage
 from reclaimactors.mm.folio import DEVICE, RESIDENT, UNEVICTABLE
 from reclaimactors.offload.job import COPY_BYTES
 from reclaimactors.topology import checks
@@ -54,10 +53,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from reclaimactors.abc import Backend
-    from reclaimactors.actors.health import Health
     from reclaimactors.actors.machine import Machine
-    from reclaimactors.cpu.psi import Pressure
+    from reclaimactors.callers.admission import Admission
     from reclaimactors.cpu.watch import Kind
     from reclaimactors.topology import SwapSpec, Topology
 
@@ -69,62 +66,9 @@ PUT_CALLS = 8  #: what a put counts for
 BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
 MIN_WINDOW_US, MAX_WINDOW_US = 1000, 10_000_000  #: of a pressure trigger
 _BYTES_PER_CALL = BUDGET_BYTES // BUDGET_CALLS
-_NOBODY = -1  # no thread's ident
 _MISSING: Any = object()  # no default
 
 _T = TypeVar("_T")
-
-
-@attrs.frozen
-class Usage:
-    """Where the budget is, in bytes: ``budget == resident + compressed + overhead + free``.
-
-    Attributes:
-        budget: what the memory was opened with.
-        resident: source bytes, those in flight and those reserved by waiting puts included.
-        in_flight: the part of `resident` that is on its way out: queued, or being compressed or
-            written. It stays readable.
-        compressed: blobs in the pool, and what stores in this process hold (memory, zram).
-        overhead: a measured constant for each live key and folio, swapped ones too, and what long
-            keys cost beside.
-        free: what is left; the watermarks look at it.
-        swapped: bytes on swap devices, outside the budget.
-        staging: buffers shared with worker processes or an offload plugin, outside the budget.
-        oldest_queued_s: how many seconds the oldest page in the FIFO has waited by now; 0.0 where
-            nothing waits.
-    """
-
-    budget: int
-    resident: int
-    in_flight: int
-    compressed: int
-    overhead: int
-    free: int
-    swapped: int
-    staging: int
-    oldest_queued_s: float = 0.0
-
-
-@attrs.frozen
-class SwapInfo:
-    """One backing store, as a line of /proc/swaps.
-
-    Attributes:
-        name: its backend's name and a number, as ``file0``: what `swapoff` takes.
-        size: bytes of its slots; None where nothing bounds it.
-        used: bytes of slots in use, whole slots.
-        priority: the highest is filled first.
-        takes_writes: False where it is full, out of service after failures, or being swapped off;
-            it can still be read.
-        backend: the object that stores.
-    """
-
-    name: str
-    size: int | None
-    used: int
-    priority: int
-    takes_writes: bool
-    backend: Backend
 
 
 class Life(Protocol):
@@ -152,7 +96,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-class Memory:
+class Memory(Gauges):
     """Values under keys, within a budget of bytes. Made by `open_memory`; not persistent.
 
     It belongs to the event loop, the thread and the process that opened it: calls from another
@@ -161,21 +105,22 @@ class Memory:
     and `health`.
     """
 
-    def __init__(self, topology: Topology, machine: Machine) -> None:
+    def __init__(
+        self, topology: Topology, machine: Machine, *, inside: Memory | None = None,
+        admission: Admission | None = None,
+    ) -> None:  # fmt: skip
+        self._admission = admission or grouping.admission_of_root(machine, topology)
+        group = self._admission.group
+        super().__init__(machine, group)
         self._topology = topology
-        self._machine = machine
-        self._node = node = machine.node
-        self._thread = get_ident()
-        self._loop = machine.loop
-        self._process = os.getpid()
+        self._inside = inside
+        self._groups: dict[str, Memory] = {}
         _open.add(self)
         self.life: Life | None = None  #: set by who opens it
         #: called in the task of a put that has waited for room, with its seconds, as it ends
         self.on_stall: Callable[[float], None] | None = None
-        self._callers = self._thread  # whose calls are served: nobody's once it is closed
-        self._admission = Admission(machine, brake=topology.brake)
-        self._faults = Faults(machine)
-        self._pins = Pins(machine, self._admission, self._faults)
+        self._faults = Faults(machine, group, self._admission.check_open)
+        self._pins = Pins(machine, group, self._admission, self._faults)
         self._batches = Batches(
             machine,
             self._admission,
@@ -184,22 +129,25 @@ class Memory:
             self._stalled,
             max_folio=topology.max_folio,
         )
-        self._headroom = Headroom(machine)
-        self._prefetch = Prefetch(machine, self._faults)
-        if topology.senpai.enabled:
-            Senpai(machine, topology.senpai)
+        self._headroom = Headroom(machine, self._admission)
+        if inside is None:
+            self._prefetch = Prefetch(machine, self._faults)
+            self._swapping = anyio.Lock()
+            if topology.senpai.enabled:
+                Senpai(machine, topology.senpai)
+        else:
+            # of the whole memory, and so of the group that this one is in
+            self._prefetch, self._swapping = inside._prefetch, inside._swapping  # noqa: SLF001
         self._credit = BUDGET_CALLS
         self._yielding = 0
-        self._swapping = anyio.Lock()
         self._parts_per_yield = max(2, COPY_BYTES // topology.max_folio)
         # The path of a hit looks at these directly.
-        self._small = node.values.small
-        self._state = node.mm.state
-        self._data = node.mm.data
-        self._access = node.root.policy.access
-        self._heeds_advice = getattr(node.root.policy, "deactivate", None) is not None
-        self._put_fast = node.values.put_fast
-        self._is_running = self._loop.is_running
+        self._small = group.values.small
+        self._state = self._node.mm.state
+        self._data = self._node.mm.data
+        self._access = group.policy.access
+        self._heeds_advice = getattr(group.policy, "deactivate", None) is not None
+        self._put_fast = group.values.put_fast
         self._max_folio = topology.max_folio
 
     # -- reading ----------------------------------------------------------------------------------
@@ -304,22 +252,16 @@ class Memory:
             if self._state[pfn] == DEVICE:
                 raise anyio.WouldBlock
             return self._faults.one(pfn)
-        pfns: Sequence[int] = self._node.values.large[key]
+        pfns: Sequence[int] = self._values.large[key]
         if DEVICE in [self._state[pfn] for pfn in pfns]:
             raise anyio.WouldBlock
         promote = self._machine.swapin.may_promote(pfns)
         return b"".join(self._faults.parts(pfns, promote=promote))
 
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._node.values
-
-    def __len__(self) -> int:
-        return len(self._node.values.small) + len(self._node.values.large)
-
     def keys(self) -> list[Hashable]:
         """Return a snapshot of the keys."""
         self._check()
-        return [*self._node.values.small, *self._node.values.large]
+        return [*self._values.small, *self._values.large]
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -352,10 +294,10 @@ class Memory:
         ):
             return
         source = bytes_of(data)
-        size, node = size_of(source), self._node
+        size = size_of(source)
         if size > self._max_folio:  # refused before it is copied
             folios = nr_pages(size, self._max_folio)
-            self._admission.must_fit(size, node.values.other_overhead(key, folios))
+            self._admission.must_fit(size, self._values.more_overhead(key, folios))
         parts: list[bytes] = []
         dear = isinstance(source, memoryview) and not source.c_contiguous  # copied item by item
         for part in split(source, self._max_folio):
@@ -365,11 +307,11 @@ class Memory:
         if parts[0] is not data:  # it was copied
             self._credit -= size // _BYTES_PER_CALL
         if not self._admission.queued:
-            need = node.values.need(key, size, len(parts))
-            if node.memcg.free - need >= node.marks.low:
+            need = self._values.need(key, size, len(parts))
+            if not self._admission.below_low(need):
                 self._commit(key, parts, 0)
                 return
-        self._admission.must_fit(size, node.values.other_overhead(key, len(parts)))
+        self._admission.must_fit(size, self._values.more_overhead(key, len(parts)))
         await self._batches.put([(key, parts)])
 
     def _stalled(self, seconds: float) -> None:
@@ -379,13 +321,13 @@ class Memory:
     def _commit(self, key: Hashable, parts: list[bytes], reserved: int) -> None:
         """Make `parts` the value of `key`; the bytes of a large old value go in slices."""
         old = self._bytes_of_large(key)
-        self._node.values.commit(key, parts, reserved)
+        self._values.commit(key, parts, reserved)
         self._machine.starter.let_go(old)
 
     def _bytes_of_large(self, key: Hashable) -> list[bytes]:
         """Return the bytes that are held for a value of several folios, [] for any other."""
         data = self._data
-        return [data[pfn] for pfn in self._node.values.large.get(key, ()) if pfn in data]
+        return [data[pfn] for pfn in self._values.large.get(key, ()) if pfn in data]
 
     def put_nowait(self, key: Hashable, data: Buffer) -> None:
         """Make `data` the value of `key` without waiting; below *min* it compresses here and now.
@@ -404,18 +346,17 @@ class Memory:
         ):
             return
         source = bytes_of(data)
-        size, node = size_of(source), self._node
+        size = size_of(source)
         folios = max(1, nr_pages(size, self._max_folio))
-        self._admission.must_fit(size, node.values.other_overhead(key, folios))
+        self._admission.must_fit(size, self._values.more_overhead(key, folios))
         parts = list(split(source, self._max_folio))
-        reserved = self._admission.reserve_now(lambda: node.values.need(key, size, len(parts)))
+        reserved = self._admission.reserve_now(lambda: self._values.need(key, size, len(parts)))
         try:
             self._commit(key, parts, reserved)
         except BaseException:  # a policy's, or Ctrl-C: nobody else has the reservation
-            node.memcg.unreserve(reserved)
+            self._group.memcg.unreserve(reserved)
             raise
-        if node.memcg.free < node.marks.low:
-            self._machine.wake_kswapd()
+        self._admission.wake_below_low()
 
     async def put_many(
         self, items: Mapping[Any, Buffer] | Iterable[tuple[Hashable, Buffer]]
@@ -512,13 +453,34 @@ class Memory:
                 nr += 1
         return nr
 
-    async def delete(self, key: Hashable) -> None:
-        """Forget `key` and its value, wherever it is.
+    @overload
+    async def delete(self, key: Hashable) -> None: ...
+
+    @overload
+    async def delete(self, *, reparent: bool) -> None: ...
+
+    async def delete(self, key: Any = _MISSING, *, reparent: bool | None = None) -> None:
+        """Forget `key` and its value, wherever it is; or, without a key, end this group.
+
+        Whoever is in a call of a group that ends gets `anyio.ClosedResourceError`, pins stay valid.
+
+        Args:
+            key: of the value.
+            reparent: True: the values of the group become those of the one that it is in, under
+                their keys. False: they are forgotten.
 
         Raises:
             KeyError: if the key is absent.
+            TypeError: if neither is given, or this is the whole memory, which `aclose` ends.
+            TopologyError: if there are groups in the group, or the one that it is in has one of its
+                keys, where they are to be its; nothing is changed.
         """
         self._check()
+        if reparent is not None or key is _MISSING:
+            if reparent is None or key is not _MISSING:
+                raise TypeError("delete takes a key, or reparent=True or False to end a group")
+            await self._end(reparent=reparent)
+            return
         self._credit -= 1
         if self._credit < 0:
             await self._yield()
@@ -526,7 +488,7 @@ class Memory:
 
     def _delete(self, key: Hashable) -> None:
         old = self._bytes_of_large(key)
-        self._node.values.delete(key)
+        self._values.delete(key)
         self._machine.starter.let_go(old)
 
     # -- pins, advice, proactive reclaim ----------------------------------------------------------
@@ -567,7 +529,7 @@ class Memory:
         """
         self._check()
         checks.integer("nbytes", nbytes, 0, sys.maxsize, "(bytes)")
-        return await Proactive(self._machine, nbytes).run()
+        return await Proactive(self._machine, nbytes, self._group).run()
 
     async def drain(self) -> None:
         """Wait until nothing is in flight and kswapd sleeps.
@@ -578,12 +540,7 @@ class Memory:
         self._check()
         await checkpoint()
         machine, node = self._machine, self._node
-        while (
-            machine.background.awake
-            or not machine.idle
-            or node.nr_leaving
-            or self._prefetch.pending
-        ):
+        while machine.awake or not machine.idle or node.nr_leaving or self._prefetch.pending:
             await machine.verdicts.wait()
             self._check()
 
@@ -602,19 +559,20 @@ class Memory:
             msg = f"advice is one of {', '.join(map(str, Advice))}, not {advice!r}"
             raise TypeError(msg)
         if advice is Advice.WILLNEED:
-            self._prefetch.will_need(key)
+            self._prefetch.will_need(self._values, key)
             return
-        nr_bytes = self._node.values.deactivate(key)
+        nr_bytes = self._values.deactivate(key)
         if not self._heeds_advice:
             self._heeds_advice = True  # it is said once
             self._machine.log.warning(
-                "policy.ignores_advice", policy=type(self._node.root.policy).__name__,
+                "policy.ignores_advice", policy=type(self._group.policy).__name__,
                 effect=f"{advice} does not change what is reclaimed next",
                 instead="give the policy a deactivate(pfn), as reclaimactors.DeactivatingPolicy",
             )  # fmt: skip
         if advice is Advice.PAGEOUT and nr_bytes:
-            self._machine.kswapd.request(nr_bytes)
-            self._machine.wake_kswapd()
+            background = self._machine.backgrounds[self._group.index]
+            background.kswapd.request(nr_bytes)
+            background.wake()
 
     def tune(self, *, kcompressd: bool | None = None, fifo: int | None = None) -> None:
         """Switch kcompressd (padata too) off or on, or change the depth of its FIFO, at once.
@@ -681,52 +639,90 @@ class Memory:
         names = ", ".join(info.name for info in self.swaps()) or "none"
         raise TopologyError(f"swapoff of {name!r}, which is no swap device; there are: {names}")
 
-    def swaps(self) -> list[SwapInfo]:
-        """Return the backing stores, as /proc/swaps does: in the order in which they are filled."""
-        page = self._node.page_size
-        devices = [(device, self._machine.swapds.get(device.index)) for device in self._node.swap]
-        return [
-            SwapInfo(
-                name=device.name,
-                size=None if device.capacity is None else device.capacity * page,
-                used=device.used * page,
-                priority=device.priority,
-                takes_writes=device.takes_writes,
-                backend=swapd.backend,
-            )
-            for device, swapd in devices
-            if swapd is not None and swapd.device is device  # not swapped off since, in the loop
-        ]
-
-    # -- gauges -----------------------------------------------------------------------------------
-
-    # These may be asked in other threads while the loop's works: what they read is read once, or
-    # is never changed in place.
+    # -- groups -----------------------------------------------------------------------------------
 
     @property
-    def vmstat(self) -> Mapping[str, int]:
-        """The kernel's counters, read-only; levels such as pool_total_size as of this access.
+    def groups(self) -> Mapping[str, Memory]:
+        """The groups in this one by name, a live read-only view."""
+        return MappingProxyType(self._groups)
 
-        The mapping stays current in the thread of the loop; in others it is a copy.
+    def group(
+        self,
+        name: str,
+        *,
+        max: int | str | None = None,  # noqa: A002 - as memory.max, which is what it is
+        high: int | str | None = None,
+        zswap_max: int | str | None = None,
+        zswap_writeback: bool = True,
+        swap_max: int | str | None = None,
+        swap: Iterable[str] | None = None,
+    ) -> Memory:
+        """Add a group: a memory within this one, with keys, lists and limits of its own.
+
+        What it holds counts in this one too. It is reclaimed by itself above its own limits, in the
+        background and by its callers, and takes nothing of another group then. Where the whole
+        memory is short, who is above his `high` by most goes first, else each by his size.
+
+        A group has what a memory has; `tune`, `swapon`, `swapoff`, `drain` and `health` are of the
+        whole memory. It ends with ``await group.delete(reparent=...)``, or with the memory.
+
+        Args:
+            name: of its own in this one, without a "/".
+            max: bytes, or a string like "16MiB", that it may hold; None: no limit of its own.
+            high: bytes above which it is reclaimed, and its puts are slowed.
+            zswap_max: bytes of its blobs in the pool; what is beyond that goes to a device.
+            zswap_writeback: False where none of it may go to a device: what does not compress then
+                stays as it is.
+            swap_max: bytes of it that devices may hold.
+            swap: names of the devices that it may use (`swaps`); None: all.
+
+        Raises:
+            TopologyError: if one of them is not allowed, or the name is taken.
+            OutOfMemory: if there are 1,023 groups already.
         """
-        node = self._node
-        if get_ident() != self._thread:
-            return MappingProxyType({**node.vmstat, **node.levels()})
-        return node.gauges().view
+        self._check()
+        given = {"max": max, "high": high, "zswap_max": zswap_max, "swap_max": swap_max,
+                 "zswap_writeback": zswap_writeback, "swap": swap}  # fmt: skip
+        limits = grouping.checked(self._topology, self._machine, given)
+        admission = grouping.add(self._machine, self._topology, self._admission, name, limits)
+        group = Memory(self._topology, self._machine, inside=self, admission=admission)
+        self._groups[name] = group
+        return group
 
-    def pressure(self) -> Pressure:
-        """Return PSI: the share of time that some caller, or the whole loop, was stalled.
+    async def set_limits(self, **limits: Any) -> None:
+        """Change limits of a group, named as in `group`; those not named stay.
 
-        *some*: a caller waited in the brake, in direct reclaim or for a store; *full*: the loop's
-        thread itself was spent in reclaim or (de)compression. Each has `avg10`, `avg60` and
-        `avg300`, percent of the last so many seconds, and `total`, microseconds.
+        What it holds beyond a lower max is reclaimed first.
+
+        Raises:
+            TopologyError: if one of them is not allowed, or this is no group.
+            OutOfMemory: if so much cannot be reclaimed; the limits are as before.
         """
-        psi = self._machine.cpu.psi
-        if get_ident() != self._thread:
-            while (copy := psi.copied()) is None:
-                sleep(0.001)  # the loop's thread is in the middle of accounting
-            psi = copy
-        return psi.snapshot(self._machine.cpu.now())
+        self._check()
+        if self._inside is None:
+            raise TopologyError("limits are of a group; the whole memory has its budget")
+        now = attrs.asdict(self._group.limits, recurse=False)
+        if unknown := limits.keys() - now.keys():
+            raise checks.bad(min(unknown), limits[min(unknown)], f"one of {', '.join(now)}")
+        new = grouping.checked(self._topology, self._machine, {**now, **limits})
+        await grouping.change(self._machine, self._group, new)
+
+    async def _end(self, *, reparent: bool) -> None:
+        """End this group."""
+        inside = self._inside
+        if inside is None:
+            raise TypeError("reparent is of a group; the whole memory ends by aclose()")
+        checks.flag("reparent", reparent)
+        await grouping.end(
+            self._machine, self._admission, reparent=reparent, begun=self.serve_nobody
+        )
+        inside.forget_group(self._group.name.rpartition("/")[2])
+
+    def forget_group(self, name: str) -> None:
+        """A group in this one has ended."""
+        del self._groups[name]
+
+    # -- pressure ---------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def pressure_trigger(
@@ -750,11 +746,11 @@ class Memory:
         checks.integer("window_us", window_us, MIN_WINDOW_US, MAX_WINDOW_US, "(microseconds)")
         checks.integer("stall_us", stall_us, 1, window_us, "(microseconds: all of window_us)")
         watch = Watch(kind, stall_us / 1e6, window_us / 1e6)
-        psi = self._machine.cpu.psi
+        psi = self._machine.psi_of(self._group)
         psi.account(self._machine.cpu.now())  # what was before is not its business
         psi.watches.append(watch)
         try:
-            yield PressureTrigger(self._machine, watch)
+            yield PressureTrigger(self._machine, psi, watch)
         finally:
             psi.watches.remove(watch)
 
@@ -772,68 +768,13 @@ class Memory:
         checks.integer("nbytes", nbytes, 0, sys.maxsize, "(bytes)")
         await self._headroom.wait(nbytes)
 
-    def usage(self) -> Usage:
-        """Return where the budget is, in bytes, and the age of the oldest queued page."""
-        memcg = self._node.memcg
-        budget, compressed, overhead = memcg.budget, memcg.compressed, memcg.overhead
-        # Another thread may look in the middle of a step, in which a folio is counted twice.
-        resident = min(memcg.resident, budget - compressed - overhead)
-        since = self._machine.fifo.oldest_since()
-        return Usage(
-            budget=budget,
-            resident=resident,
-            in_flight=min(memcg.in_flight, resident),
-            compressed=compressed,
-            overhead=overhead,
-            free=budget - resident - compressed - overhead,
-            swapped=self._node.slots.swapped,
-            staging=self._machine.offload.staging,
-            oldest_queued_s=self._loop.now() - since if since is not None else 0.0,
-        )
-
-    def health(self) -> Health:
-        """Return whether the memory serves, why if not, and what is not as configured.
-
-        Any thread may ask, and at any time: after the end as well.
-        """
-        return health_of(self._machine, perf_counter())
-
     def __repr__(self) -> str:
-        used = self._node.memcg.budget - self._node.memcg.free
-        held = f"{format_size(used)} of {format_size(self._node.memcg.budget)}"
-        keys = len(self._node.values.small) + len(self._node.values.large)
-        return f"<Memory {self._topology.name!r}: {keys} keys, {held}>"
+        memcg = self._group.memcg
+        held = f"{format_size(memcg.budget - memcg.free)} of {format_size(memcg.budget)}"
+        of = f"group {self._group.name!r} of " if self._group.name else ""
+        return f"<Memory {of}{self._topology.name!r}: {len(self)} keys, {held}>"
 
-    # -- guards -----------------------------------------------------------------------------------
-
-    def _check(self) -> None:
-        if get_ident() != self._callers or not self._is_running():
-            self._refuse()
-
-    def _refuse(self) -> None:
-        """Raise why a call is not served, if there is a reason."""
-        if os.getpid() != self._process:
-            msg = (
-                f"this memory was opened in process {self._process}, before the fork: its store "
-                "and its workers are that one's; open a memory in each process, after the fork"
-            )
-            raise RuntimeError(msg)
-        if get_ident() != self._thread:
-            msg = (
-                "a Memory belongs to the thread that opened it; from another one use "
-                "asyncio.run_coroutine_threadsafe(memory.get(key), loop).result(), or in a thread "
-                "that anyio started anyio.from_thread.run(memory.get, key)"
-            )
-            raise RuntimeError(msg)
-        if not self._machine.ended and self._loop.another_runs:
-            msg = (
-                "a Memory belongs to the event loop that opened it, and another one runs now; open "
-                "one in each loop, or give fixtures and tests the same loop scope"
-            )
-            raise RuntimeError(msg)
-        if self._callers == _NOBODY:
-            raise self._machine.closed()
-        # Else no loop runs here: a program that steps its loop by hand is between two steps.
+    # -- turns, and the end -----------------------------------------------------------------------
 
     async def _yield(self) -> None:
         """Let the loop turn. Callers who yield share the calls of a turn, however many they are.
@@ -858,16 +799,21 @@ class Memory:
         self.serve_nobody()
         self._machine.refuse_calls()
 
-    def serve_nobody(self) -> None:
-        """Refuse every call from now on but those that only look."""
-        self._callers = _NOBODY
-
     def forked(self) -> None:
         """This is a forked child: the stores and the workers are the parent's, and stay as is."""
         self.serve_nobody()
         self._machine.forked()
         if self.life is not None and get_ident() == self._thread:  # else its loop runs no more
             self.life.forked()
+
+    def serve_nobody(self) -> None:
+        """Refuse every call from now on but those that only look, in the groups in it too."""
+        super().serve_nobody()
+        for group in self._groups.values():
+            group.serve_nobody()
+
+    def _closed(self) -> anyio.ClosedResourceError:
+        return self._admission.closed() if self._admission.ended else super()._closed()
 
     async def aclose(self) -> None:
         """Close it: forget everything, end whoever waits; a second call waits for the first.
@@ -884,5 +830,7 @@ class Memory:
             return
         if get_ident() != self._thread or (self._loop.another_runs and not self._machine.ended):
             self._refuse()
+        if self._inside is not None:
+            raise TypeError("a group ends by delete(reparent=...), or with its memory")
         if self.life is not None:
             await self.life.aclose()

@@ -49,6 +49,8 @@ class Background:
         if self.kswapd.wants_to_run() and not self._m.closing:
             self._m.starter.start()
             self.awake = True
+            if self.group.above_high:
+                self.group.count("high")
             try:
                 self._wakeups.send_nowait(None)
             except (anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):

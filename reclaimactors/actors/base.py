@@ -33,20 +33,17 @@ async def run_lanes(lanes: Iterable[Callable[[], Coroutine[None, None, None]]]) 
     raise RuntimeError("one of its tasks was cancelled by something outside this memory")
 
 
-def _nobody() -> None:
-    """Nobody listens."""
-
-
 class Signal:
     """Wakes everybody who waits for the next `notify`; keeps no memory of earlier ones."""
 
     def __init__(self) -> None:
         self._event: anyio.Event | None = None
-        self.on_notify: Callable[[], None] = _nobody  #: who wakes only some looks for himself
+        self.listeners: list[Callable[[], None]] = []  #: who wake only some look for themselves
 
     def notify(self) -> None:
         """Wake all who wait now."""
-        self.on_notify()
+        for look in self.listeners:
+            look()
         if self._event is not None:
             self._event.set()
             self._event = None

@@ -53,7 +53,10 @@ class KswapdActor:
                 background.wake()
                 if not background.awake:
                     machine.verdicts.notify()  # nothing is left to do: who waited for it goes on
-                await background.woken()
+                try:
+                    await background.woken()
+                except (anyio.EndOfStream, anyio.ClosedResourceError):
+                    return  # its group has ended
                 machine.revive()
                 self._breath.begin()
                 await self.balance()

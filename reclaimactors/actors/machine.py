@@ -16,6 +16,7 @@ from reclaimactors.actors.base import Fifo, Signal
 from reclaimactors.actors.handover import Handover
 from reclaimactors.actors.starter import Starter
 from reclaimactors.actors.supervision import Supervisor, closed, unraised
+from reclaimactors.cpu.psi import Psi
 from reclaimactors.loops import current_loop
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
 from reclaimactors.mm.ending import end_all, undo
@@ -77,6 +78,7 @@ class Machine:
         self.pressure = Signal()  #: a trigger fires, or a stall begins that one may see
         self.cpu.psi.on_pressure = self.pressure.notify
         self.cpu.share.weight = self._weight
+        self._psis: dict[int, Psi] = {}  # by index of the group, the root's aside
         self.verdicts = Signal()  #: a batch or a write has ended, or kswapd has changed its state
         self.compressor = compressor
         self._retry_at = 0.0  #: when folios that a compressor or a store failed on are tried again
@@ -156,6 +158,24 @@ class Machine:
         self.log.debug("kcompressd.tuned", on=self.kcompressd, fifo=self.fifo.limit)
         self.fifo.room_made.notify()  # a kswapd that waits for room looks again
 
+    def psis_of(self, group: Group | None) -> tuple[Psi, ...]:
+        """Return where a stall of a caller of a group counts: in it, and in all it is in."""
+        if group is None or group.parent is None:
+            return (self.cpu.psi,)
+        return (*[self.psi_of(each) for each in group.lineage[:-1]], self.cpu.psi)
+
+    def psi_of(self, group: Group) -> Psi:
+        """Return the account of the stalls of one group."""
+        if group.parent is None:
+            return self.cpu.psi
+        if group.index not in self._psis:
+            self._psis[group.index] = Psi()
+        return self._psis[group.index]
+
+    def forget_psi(self, group: Group) -> None:
+        """A group has ended: its index will be another's."""
+        self._psis.pop(group.index, None)
+
     # -- wake-ups ---------------------------------------------------------------------------------
 
     def _weight(self) -> float:
@@ -169,6 +189,11 @@ class Machine:
             if not swapd.device.takes_writes:
                 swapd.backing.revive(self.loop.now())
         self.background.wake()
+
+    @property
+    def awake(self) -> bool:
+        """Whether kswapd, or what reclaims a group in the background, is awake."""
+        return any(background.awake for background in self.backgrounds.values())
 
     def want_kswapd(self) -> None:
         """Free memory is below *low*: wake kswapd unless it runs. Each put under pressure asks."""

@@ -1,7 +1,7 @@
-"""Admission: how a caller gets room. The brake between *low* and *min*, direct reclaim below.
+"""Admission: how a caller of one group gets room, below each limit that holds for it.
 
-Callers are admitted first come first served, and only callers wait for room. What is reserved here
-counts as resident until it is spent or given back.
+What is reserved here counts as resident until it is spent or given back. A group has room where all
+groups do that it is in: who waits for room in one of them holds up those in it, and nobody else.
 """
 
 from __future__ import annotations
@@ -9,38 +9,57 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio.lowlevel import checkpoint
 
-from reclaimactors.actors.machine import LATE_S, PATIENCE_S
-from reclaimactors.callers.brake_line import BrakeLine
 from reclaimactors.callers.stall import Stall
-from reclaimactors.errors import OutOfMemory
-from reclaimactors.mm.brake import Brake
-from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from reclaimactors.actors.machine import Machine
+    from reclaimactors.callers.level import Level
+    from reclaimactors.mm.group import Group
 
 __all__ = ["Admission"]
 
 
 class Admission:
-    """The way in of one machine.
+    """The way in of one group.
 
     Args:
         machine: whose it is.
-        brake: False where nobody is to wait above *min*.
+        group: whose callers are let in.
+        levels: the limits that hold for it, the innermost first, that of the budget last.
     """
 
-    def __init__(self, machine: Machine, *, brake: bool = True) -> None:
+    def __init__(self, machine: Machine, group: Group, levels: Sequence[Level]) -> None:
         self._m = machine
-        self._turn = anyio.Lock(fast_acquire=True)
-        owed = Brake(machine.node, machine.ledger, batch=machine.pipeline.batch_bytes, on=brake)
-        machine.node.root.lets = owed.lets
-        self.brake = BrakeLine(machine, owed).wait
-        self.queued = 0  #: callers who wait for room, the one whose turn it is included
+        self._memcg = group.memcg
+        self.group = group
+        self.levels = tuple(levels)
+        self.queued = sum([level.waiting for level in levels])
+        """callers who wait for room below one of them, those whose turn it is included"""
+        for level in levels:
+            level.within.append(self)
+        self.ended = False  #: the group has ended
+
+    def end(self) -> None:
+        """The group ends: nobody is let in any more, and who waits is told."""
+        self.ended = True
+        for level in self.levels:
+            level.within.remove(self)
+            if level.group is self.group:
+                level.close()
+        self._m.verdicts.notify()
+
+    def check_open(self) -> None:
+        """Raise ClosedResourceError once the memory closes, or the group has ended."""
+        self._m.check_open()
+        if self.ended:
+            raise self.closed()
+
+    def closed(self) -> anyio.ClosedResourceError:
+        """Return what calls get once the group has ended."""
+        return anyio.ClosedResourceError(f"group {self.group.name!r} was deleted")
 
     async def reserve(self, need_of: Callable[[], int], stall: Stall | None = None) -> int:
         """Reserve what `need_of` says once it is the caller's turn; return how much that was.
@@ -50,88 +69,61 @@ class Admission:
             stall: the caller's, where it reserves more than once.
 
         Raises:
-            OutOfMemory: if everything was looked at since the last byte was freed (`mm.scan`),
-                nothing is in flight, and no store is expected to come back (`mm.swap_service`).
-            ClosedResourceError: if the memory closes.
+            OutOfMemory: as `Level.direct_reclaim`.
+            ClosedResourceError: if the memory closes, or the group ends.
         """
         if not self.queued:  # nobody is before us: the lock alone would cost more than all of this
-            self._m.check_open()
+            self.check_open()
             need = self._reserve_nowait(need_of)
             if need is not None:
                 return need
-        stall = stall or Stall(self._m)
-        self.queued += 1
-        try:
-            with stall:
-                async with self._turn:
-                    return await self._reserve(need_of, stall)
-        finally:
-            self.queued -= 1
+        stall = stall or Stall(self._m, self.group)
+        with stall:
+            while True:
+                need = await self._in_turn(0, need_of, stall)
+                if need is not None:
+                    return need
 
-    async def _reserve(self, need_of: Callable[[], int], stall: Stall) -> int:
-        """Reclaim until the reservation can be had."""
-        patient = True
-        while True:
-            self._m.check_open()
-            need = self._reserve_nowait(need_of)
-            if need is not None:
-                return need
-            patient = await self._direct_reclaim(need_of(), stall, patient=patient)
-
-    def _reserve_nowait(self, need_of: Callable[[], int]) -> int | None:
-        memcg, marks = self._m.node.memcg, self._m.node.marks
-        need = max(0, need_of())
-        if need and memcg.free - need < marks.min:
-            return None
-        memcg.reserve(need)
-        return need
-
-    async def _direct_reclaim(self, need: int, stall: Stall, *, patient: bool) -> bool:
-        """One round below *min*: wait for what covers the need, or compress a slice here.
-
-        Args:
-            need: bytes to be reserved.
-            stall: of the caller who reclaims.
-            patient: whether what is at a store is worth waiting for: it has answered lately.
+    async def _in_turn(self, at: int, need_of: Callable[[], int], stall: Stall) -> int | None:
+        """Wait for the caller's turn below a limit, and reserve once there is room below all.
 
         Returns:
-            The same for the next round.
+            None where room is missing further in by now, whose turn the caller has already.
         """
-        machine, node = self._m, self._m.node
-        machine.revive()
-        machine.wake_kswapd()
-        missing = need - (node.memcg.free - node.marks.min)
-        if missing <= 0:  # there is room now: what had been read ahead was let go of
-            return patient
-        covered = node.memcg.compressing * machine.ledger.gain >= missing and not machine.late
-        if covered and await machine.progress_within(LATE_S, or_room=True):
-            return True
-        if stall.reclaim():
-            await checkpoint()
-            return patient
-        if node.scan.exhausted:
-            if node.writeback.awaits(of_late=True) or node.writeback.awaits_slots:
-                await machine.progress_within(LATE_S, or_room=True)  # then: is a store late by now?
-            elif not await self._store_returns():
-                raise self.out_of_memory(need)
-            return True
-        pending = node.writeback.awaits(of_late=False) or node.writeback.awaits_slots
-        if pending and (patient or node.scan.seen_all):
-            return await machine.progress_within(PATIENCE_S, or_room=True)
-        await checkpoint()
-        return patient
+        level = self.levels[at]
+        level.queue(1)
+        patient = True
+        try:
+            async with level.turn:
+                while True:
+                    self.check_open()
+                    need = self._reserve_nowait(need_of)
+                    if need is not None:
+                        return need
+                    short = self._short(need_of())
+                    if short < at:
+                        return None
+                    if short == at:
+                        patient = await level.direct_reclaim(need_of(), stall, patient=patient)
+                        continue
+                    need = await self._in_turn(short, need_of, stall)
+                    if need is not None:
+                        return need
+        finally:
+            level.queue(-1)
 
-    async def _store_returns(self) -> bool:
-        """Wait until a store that has failed may be tried again; return False if none is expected.
+    def _short(self, need: int) -> int:
+        """Return the innermost limit below which room is missing for a need."""
+        return next(at for at, level in enumerate(self.levels) if level.lacks(need) > 0)
 
-        Nothing else is left to reclaim, so that is no time to give up yet.
-        """
-        wait = self._m.retry_in_s
-        if wait is None:
-            return False
-        with anyio.move_on_after(wait):
-            await self._m.verdicts.wait()
-        return True
+    def _reserve_nowait(self, need_of: Callable[[], int]) -> int | None:
+        need = max(0, need_of())
+        if need:
+            for level in self.levels:
+                if level.group.memcg.free - need < level.group.marks.min:
+                    return None
+        self._memcg.reserve(need)
+        return need
 
     def reserve_now(self, need_of: Callable[[], int]) -> int:
         """Reserve without waiting: below *min*, compress here and now, into RAM tiers only.
@@ -143,61 +135,40 @@ class Admission:
         """
         if self.queued:
             raise anyio.WouldBlock
-        machine, node = self._m, self._m.node
         stall: Stall | None = None
+        woken: set[int] = set()
         while (need := self._reserve_nowait(need_of)) is None:
-            if stall is None:
-                stall = Stall(machine)
-                machine.revive()
-                machine.wake_kswapd()
-            freed = stall.reclaim(ram_only=True)
-            pending = node.writeback.awaits(of_late=True) or node.writeback.awaits_slots
-            may_wait = pending or node.swap.has_room or node.swap.may_return
-            if not freed and (node.scan.seen_all or (may_wait and not machine.ram_takes)):
-                if may_wait:
-                    raise anyio.WouldBlock
-                raise self.out_of_memory(need_of())
+            stall = stall or Stall(self._m, self.group)
+            at = self._short(need_of())
+            if at not in woken:
+                woken.add(at)
+                self.levels[at].wake()
+            self.levels[at].reclaim_now(need_of(), stall)
         return need
 
-    def must_fit(self, size: int, overhead: int) -> None:
+    async def brake(self, size: int, stall: Stall) -> None:
+        """Wait while too much is owed below a limit: see `BrakeLine.wait`."""
+        for level in self.levels:
+            await level.brake(size, stall)
+        self.check_open()
+
+    def below_low(self, need: int) -> bool:
+        """Return whether free memory would be below *low* with so many bytes more."""
+        groups = [level.group for level in self.levels]
+        return any(group.memcg.free - need < group.marks.low for group in groups)
+
+    def wake_below_low(self) -> None:
+        """Have reclaimed in the background what is below *low* by now."""
+        for level in self.levels:
+            if level.group.memcg.free < level.group.marks.low:
+                level.wake()
+
+    def must_fit(self, size: int, more_overhead: int = 0) -> None:
         """Raise OutOfMemory at once for what could not fit with everything else reclaimed.
 
         Args:
             size: bytes that are to be resident.
-            overhead: bytes of overhead beside it: its own, and that of all other keys.
+            more_overhead: bytes of overhead that it adds to that of the group.
         """
-        node = self._m.node
-        most = node.memcg.budget - node.marks.min
-        if size > most:
-            budget = format_size(node.memcg.budget)
-            msg = f"a value of {format_size(size)} never fits a budget of {budget}, of which "
-            msg += f"{format_size(node.marks.min)} stays free; raise the budget, or put it in parts"
-            raise OutOfMemory(msg)
-        if size + overhead + node.memcg.pinned > most:
-            own = max(0, overhead - node.memcg.overhead)  # above all where the key is long
-            raise self.out_of_memory(size + own)
-
-    def out_of_memory(self, need: int) -> OutOfMemory:
-        """Return the error, with what is in the way."""
-        node = self._m.node
-        memcg = node.memcg
-        keys = len(node.values.small) + len(node.values.large)
-        msg = (
-            f"no room for {format_size(need)} more: {format_size(memcg.free)} of the budget of "
-            f"{format_size(memcg.budget)} is free, {format_size(node.marks.min)} of it stays free, "
-            f"{format_size(memcg.pinned)} is pinned, {format_size(memcg.overhead)} is overhead of "
-            f"{keys} keys; delete keys, raise the budget or add swap{self._in_the_way()}"
-        )
-        return OutOfMemory(msg)
-
-    def _in_the_way(self) -> str:
-        """Return what has kept reclaim from freeing something, if anything has."""
-        vm = self._m.node.vmstat
-        failed = vm["reject_compress_fail"] + vm["reject_alloc_fail"]
-        reasons = [f"the compressor failed on {failed} folios"] if failed else []
-        reasons += [
-            swapd.backing.last_error
-            for swapd in self._m.swapds.values()
-            if swapd.backing.last_error
-        ]
-        return f" ({'; '.join(reasons)})" if reasons else ""
+        for level in self.levels:
+            level.must_fit(size, more_overhead)

@@ -36,7 +36,7 @@ MOST_LOADS = 64  #: folios that are asked of stores at once
 
 
 class Batches:
-    """How one machine serves calls that are about more than one read or one write.
+    """How one group serves calls that are about more than one read or one write.
 
     Args:
         machine: whose.
@@ -58,6 +58,9 @@ class Batches:
         max_folio: int,
     ) -> None:
         self._machine = machine
+        self._group = group = admission.group
+        self._values = group.values
+        self._memcg = group.memcg
         self._node = machine.node
         self._mm = machine.node.mm
         self._admission = admission
@@ -70,7 +73,7 @@ class Batches:
 
     def chunks(self, sources: dict[Hashable, Source]) -> Generator[dict[Hashable, Source]]:
         """Cut values into what is put with one admission each."""
-        limit = self._node.memcg.budget // MOST_OF_BUDGET
+        limit = self._memcg.budget // MOST_OF_BUDGET
         if len(sources) <= MOST_KEYS and sum(map(len, sources.values())) <= limit:
             yield sources
             return
@@ -91,7 +94,7 @@ class Batches:
             not self._admission.queued
             and {*map(type, chunk.values())} == {bytes}
             and max(map(len, chunk.values())) <= limit
-            and self._node.values.put_new(cast("dict[Hashable, bytes]", chunk))
+            and self._values.put_new(cast("dict[Hashable, bytes]", chunk))
         ):
             return
         items = [(key, [*split(source, limit)]) for key, source in chunk.items()]
@@ -99,7 +102,7 @@ class Batches:
         for key, parts in items:
             if self._admission.queued or len(parts) > 1:
                 break
-            if not self._node.values.put_fast(key, parts[0]):
+            if not self._values.put_fast(key, parts[0]):
                 break
             done += 1
         if done < len(items):
@@ -111,7 +114,7 @@ class Batches:
     def must_fit(self, key: Hashable, size: int) -> None:
         """Raise OutOfMemory at once where a value could never fit."""
         folios = max(1, nr_pages(size, self._max_folio))
-        self._admission.must_fit(size, self._node.values.other_overhead(key, folios))
+        self._admission.must_fit(size, self._values.more_overhead(key, folios))
 
     async def put(self, items: Sequence[Item]) -> None:
         """Put under pressure: reserve for all of these, brake once, commit each.
@@ -119,11 +122,11 @@ class Batches:
         On failure before the first commit nothing is changed; where one of the commits fails, which
         is a policy's, those before it are done.
         """
-        values, memcg = self._node.values, self._node.memcg
+        values, memcg = self._values, self._memcg
         sizes = [sum(map(len, parts)) for _, parts in items]
         reserved = 0
         braked = False
-        stall = Stall(self._machine)
+        stall = Stall(self._machine, self._group)
 
         def needs() -> list[int]:
             rows = zip(items, sizes, strict=True)
@@ -148,7 +151,7 @@ class Batches:
 
     async def put_if(self, key: Hashable, parts: list[bytes], expected: bytes | None) -> bool:
         """Put if the value is `expected`, None for an absent key; return whether that was so."""
-        stall = Stall(self._machine)
+        stall = Stall(self._machine, self._group)
         try:
             while (swapped := await self._swap(key, parts, expected, stall)) is None:
                 pass  # it was another value by the time that there was room
@@ -161,7 +164,7 @@ class Batches:
         self, key: Hashable, parts: list[bytes], expected: bytes | None, stall: Stall
     ) -> bool | None:
         """Compare, then get room, then commit if the value is the same still; None if not."""
-        values, memcg = self._node.values, self._node.memcg
+        values, memcg = self._values, self._memcg
         size = sum(map(len, parts))
         reserved = 0
 
@@ -212,7 +215,7 @@ class Batches:
     def _held(self, key: Hashable) -> Generator[Sequence[int]]:
         """Hold the folios of a value, none where the key is absent."""
         node = self._node
-        pfns = tuple(node.values.pfns(key)) if key in node.values else ()
+        pfns = tuple(self._values.pfns(key)) if key in self._values else ()
         for pfn in pfns:
             node.hold(pfn)
         try:
@@ -223,7 +226,7 @@ class Batches:
 
     def _is(self, key: Hashable, pfns: Sequence[int]) -> bool:
         """Return whether a key has just these folios."""
-        values = self._node.values
+        values = self._values
         return (tuple(values.pfns(key)) if key in values else ()) == pfns
 
     # -- reading ----------------------------------------------------------------------------------
@@ -237,9 +240,9 @@ class Batches:
         found: dict[Hashable, bytes] = {}
         away: dict[Hashable, int] = {}
         for key in keys:
-            if key not in self._node.values:
+            if key not in self._values:
                 continue
-            pfns = self._node.values.pfns(key)
+            pfns = self._values.pfns(key)
             if len(pfns) == 1 and self._mm.is_away(pfns[0]):
                 known = self._faults.load_one(pfns[0])
                 if known is None:
@@ -261,7 +264,7 @@ class Batches:
         tickets: dict[int, Ticket] = {
             ticket.load.pfn: ticket for ticket in self._faults.request(pfns, promote=promote) or ()
         }
-        with Stall(self._machine):
+        with Stall(self._machine, self._group):
             for key, pfn in away.items():
                 if pfn in tickets:
                     found[key] = await tickets[pfn].wait()
@@ -274,6 +277,6 @@ class Batches:
         try:
             return {key: await self._faults.get(key)}
         except KeyError:
-            if key in self._node.values:
+            if key in self._values:
                 raise
             return {}

@@ -11,6 +11,7 @@ from anyio.lowlevel import checkpoint
 from reclaimactors.actors.machine import LATE_S
 
 if TYPE_CHECKING:
+    from reclaimactors.actors.background import Background
     from reclaimactors.actors.machine import Machine
     from reclaimactors.callers.stall import Stall
     from reclaimactors.mm.brake import Brake
@@ -35,11 +36,18 @@ class BrakeLine:
     nothing is in flight but at a late store; or where a store holds kswapd up.
     """
 
-    def __init__(self, machine: Machine, brake: Brake) -> None:
+    def __init__(self, machine: Machine, brake: Brake, background: Background) -> None:
         self._m = machine
         self._brake = brake
+        self._b = background
+        self._group = background.group
         self._line: deque[_Waiter] = deque()
-        machine.verdicts.on_notify = self._look
+        machine.verdicts.listeners.append(self._look)
+
+    def close(self) -> None:
+        """Nobody is to wait here any more."""
+        self._m.verdicts.listeners.remove(self._look)
+        self._let_all_go()
 
     async def wait(self, size: int, stall: Stall) -> None:
         """Owe for a put of `size` bytes, whose room is reserved, and wait while that is too much.
@@ -52,8 +60,8 @@ class BrakeLine:
         """
         machine, brake = self._m, self._brake
         mark = brake.owe(size)
-        if machine.node.memcg.free < machine.node.marks.low:
-            machine.wake_kswapd()
+        if self._group.memcg.free < self._group.marks.low:
+            self._group.on_wake()
         if brake.paid(mark) and not self._line:
             return
         waiter = _Waiter(mark)
@@ -76,7 +84,7 @@ class BrakeLine:
             with anyio.move_on_after(LATE_S):
                 await waiter.goes.wait()
         if self._is_first(waiter):
-            if not stall.reclaim() and machine.node.scan.seen_all:
+            if not stall.reclaim(within=self._group) and self._group.scan.seen_all:
                 self._let_all_go()  # none but a store could pay, and that may take its time
             await checkpoint()
 
@@ -93,11 +101,11 @@ class BrakeLine:
 
     def _nobody_pays(self) -> bool:
         machine = self._m
-        if machine.closing or machine.kswapd.throttled:
+        if machine.closing or self._b.kswapd.throttled:
             return True
-        if machine.background.awake and not machine.node.scan.seen_all:
+        if self._b.awake and not self._group.scan.seen_all:
             return False
-        return not machine.node.writeback.awaits(of_late=False)
+        return not machine.node.writeback.awaits_of(self._group, of_late=False)
 
     def _let_all_go(self) -> None:
         self._brake.forgive()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.actors.loads import Ticket
     from reclaimactors.actors.machine import Machine
+    from reclaimactors.mm.group import Group
     from reclaimactors.mm.swapin import Held
 
 __all__ = ["Faults"]
@@ -44,17 +45,20 @@ class _Snapshot(NamedTuple):
 
 
 class Faults:
-    """How one machine gives back what is not resident."""
+    """How one group gets back what is not resident."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, group: Group, check_open: Callable[[], None]) -> None:
         self._machine = machine
+        self._check_open = check_open
+        self._group = group
+        self._values = group.values
         self._node = machine.node
         self._mm = machine.node.mm
         self.expander = Expander(machine)
 
     async def get(self, key: Hashable) -> bytes:
         """Return the value of `key`; what it may raise is said at `Memory.get`."""
-        pfns = self._node.values.pfns(key)
+        pfns = self._values.pfns(key)
         if len(pfns) > 1:
             return await self.joined(key, self._join)
         pfn = pfns[0]
@@ -67,7 +71,7 @@ class Faults:
             return self.one(pfn)
         else:
             ready = await self.expand_one(pfn)
-        while len(pfns := self._node.values.pfns(key)) == 1:
+        while len(pfns := self._values.pfns(key)) == 1:
             pfn = pfns[0]
             if not self._mm.is_away(pfn):
                 return self.one(pfn, ready)
@@ -75,7 +79,7 @@ class Faults:
             if tickets is None:
                 await self.room(pfns)
                 continue
-            with Stall(self._machine):
+            with Stall(self._machine, self._group):
                 return await tickets[0].wait()
         return await self.joined(key, self._join)
 
@@ -83,7 +87,7 @@ class Faults:
         """Decompress one large folio off the loop, for a fault that follows."""
         held = self._machine.swapin.held(pfn)
         (data,) = await self.expander.expand([held])
-        self._machine.check_open()
+        self._check_open()
         return None if data is None else Expanded(held.what, data)
 
     async def _join(self, parts: Sequence[bytes]) -> bytes:
@@ -100,16 +104,16 @@ class Faults:
         while True:
             value = await self._snapshot(key)
             expanded = await self.expander.expand(value.held)
-            self._machine.check_open()
+            self._check_open()
             looks += 1
-            if looks == MAX_LOOKS or self._node.values.pfns(key) == value.pfns:
+            if looks == MAX_LOOKS or self._values.pfns(key) == value.pfns:
                 break
         place = {pfn: at for at, pfn in enumerate(value.pfns)}
         found = await self.settle(value.held, expanded)
         for held, data in zip(value.held, found, strict=True):
             value.parts[place[held.pfn]] = data
         if value.tickets:
-            with Stall(self._machine):
+            with Stall(self._machine, self._group):
                 for ticket in value.tickets:
                     value.parts[place[ticket.load.pfn]] = await ticket.wait()
         whole = await join(value.parts)
@@ -120,7 +124,7 @@ class Faults:
     async def _snapshot(self, key: Hashable) -> _Snapshot:
         """Take a value as it is; wait only where a store's mailbox is full."""
         while True:
-            pfns = self._node.values.pfns(key)
+            pfns = self._values.pfns(key)
             promote = self._machine.swapin.may_promote(pfns)
             away = self._mm.away(pfns)
             few = self._mm.bytes_of(away) <= COPY_BYTES
@@ -202,7 +206,7 @@ class Faults:
         swapds, device_of = self._machine.swapds, self._node.device_of
         wanted = [swapds[device_of(pfn)].loads for pfn in self._mm.away(pfns)]
         await next((loads for loads in wanted if loads.full), wanted[0]).room()
-        self._machine.check_open()
+        self._check_open()
 
     def one(self, pfn: int, ready: Expanded | None = None) -> bytes:
         """Return the bytes of a folio that no store has to give: the path of a small value."""

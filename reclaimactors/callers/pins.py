@@ -15,16 +15,22 @@ if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
     from reclaimactors.callers.admission import Admission
     from reclaimactors.callers.faults import Faults
+    from reclaimactors.mm.group import Group
     from reclaimactors.mm.swapin import Expanded
 
 __all__ = ["Pins"]
 
 
 class Pins:
-    """How one machine pins."""
+    """How values of one group are pinned."""
 
-    def __init__(self, machine: Machine, admission: Admission, faults: Faults) -> None:
+    def __init__(
+        self, machine: Machine, group: Group, admission: Admission, faults: Faults
+    ) -> None:
         self._machine = machine
+        self._group = group
+        self._values = group.values
+        self._memcg = group.memcg
         self._admission = admission
         self._faults = faults
         self._node = machine.node
@@ -33,10 +39,10 @@ class Pins:
     async def folio(self, key: Hashable) -> int | None:
         """Make a value of one folio resident, and pin it; return its pfn, None if it has more."""
         node = self._node
-        while len(pfns := node.values.pfns(key)) == 1:
+        while len(pfns := self._values.pfns(key)) == 1:
             pfn = pfns[0]
             if not node.pins.get(pfn):
-                self._admission.must_fit(self._mm.bytes_of(pfns), node.memcg.overhead)
+                self._admission.must_fit(self._mm.bytes_of(pfns))
             node.pin(pfn)
             try:
                 await self._bring_in(pfn)
@@ -50,7 +56,7 @@ class Pins:
 
     async def _bring_in(self, pfn: int) -> None:
         """Make a pinned folio resident with a reservation of its own, unless it dies meanwhile."""
-        node, swapin = self._node, self._machine.swapin
+        swapin = self._machine.swapin
         reserved = 0
         ready: Expanded | None = None
 
@@ -62,7 +68,7 @@ class Pins:
                 if short() > 0:  # again if its blob went to a store while we waited
                     reserved += await self._admission.reserve(short)
                 elif self._mm.is_away(pfn):
-                    node.memcg.unreserve(reserved)  # the load reserves the same at once
+                    self._memcg.unreserve(reserved)  # the load reserves the same at once
                     reserved = 0
                     await self._load_folio(pfn)
                 elif ready is None and self._faults.expander.takes_long((pfn,)):
@@ -72,7 +78,7 @@ class Pins:
                     swapin.fault(pfn, promote=True, reserved=spent, ready=ready)
                     return
         finally:
-            node.memcg.unreserve(reserved)
+            self._memcg.unreserve(reserved)
 
     async def _load_folio(self, pfn: int) -> None:
         swapd = self._machine.swapds[self._node.device_of(pfn)]
@@ -81,22 +87,22 @@ class Pins:
             await swapd.loads.room()
             self._machine.check_open()
         else:
-            with Stall(self._machine):
+            with Stall(self._machine, self._group):
                 await tickets[0].wait()
 
     @asynccontextmanager
     async def copy(self, key: Hashable) -> AsyncGenerator[memoryview]:
         """Pin a joined copy of a value of several folios, charged to the budget."""
-        node, memcg = self._node, self._node.memcg
+        memcg = self._memcg
         reserved = 0
         value: mmap | bytes | None = None
 
         def short() -> int:
-            return self._mm.bytes_of(node.values.pfns(key)) - reserved
+            return self._mm.bytes_of(self._values.pfns(key)) - reserved
 
         try:
             while value is None or len(value) > reserved:  # again if it grew while we waited
-                self._admission.must_fit(short(), memcg.overhead)
+                self._admission.must_fit(short())
                 more = await self._admission.reserve(short)
                 reserved += more
                 memcg.pin(more)

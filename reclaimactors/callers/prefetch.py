@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from reclaimactors.actors.loads import Ticket
     from reclaimactors.actors.machine import Machine
     from reclaimactors.callers.faults import Faults
+    from reclaimactors.mm.values import Values
 
 __all__ = ["Prefetch"]
 
@@ -33,7 +34,9 @@ class Prefetch:
         self._machine = machine
         self._node = machine.node
         self._faults = faults
-        self._keys: dict[Hashable, None] = {}  # in the order in which they were asked for
+        self._keys: dict[
+            tuple[Values, Hashable], None
+        ] = {}  # in the order in which they were asked
         self._asked = Signal()
         machine.starter.add("prefetch", self.run)
 
@@ -42,15 +45,15 @@ class Prefetch:
         """Whether a value is still on its way."""
         return bool(self._keys)
 
-    def will_need(self, key: Hashable) -> None:
+    def will_need(self, values: Values, key: Hashable) -> None:
         """Bring a value back, as much as fits a slice at once; the rest follows.
 
         Raises:
             KeyError: if the key is absent.
         """
-        pfns = self._node.values.pfns(key)
+        pfns = values.pfns(key)
         if self._machine.swapin.may_promote(pfns) and not self._now(pfns):
-            self._keys[key] = None
+            self._keys[values, key] = None
             self._machine.starter.start()
             self._asked.notify()
 
@@ -77,24 +80,24 @@ class Prefetch:
         """Bring back what is asked for, for ever."""
         while True:
             while self._keys:
-                key = next(iter(self._keys))
+                values, key = next(iter(self._keys))
                 try:
-                    await self._bring_back(key)
+                    await self._bring_back(values, key)
                 except KeyError:
                     pass  # it was deleted meanwhile
                 finally:
-                    self._keys.pop(key, None)
+                    self._keys.pop((values, key), None)
                     self._machine.verdicts.notify()
             await self._asked.wait()
 
-    async def _bring_back(self, key: Hashable) -> None:
+    async def _bring_back(self, values: Values, key: Hashable) -> None:
         """Bring a value back, COPY_BYTES at a time, for as long as there is room.
 
         Raises:
             KeyError: if the key is gone.
         """
         at = 0
-        while at < len(pfns := self._node.values.pfns(key)):
+        while at < len(pfns := values.pfns(key)):
             some, after = self._away(pfns, at)
             if not self._machine.swapin.may_promote(some):
                 return

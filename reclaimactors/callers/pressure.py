@@ -14,7 +14,10 @@ from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
+    from reclaimactors.callers.admission import Admission
+    from reclaimactors.cpu.psi import Psi
     from reclaimactors.cpu.watch import Watch
+    from reclaimactors.mm.group import Group
 
 __all__ = ["Headroom", "PressureTrigger"]
 
@@ -24,8 +27,9 @@ SOON_S = 0.0001  #: the shortest sleep towards an instant that rounding may have
 class PressureTrigger:
     """Fires while so much of a window is stalled: see `Memory.pressure_trigger`."""
 
-    def __init__(self, machine: Machine, watch: Watch) -> None:
+    def __init__(self, machine: Machine, psi: Psi, watch: Watch) -> None:
         self._m = machine
+        self._psi = psi
         self._watch = watch
 
     async def wait(self) -> None:
@@ -39,7 +43,7 @@ class PressureTrigger:
         while True:
             machine.check_open()
             now = machine.cpu.now()
-            stalling = machine.cpu.psi.account(now)
+            stalling = self._psi.account(now)
             if watch.fired:
                 watch.fired = False
                 return
@@ -53,8 +57,9 @@ class PressureTrigger:
 class Headroom:
     """Who waits until so much can be put without waiting; one of them reclaims at a time."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, admission: Admission) -> None:
         self._m = machine
+        self._admission = admission
         self._reclaiming = False
 
     async def wait(self, nbytes: int) -> None:
@@ -68,17 +73,17 @@ class Headroom:
         await checkpoint()
         while (short := self._short(nbytes)) > 0:
             self._must_fit(nbytes)
-            freed = 0 if self._reclaiming else await self._reclaim(short)
+            freed = 0 if self._reclaiming else await self._reclaim(short, self._lowest(nbytes))
             if not freed and self._short(nbytes) > 0:
                 # Nobody tells of a store or a compressor that would work again by now.
                 with anyio.move_on_after(RETRY_S):
                     await machine.verdicts.wait()
-            machine.check_open()
+            self._admission.check_open()
 
-    async def _reclaim(self, nbytes: int) -> int:
+    async def _reclaim(self, nbytes: int, group: Group) -> int:
         self._reclaiming = True
         try:
-            return await Proactive(self._m, nbytes).run()
+            return await Proactive(self._m, nbytes, group).run()
         except BaseException:  # cancelled: another one goes on
             self._m.verdicts.notify()
             raise
@@ -86,19 +91,32 @@ class Headroom:
             self._reclaiming = False
 
     def _short(self, nbytes: int) -> int:
-        node = self._m.node
-        return node.marks.low + nbytes - node.memcg.free
+        return nbytes - min([_above_low(level.group) for level in self._admission.levels])
+
+    def _lowest(self, nbytes: int) -> Group:
+        """Return the group, the innermost one, that is below its *low* with so much more."""
+        groups = [level.group for level in self._admission.levels]
+        return next(group for group in groups if _above_low(group) < nbytes)
 
     def _must_fit(self, nbytes: int) -> None:
-        node = self._m.node
-        memcg = node.memcg
-        most = memcg.budget - node.marks.low - memcg.overhead - memcg.pinned
-        if nbytes > most:
-            msg = (
-                f"headroom of {format_size(nbytes)} can never be had: of the budget of "
-                f"{format_size(memcg.budget)}, {format_size(node.marks.low)} (low) stays free, "
-                f"{format_size(memcg.overhead)} is overhead of keys and "
-                f"{format_size(memcg.pinned)} is pinned; ask for "
-                f"{format_size(max(0, most))} at most"
-            )
-            raise OutOfMemory(msg)
+        for level in self._admission.levels:
+            _must_fit(level.group, nbytes)
+
+
+def _above_low(group: Group) -> int:
+    return group.memcg.free - group.marks.low
+
+
+def _must_fit(group: Group, nbytes: int) -> None:
+    memcg, low = group.memcg, group.marks.low
+    most = memcg.budget - low - memcg.overhead - memcg.pinned
+    if nbytes > most:
+        limit = f"the max of group {group.name!r}" if group.name else "the budget"
+        msg = (
+            f"headroom of {format_size(nbytes)} can never be had: of {limit} of "
+            f"{format_size(memcg.budget)}, {format_size(low)} (low) stays free, "
+            f"{format_size(memcg.overhead)} is overhead of keys and "
+            f"{format_size(memcg.pinned)} is pinned; ask for "
+            f"{format_size(max(0, most))} at most"
+        )
+        raise OutOfMemory(msg)

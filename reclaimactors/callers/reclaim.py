@@ -22,15 +22,17 @@ from reclaimactors.mm.vmscan import LEAST
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
+    from reclaimactors.mm.group import Group
 
 __all__ = ["Proactive"]
 
 
 class Proactive:
-    """One call of `Memory.reclaim`."""
+    """One call of `Memory.reclaim`, or of a group's."""
 
-    def __init__(self, machine: Machine, nbytes: int) -> None:
+    def __init__(self, machine: Machine, nbytes: int, group: Group | None = None) -> None:
         self._m = machine
+        self._group = group or machine.node.root
         self._nbytes = nbytes
         self._mine = machine.handover.producer(Reclaimer.PROACTIVE)
         self._over = False  # everything was looked at, and nothing is on its way
@@ -73,7 +75,9 @@ class Proactive:
                 breath.begin()
             elif not machine.fifo.takers or machine.fifo.room(1, mine.who):
                 missing = self._missing()
-                machine.reclaim_inline(SWAP_CLUSTER_MAX, mine.who, max_bytes=missing, producer=mine)
+                machine.reclaim_inline(
+                    SWAP_CLUSTER_MAX, mine.who, max_bytes=missing, producer=mine, within=self._group
+                )
                 await self._judge()
             await breath.take()
             machine.check_open()
@@ -84,7 +88,7 @@ class Proactive:
 
     def _missing(self) -> int:
         """Return the bytes to isolate, at the recent gain, beside those that are on their way."""
-        expected = (self._nbytes - self._mine.freed) / max(self._m.ledger.gain, 0.05)
+        expected = (self._nbytes - self._mine.freed) / max(self._group.gain, 0.05)
         return max(1, int(expected)) - self._mine.in_flight
 
     def _queue(self) -> bool:
@@ -103,7 +107,7 @@ class Proactive:
         elif self._missing() < cluster or room <= 0:
             return False  # not worth a hop
         nr = min(SWAP_CLUSTER_MAX, max(1, fifo.left(mine.who)))
-        batch = machine.swapout.isolate(nr, room, mine.who, mine)
+        batch = machine.swapout.isolate(nr, room, mine.who, mine, within=self._group)
         if batch is None:
             return False
         if not batch.pfns:
@@ -138,15 +142,15 @@ class Proactive:
             self._seen_freed = mine.freed
             self._patient = True
         elif not mine.in_flight:
-            scan = machine.node.scan
+            scan = self._group.scan
             if scan.seen_all and not scan.exhausted:  # as whoever compresses in the loop does
-                machine.node.writeback.want()
+                machine.node.writeback.want_of(self._group)
             if scan.exhausted:
                 self._over = not await self._others_free()
-            elif scan.seen_all and machine.node.writeback.wanted:
+            elif scan.seen_all and machine.node.writeback.wanted_of(self._group):
                 # All that is left to do is a store's; one that is late is not waited for.
                 freed = await self._others_free()
-                self._over = not freed and machine.node.writeback.wanted > 0
+                self._over = not freed and machine.node.writeback.wanted_of(self._group) > 0
             elif self._patient:
                 with anyio.move_on_after(PATIENCE_S) as scope:
                     await self._others_free()
@@ -158,10 +162,10 @@ class Proactive:
         Nothing is sent meanwhile: several calls that free nothing would keep each other going.
         """
         machine = self._m
-        before = machine.ledger.freed_total
-        while machine.ledger.freed_total == before:
+        before = self._group.freed_total
+        while self._group.freed_total == before:
             writeback = machine.node.writeback
-            if not (writeback.awaits(of_late=False) or writeback.awaits_slots):
+            if not (writeback.awaits_of(self._group, of_late=False) or writeback.awaits_slots):
                 return False
             await machine.verdicts.wait()
             machine.check_open()

@@ -12,6 +12,7 @@ from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
+    from reclaimactors.mm.group import Group
 
 __all__ = ["Stall"]
 
@@ -19,24 +20,27 @@ __all__ = ["Stall"]
 class Stall:
     """The stall of one call; ``with`` it, the caller waits: that is PSI's *some*."""
 
-    __slots__ = ("_counted", "_m", "_since", "waited_s")
+    __slots__ = ("_counted", "_m", "_psis", "_since", "waited_s")
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, group: Group | None = None) -> None:
         self._m = machine
+        self._psis = machine.psis_of(group)
         self._counted = False  # in allocstall
         self._since = 0.0
         self.waited_s = 0.0  #: seconds so far, of every ``with``
 
     def __enter__(self) -> None:
         self._since = self._m.cpu.now()
-        self._m.cpu.psi.enter_some(self._since)
+        for psi in self._psis:
+            psi.enter_some(self._since)
 
     def __exit__(self, *_: object) -> None:
         now = self._m.cpu.now()
-        self._m.cpu.psi.leave_some(now)
+        for psi in self._psis:
+            psi.leave_some(now)
         self.waited_s += now - self._since
 
-    def reclaim(self, *, ram_only: bool = False) -> int:
+    def reclaim(self, *, ram_only: bool = False, within: Group | None = None) -> int:
         """Reclaim a slice in the calling task; return the bytes freed at once.
 
         The first that looks at a folio counts as allocstall, as the kernel counts an entry into
@@ -44,7 +48,9 @@ class Stall:
         """
         vmstat = self._m.node.vmstat
         scanned = vmstat["pgscan_direct"]
-        freed = self._m.reclaim_inline(SWAP_CLUSTER_MAX, Reclaimer.DIRECT, ram_only=ram_only)
+        freed = self._m.reclaim_inline(
+            SWAP_CLUSTER_MAX, Reclaimer.DIRECT, ram_only=ram_only, within=within
+        )
         if not self._counted and vmstat["pgscan_direct"] != scanned:
             self._counted = True
             vmstat["allocstall_normal"] += 1

@@ -17,25 +17,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from reclaimactors.mm.ledger import Ledger
-    from reclaimactors.mm.node import Node
+    from reclaimactors.mm.group import Group
 
 __all__ = ["Brake"]
 
 
 class Brake:
-    """What callers owe to one node, in bytes.
+    """What callers owe to one group, in bytes.
 
     Args:
-        node: whose free memory it looks at.
-        ledger: whose freed bytes pay.
+        group: whose free memory it looks at, and whose freed bytes pay.
         batch: bytes that a worker takes at a time: the allowance at *low*.
         on: False for the kernel's rule: nobody owes anything above *min*.
     """
 
-    def __init__(self, node: Node, ledger: Ledger, *, batch: int, on: bool = True) -> None:
-        self._node = node
-        self._ledger = ledger
+    def __init__(self, group: Group, *, batch: int, on: bool = True) -> None:
+        self._group = group
         self._batch = batch
         self._on = on
         self._due = 0  # bytes freed since the start, at which nobody owes anything
@@ -44,9 +41,9 @@ class Brake:
     @property
     def debt(self) -> int:
         """Bytes that are owed now; at *low* none are."""
-        if self._node.memcg.free >= self._node.marks.low:
+        if self._group.memcg.free >= self._group.marks.low:
             return 0
-        return max(0, self._due - self._ledger.freed_total)
+        return max(0, self._due - self._group.freed_total)
 
     def owe(self, size: int) -> int:
         """A put of `size` bytes has reserved its room; free memory is as it will be after it.
@@ -54,18 +51,18 @@ class Brake:
         Returns:
             What `paid` is to be asked about: bytes freed since the start.
         """
-        free, freed = self._node.memcg.free, self._ledger.freed_total
-        if not self._on or free >= self._node.marks.low:
+        free, freed = self._group.memcg.free, self._group.freed_total
+        if not self._on or free >= self._group.marks.low:
             self.forgive()
             return freed
-        self._due = max(self._due, freed) + self._node.marks.brake(free, size)
+        self._due = max(self._due, freed) + self._group.marks.brake(free, size)
         return self._due - self._allowance(free)
 
     def paid(self, mark: int) -> bool:
         """Whether the caller whom `owe` told this `mark` may go on."""
-        if self._ledger.freed_total >= mark:
+        if self._group.freed_total >= mark:
             return True
-        return self._node.memcg.free >= self._node.marks.low
+        return self._group.memcg.free >= self._group.marks.low
 
     def lets(self, size: int, free: int, need: int) -> bool:
         """Let a put of `size` bytes go on at once if it needs not wait; then it owes for that.
@@ -80,12 +77,12 @@ class Brake:
         Returns:
             False where the caller has to wait or to reclaim for itself.
         """
-        marks = self._node.marks
+        marks = self._group.marks
         if self.waiting or free < marks.min:
             return False
         if not self._on:
             return True
-        freed = self._ledger.freed_total
+        freed = self._group.freed_total
         due = self._due
         if due < freed or free + need >= marks.low:
             due = freed
@@ -98,9 +95,9 @@ class Brake:
 
     def forgive(self) -> None:
         """Nobody owes anything: memory is at *low*, or nobody is at work who could pay."""
-        self._due = self._ledger.freed_total
+        self._due = self._group.freed_total
 
     def _allowance(self, free: int) -> int:
-        marks = self._node.marks
+        marks = self._group.marks
         above = min(marks.low, max(marks.min, free)) - marks.min
         return self._batch * above // (marks.low - marks.min)

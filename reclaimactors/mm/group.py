@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX
-from reclaimactors.mm.limits import Limits, closed_devices, pool_left
+from reclaimactors.mm.limits import Limits, closed_devices, pool_left, swap_left
 from reclaimactors.mm.scan import Scan
 from reclaimactors.mm.unevictable import Unevictable
 from reclaimactors.mm.values import Values
+from reclaimactors.mm.vmstat import OF_GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ class Group:
     Args:
         node: whose folios they are.
         memcg: what is charged to it.
-        marks: where reclaim of it begins and ends; None where nothing bounds it but its parent.
+        marks: where reclaim of it begins and ends.
         policy: which of its folios goes next.
         limits: beside the budget of `memcg`.
         parent: the group that it is in, None for the root.
@@ -53,7 +54,7 @@ class Group:
         self,
         node: Node,
         memcg: Memcg,
-        marks: Watermarks | None,
+        marks: Watermarks,
         policy: Policy,
         *,
         limits: Limits | None = None,
@@ -71,13 +72,9 @@ class Group:
         self.children: dict[str, Group] = {}
         self.lineage: tuple[Group, ...] = (self, *(parent.lineage if parent else ()))
         """itself, the group that it is in, ... the root"""
-        self.marks: Watermarks = marks or self.lineage[1].marks
-        self.levels: tuple[Group, ...] = self.lineage[1].levels if parent else ()
-        """those of them that bound what it may hold: a group without `max` and `high` does not"""
-        if marks is not None:
-            self.levels = (self, *self.levels)
-        self.pool_restricted = any(each.limits.zswap_max is not None for each in self.lineage)
-        self.swap_restricted = any(each.limits.on_devices for each in self.lineage)
+        self.marks = marks
+        self.pool_restricted = self.swap_restricted = False
+        self.note_limits()
         self.nr_resident = 0
         """folios whose source bytes are in memory, those in flight included"""
         self.nr_in_flight = 0
@@ -94,6 +91,10 @@ class Group:
         """bytes that are to go to devices though they are not resident (the root's: `Writeback`)"""
         self.leaving = 0
         """those of them that are on their way there"""
+        self.counted = self.lineage[:-1]
+        """those of its lineage that count by themselves what happens to it: all but the root"""
+        self.stat = dict.fromkeys(OF_GROUPS, 0)
+        """what happened to it and to the groups in it, where it is not the root"""
         self.credit = 0
         """folios of its turns to be scanned, see `victims`"""
         self.on_wake: Callable[[], None] = _ignore
@@ -112,24 +113,41 @@ class Group:
     def __repr__(self) -> str:
         return f"<group {self.name or 'root'}>"
 
+    def limit(self, limits: Limits, marks: Watermarks) -> None:
+        """Change its limits, and where reclaim of it begins and ends; `Memcg.resize` is beside."""
+        self.limits = limits
+        self.marks = marks
+        for group in self.subtree():
+            group.note_limits()
+
+    def note_limits(self) -> None:
+        """Look at which limits hold for it."""
+        self.pool_restricted = any(each.limits.zswap_max is not None for each in self.lineage)
+        self.swap_restricted = any(each.limits.on_devices for each in self.lineage)
+
     def subtree(self) -> Iterator[Group]:
         """Yield this group, and those in it."""
         yield self
         for child in self.children.values():
             yield from child.subtree()
 
+    def count(self, name: str, nr: int = 1) -> None:
+        """Count so many of what happened, in it and in all groups that it is in."""
+        for group in self.counted:
+            group.stat[name] += nr
+
     # -- room -------------------------------------------------------------------------------------
 
     def room_above_low(self) -> int:
         """Return the bytes that may be put while free memory stays at *low* or above."""
-        return min([level.memcg.free - level.marks.low for level in self.levels])
+        return min([level.memcg.free - level.marks.low for level in self.lineage])
 
     def has_headroom(self, nr_bytes: int) -> bool:
         """Return whether free memory stays at *low* or above with so many bytes more.
 
         Where it does not, reclaim is woken.
         """
-        for level in self.levels:
+        for level in self.lineage:
             if level.memcg.free - nr_bytes < level.marks.low:
                 level.on_wake()
                 return False
@@ -163,7 +181,7 @@ class Group:
     def above_high(self) -> int:
         """Bytes by which it, or a group that it is in, is above its `high`."""
         above = 0
-        for level in self.levels:
+        for level in self.lineage:
             if level.limits.high is not None:
                 used = level.memcg.budget - level.memcg.free
                 above = max(above, used - level.limits.high)
@@ -182,6 +200,11 @@ class Group:
         """Whether the pool takes a blob of it now."""
         accepts = self.node.zswap.accepts()
         return accepts and (not self.pool_restricted or pool_left(self) > 0)
+
+    @property
+    def may_swap(self) -> bool:
+        """Whether its limits let any of it go to a device."""
+        return not self.swap_restricted or swap_left(self) > 0
 
     @property
     def swap_ready(self) -> bool:

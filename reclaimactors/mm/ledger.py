@@ -98,6 +98,8 @@ class Ledger:
         group.memcg.adjust(resident=-source, compressed=kept)
         node.vmstat["pgsteal_" + batch.who.value] += pages
         node.vmstat["pgsteal_anon"] += pages
+        group.count("pgsteal", pages)
+        group.count("pgsteal_" + batch.who.value, pages)
         if source and compressed:
             weight = min(1.0, nr / 256)
             gained = max(0.0, 1.0 - kept / source)
@@ -177,7 +179,9 @@ class Ledger:
             for each in group.lineage:
                 each.returned_total += len(pfns)
         if verdict is Verdict.ACTIVATE:
-            vm["pgactivate"] += node.pages(pfns)
+            pages = node.pages(pfns)
+            vm["pgactivate"] += pages
+            group.count("pgactivate", pages)
 
     def _put_back(
         self, group: Group, pfns: Sequence[int], verdict: Verdict, *, tried: bool

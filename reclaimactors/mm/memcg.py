@@ -149,6 +149,17 @@ class Memcg:
         """So many bytes are kept by pins no longer."""
         self.pinned -= nr_bytes
 
+    def resize(self, budget: int) -> None:
+        """Change the limit, to what is held or more.
+
+        Raises:
+            ProtocolViolation: if more is held.
+        """
+        held = self.budget - self.free
+        if held > budget:
+            raise ProtocolViolation(f"a limit of {budget} B, with {held} B held")
+        self.budget, self.free = budget, budget - held
+
     def moved_up(self, resident: int, compressed: int, overhead: int) -> None:
         """What was charged for this group is for the one that it is in from now on."""
         Memcg.charge(self, -resident, -compressed, -overhead)

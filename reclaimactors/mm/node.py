@@ -113,7 +113,7 @@ class Node:
         return self.groups[self.mm.group[pfn]]
 
     def add_group(
-        self, name: str, parent: Group, policy: Policy, limits: Limits, marks: Watermarks | None
+        self, name: str, parent: Group, policy: Policy, limits: Limits, marks: Watermarks
     ) -> Group:
         """Return a new group in `parent`, and give it a place in the tree.
 

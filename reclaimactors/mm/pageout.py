@@ -331,6 +331,7 @@ class Pageout:
             kept += mm.charge[pfn]
             mm.refs[pfn] -= 1  # it is no dead one that `release` would have to free
         vm["pswpout"] += nr_slots
+        write.group.count("pswpout", nr_slots)
         vm["nr_vmscan_write"] += nr_slots
         node.demotion.stored(node.swap[write.device], source, kept)
         if not write.reclaims:
@@ -366,6 +367,7 @@ class Pageout:
         self._ledger.freed(write.group, freed)
         if write.blobs:
             vm["zswpwb"] += pages
+            write.group.count("zswpwb", pages)
             vm["written_back_pages"] += pages
             node.zswap.wanted = max(0, node.zswap.wanted - source)
         else:

@@ -125,9 +125,10 @@ class Swapin:
         if state == DEVICE:
             node.group_of(pfn).memcg.unreserve(reserved)
             return None
-        vm = node.vmstat
+        vm, group = node.vmstat, node.group_of(pfn)
         pages = nr_pages(mm.size[pfn], node.page_size)
         vm["pgfault"] += pages
+        group.count("pgfault", pages)
         if state == SAME:
             word, size = mm.entry[pfn], mm.size[pfn]
             if ready is not None and ready.what == word and len(ready.data) == size:
@@ -140,12 +141,14 @@ class Swapin:
             known = ready.data if ready is not None and ready.what is blob else None
             data = self._decompress(blob, mm.size[pfn], "the zswap pool", known)
             vm["zswpin"] += pages
+            group.count("zswpin", pages)
         if promote:
             self.promote(pfn, data, reserved)
         else:
             if state == ZSWAP:
                 node.zswap.rotate(pfn, mm.group[pfn])
             vm["workingset_refault_anon"] += pages
+            group.count("workingset_refault_anon", pages)
         return data
 
     def promote(self, pfn: int, data: bytes, reserved: int = 0) -> None:
@@ -179,8 +182,10 @@ class Swapin:
         mm.state[pfn] = RESIDENT
         group.nr_resident += 1
         vm["workingset_refault_anon"] += pages
+        group.count("workingset_refault_anon", pages)
         if activated:
             vm["workingset_activate_anon"] += pages
+            group.count("workingset_activate_anon", pages)
         mm.shadow[pfn] = -1
 
     # -- ahead of the fault -----------------------------------------------------------------------
@@ -269,7 +274,9 @@ class Swapin:
                 self.promote(pfn, data, reserved)
                 reserved = 0
             else:
-                vm["workingset_refault_anon"] += nr_pages(mm.size[pfn], node.page_size)
+                pages = nr_pages(mm.size[pfn], node.page_size)
+                vm["workingset_refault_anon"] += pages
+                load.group.count("workingset_refault_anon", pages)
         except CorruptData:
             vm["swapin_error"] += 1
             raise
@@ -281,6 +288,11 @@ class Swapin:
         node.zswap.swapped_in(pages)
         vm["pgfault"] += pages
         vm["pgmajfault"] += pages
+        group = load.group
+        if group.counted:
+            group.count("pswpin", len(load.slots))
+            group.count("pgfault", pages)
+            group.count("pgmajfault", pages)
         return data
 
     def fail(self, load: Load) -> None:

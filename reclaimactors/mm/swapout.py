@@ -131,6 +131,8 @@ class Swapout:
         vm["reclaim_isolated"] += len(batch.pfns)
         vm["pgscan_" + batch.who.value] += batch.nr_pages
         vm["pgscan_anon"] += batch.nr_pages
+        batch.group.count("pgscan", batch.nr_pages)
+        batch.group.count("pgscan_" + batch.who.value, batch.nr_pages)
 
     def _isolate(self, batch: FolioBatch, nr: int, max_bytes: int) -> bool:
         """Fill a batch from the policy's lists."""
@@ -382,6 +384,7 @@ class Swapout:
         pages = self._count_zswpout(sizes)
         kept = sum(lengths)
         pool.extend(pfns, kept, pages, batch.group.index)
+        batch.group.count("zswpout", pages)
         node.vmstat["reclaim_stored"] += len(pfns)
         self.ledger.stolen(len(pfns), pages, sum(sizes), kept, batch)
         return refused

@@ -89,13 +89,13 @@ class Values:
         new = size + self.overhead_of(key, nr_folios)
         return max(0, new - self.frees_now(key))
 
-    def other_overhead(self, key: Hashable, nr_folios: int) -> int:
-        """Return the overhead of all keys once `key` has a value of so many folios."""
+    def more_overhead(self, key: Hashable, nr_folios: int) -> int:
+        """Return the overhead that a value of so many folios under `key` adds."""
         old = 0
         if key in self:
             pfns = self.pfns(key)
             old = KEY_OVERHEAD + self._mm.key[pfns[0]] + len(pfns) * FOLIO_OVERHEAD
-        return self._memcg.overhead - old + self.overhead_of(key, nr_folios)
+        return self.overhead_of(key, nr_folios) - old
 
     def overhead_of(self, key: Hashable, nr_folios: int) -> int:
         """Return the overhead of a key, and of so many folios of its value."""
@@ -229,7 +229,7 @@ class Values:
 
         Who is below the *low* of two limits waits in the brake of each.
         """
-        short: Sequence[Group] = self._group.levels
+        short: Sequence[Group] = self._group.lineage
         if len(short) > 1:
             short = [level for level in short if level.memcg.free - need < level.marks.low]
             if may_wait and len(short) > 1:

@@ -76,6 +76,30 @@ OURS = (
     "worker_retries",  # starts of one after a death, or after a start that failed
 )
 
+OF_GROUPS = (  # as memory.stat and memory.events
+    "pgscan",
+    "pgscan_kswapd",
+    "pgscan_direct",
+    "pgscan_proactive",
+    "pgsteal",
+    "pgsteal_kswapd",
+    "pgsteal_direct",
+    "pgsteal_proactive",
+    "pgfault",
+    "pgmajfault",
+    "pgactivate",
+    "workingset_refault_anon",
+    "workingset_activate_anon",
+    "zswpin",
+    "zswpout",
+    "zswpwb",
+    "pswpin",
+    "pswpout",
+    "high",  # times that it was above its high, and reclaim of it was woken
+    "max",  # times that a caller had to reclaim or to wait for its max
+    "oom",  # times that nothing of it was left to reclaim
+)
+
 MAX_ORDER = 18  #: of the largest folio there is, 1 GiB, in pages of 4 KiB; smaller ones have more
 
 

@@ -38,6 +38,10 @@ class Writeback:
         pending = group.memcg.compressing or group.wanted
         return pending > 0 or self.awaits_writes_of(group, of_late=of_late)
 
+    def wanted_of(self, group: Group) -> int:
+        """Return `wanted` of one group."""
+        return self.wanted if group.parent is None else group.wanted
+
     def awaits_writes_of(self, group: Group, *, of_late: bool) -> bool:
         """Return whether stores are writing, or are to write, something of one group."""
         its_own = group.parent is None or group.memcg.at_store or group.leaving

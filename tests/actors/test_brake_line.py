@@ -20,8 +20,8 @@ class Line:
     def __init__(self, kit, machine):
         self.machine = machine
         kit.fill(machine, down_to=0.9)
-        self.brake = Brake(machine.node, machine.ledger, batch=0)
-        self.line = BrakeLine(machine, self.brake)
+        self.brake = Brake(machine.node.root, batch=0)
+        self.line = BrakeLine(machine, self.brake, machine.background)
         self.gone = []
         machine.background.awake = True
 

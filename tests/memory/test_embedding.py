@@ -437,7 +437,7 @@ async def test_at_low_or_above_a_put_does_not_wait():
 
 
 async def test_between_low_and_min_a_put_waits_for_work_in_proportion(monkeypatch):
-    monkeypatch.setattr("reclaimactors.callers.admission.LATE_S", 60.0)
+    monkeypatch.setattr("reclaimactors.callers.level.LATE_S", 60.0)
     gate = ThreadGate(timeout=60)
     compress = {"offload": "thread", "fifo": 16, "batch": 16, "on_full": "wait"}
     compress["compressor"] = GatedCompressor(Lz4(), gate)
@@ -455,7 +455,7 @@ async def test_between_low_and_min_a_put_waits_for_work_in_proportion(monkeypatc
 
 
 async def test_a_put_that_waits_for_what_others_reclaim_is_no_allocstall(monkeypatch):
-    monkeypatch.setattr("reclaimactors.callers.admission.LATE_S", 60.0)
+    monkeypatch.setattr("reclaimactors.callers.level.LATE_S", 60.0)
     gate, waits = ThreadGate(timeout=60), []
     compress = {"offload": "thread", "fifo": 16, "batch": 16, "on_full": "wait"}
     compress["compressor"] = GatedCompressor(Lz4(), gate)

@@ -10,8 +10,10 @@ MIN, LOW = 100, 300
 BATCH = 80
 
 
-class Node:
+class Group:
     """What a brake looks at, `free` as told."""
+
+    freed_total = 0
 
     def __init__(self, free):
         self.marks = Watermarks(MIN, LOW, 600)
@@ -21,13 +23,9 @@ class Node:
         self.memcg = Memcg(1000, resident=1000 - nr_bytes)
 
 
-class Ledger:
-    freed_total = 0
-
-
 def brake(free):
-    node, ledger = Node(free), Ledger()
-    return node, ledger, Brake(node, ledger, batch=BATCH)
+    group = Group(free)
+    return group, group, Brake(group, batch=BATCH)
 
 
 def waits(it, size):
@@ -119,7 +117,7 @@ def test_a_put_that_may_go_on_owes_at_once_what_it_would_have_owed():
     assert it.lets(50, 200, 50)  # half way after it: half is owed, half of a batch allowed
     _, _, other = brake(200)
     other.owe(50)
-    it._node.free(200)
+    it._group.free(200)
     assert it.debt == other.debt == 25
 
 
@@ -141,8 +139,8 @@ def test_nobody_overtakes_those_who_wait():
 
 @pytest.mark.parametrize(("free", "goes_on"), [(LOW - 1, True), (MIN, True), (MIN - 1, False)])
 def test_without_a_brake_nobody_owes_anything_above_min(free, goes_on):
-    node = Node(free)
-    it = Brake(node, Ledger(), batch=BATCH, on=False)
+    node = Group(free)
+    it = Brake(node, batch=BATCH, on=False)
     assert it.lets(10_000, free, 0) is goes_on
     assert not waits(it, 10_000)
     assert it.debt == 0

@@ -1633,7 +1633,7 @@ def test_a_long_key_is_charged_from_put_to_delete(key, fast, size):
     overhead = KEY_OVERHEAD + len(parts) * FOLIO_OVERHEAD + extra
     assert extra > 600
     assert node.values.need(key, size, len(parts)) == size + overhead
-    assert node.values.other_overhead(key, len(parts)) == overhead
+    assert node.memcg.overhead + node.values.more_overhead(key, len(parts)) == overhead
 
     def put():
         if fast:
@@ -1644,7 +1644,7 @@ def test_a_long_key_is_charged_from_put_to_delete(key, fast, size):
         assert node.memcg.overhead == overhead
         assert node.memcg.free == free - size - overhead
         assert node.values.frees_now(key) == size + overhead
-        assert node.values.other_overhead(key, len(parts)) == overhead
+        assert node.memcg.overhead + node.values.more_overhead(key, len(parts)) == overhead
 
     put()
     put()  # over it
@@ -1668,7 +1668,7 @@ def test_below_low_a_put_that_needs_not_wait_takes_the_short_way(may_wait):
     core = Core()
     node, woken = core.node, []
     node.root.on_wake = lambda: woken.append(True)
-    node.root.lets = Brake(node, core.out.ledger, batch=64 * PAGE).lets
+    node.root.lets = Brake(node.root, batch=64 * PAGE).lets
     below_low(core, above_min=node.marks.low - node.marks.min - PAGE)
     assert not woken
     assert node.values.put_fast("a", text(1), may_wait=may_wait)
@@ -1682,7 +1682,7 @@ def test_below_low_a_put_that_needs_not_wait_takes_the_short_way(may_wait):
 def test_nobody_goes_below_min_on_the_short_way(may_wait):
     core = Core()
     node = core.node
-    node.root.lets = Brake(node, core.out.ledger, batch=64 * PAGE).lets
+    node.root.lets = Brake(node.root, batch=64 * PAGE).lets
     below_low(core, above_min=OVERHEAD + 99)
     free = node.memcg.free
     assert not node.values.put_fast("a", text(1, size=100), may_wait=may_wait)

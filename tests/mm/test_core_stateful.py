@@ -128,7 +128,7 @@ class CoreMachine(RuleBasedStateMachine):
             max=top, high=high, zswap_max=zswap_max, swap_max=swap_max,
             zswap_writeback=writeback, swap=swap,
         )  # fmt: skip
-        marks = Watermarks(top // 20, top // 8, top // 4) if top else None
+        marks = Watermarks(top // 20, top // 8, top // 4) if top else Watermarks(1, 2, 3)
         policy = type(self.node.root.policy)(pages=BUDGET // PAGE)
         name = f"group{next(self.names)}"
         group = self.node.add_group(name, self.group(parent), policy, limits, marks)

@@ -61,7 +61,7 @@ class Core:
     def group(self, name, parent=None, **limits):
         limits = Limits(**limits)
         top = limits.max or BUDGET
-        marks = Watermarks(top // 50, top // 16, top // 8) if limits.max else None
+        marks = Watermarks(top // 50, top // 16, top // 8) if limits.max else Watermarks(1, 2, 3)
         parent = parent or self.node.root
         policy = ActiveInactive(pages=BUDGET // PAGE)
         group = self.node.add_group(name, parent, policy, limits, marks)

@@ -16,6 +16,7 @@ import reclaimactors as ra
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
 from reclaimactors.callers.admission import Admission
+from reclaimactors.callers.level import Level
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
@@ -331,7 +332,8 @@ async def test_d14_each_class_of_producers_has_a_declared_share_of_the_queue():
 
 async def test_d14_direct_reclaim_never_queues():
     async with driven() as machine:
-        admission = Admission(machine)
+        level = Level(machine, machine.background, brake=True)
+        admission = Admission(machine, machine.node.root, [level])
         fill(machine, free=machine.node.marks.min)
         reserved = await admission.reserve(lambda: 10 * PAGE)
         machine.node.memcg.unreserve(reserved)
