@@ -30,6 +30,7 @@ from reclaimactors.callers.pressure import Headroom, PressureTrigger
 from reclaimactors.callers.reclaim import Proactive
 from reclaimactors.callers.senpai import Senpai
 from reclaimactors.callers.swapoff import swapoff
+from reclaimactors.callers.write_back import write_back
 from reclaimactors.cpu.breath import Away
 from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.cpu.watch import Watch
@@ -516,19 +517,26 @@ class Memory(Gauges):
         finally:
             self._node.unpin(pfn)
 
-    async def reclaim(self, nbytes: int) -> int:
+    async def reclaim(self, nbytes: int, *, zswap_writeback_only: bool = False) -> int:
         """Reclaim proactively, as writing to a cgroup's memory.reclaim; return the bytes freed.
 
         kcompressd compresses, where there is one: up to half of its FIFO is proactive reclaim's,
         the rest is kswapd's alone. Less than a cluster is compressed in the caller. What counts is
         really freed for this call: folio sizes less the blobs that are kept. It ends once that is
-        `nbytes`, or when nothing more can be freed.
+        `nbytes`, or when nothing more can be freed. Of a group it takes what is in that group.
+
+        Args:
+            nbytes: to free.
+            zswap_writeback_only: True: nothing is compressed, but so many bytes of the coldest
+                blobs go from the pool to devices, as long as these take them (`zswpwb_proactive`).
 
         Raises:
             TopologyError: if `nbytes` is no whole number from 0.
         """
         self._check()
         checks.integer("nbytes", nbytes, 0, sys.maxsize, "(bytes)")
+        if zswap_writeback_only:
+            return await write_back(self._machine, self._group, nbytes)
         return await Proactive(self._machine, nbytes, self._group).run()
 
     async def drain(self) -> None:

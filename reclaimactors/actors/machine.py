@@ -208,9 +208,7 @@ class Machine:
 
     def wake_shrinkers(self) -> None:
         """Tell every swapd in service that what is not resident is to be written back."""
-        node = self.node
-        wanted = node.zswap.excess() or node.demotion.wanted
-        wanted = wanted or any(group.wanted for group in node.groups.values())
+        wanted = self.node.zswap.excess() or self.node.writeback.asked
         if wanted and not self.closing:
             for swapd in self.swapds.values():
                 if swapd.device.takes_writes:

@@ -278,7 +278,7 @@ class Stores:
                 break
             else:
                 await checkpoint()
-        if node.writeback.wanted:
+        if node.writeback.asked:
             node.writeback.cannot(device.index)
             self._m.verdicts.notify()
 

@@ -50,6 +50,29 @@ class Group:
         name: "" for the root.
     """
 
+    nr_resident = 0
+    """folios whose source bytes are in memory, those in flight included"""
+    nr_in_flight = 0
+    """folios in WRITEBACK"""
+    swapped = 0
+    """bytes that swap devices hold for its own folios"""
+    gain = 0.5
+    """share of a stolen byte that was really freed, recently"""
+    freed_total = 0
+    """bytes that reclaim has really freed since the start"""
+    returned_total = 0
+    """folios that reclaim had to give back since the start"""
+    wanted = 0
+    """bytes that are to go to devices though they are not resident (the root's: `Writeback`)"""
+    pool_wanted = 0
+    """bytes of blobs that are to go to devices because somebody asked for just that"""
+    written_back = 0
+    """bytes of blobs that have gone there since the start"""
+    leaving = 0
+    """those of them that are on their way there"""
+    credit = 0
+    """folios of its turns to be scanned, see `victims`"""
+
     def __init__(
         self,
         node: Node,
@@ -75,28 +98,10 @@ class Group:
         self.marks = marks
         self.pool_restricted = self.swap_restricted = False
         self.note_limits()
-        self.nr_resident = 0
-        """folios whose source bytes are in memory, those in flight included"""
-        self.nr_in_flight = 0
-        """folios in WRITEBACK"""
-        self.swapped = 0
-        """bytes that swap devices hold for its own folios"""
-        self.gain = 0.5
-        """share of a stolen byte that was really freed, recently"""
-        self.freed_total = 0
-        """bytes that reclaim has really freed since the start"""
-        self.returned_total = 0
-        """folios that reclaim had to give back since the start"""
-        self.wanted = 0
-        """bytes that are to go to devices though they are not resident (the root's: `Writeback`)"""
-        self.leaving = 0
-        """those of them that are on their way there"""
         self.counted = self.lineage[:-1]
         """those of its lineage that count by themselves what happens to it: all but the root"""
-        self.stat = dict.fromkeys(OF_GROUPS, 0)
+        self.stat: dict[str, int] = dict.fromkeys(OF_GROUPS, 0)
         """what happened to it and to the groups in it, where it is not the root"""
-        self.credit = 0
-        """folios of its turns to be scanned, see `victims`"""
         self.on_wake: Callable[[], None] = _ignore
         """reclaim of it is wanted"""
         self.lets: Callable[[int, int, int], bool] = _never

@@ -280,8 +280,7 @@ class Node:
         return not (
             self.nr_in_flight
             or self.writeback.nr_writes
-            or self.writeback.wanted
-            or any(group.wanted for group in self.groups.values())
+            or self.writeback.asked
             or any(device.stale or device.forgetting for device in self.swap)
         )
 

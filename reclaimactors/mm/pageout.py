@@ -368,6 +368,7 @@ class Pageout:
         if write.blobs:
             vm["zswpwb"] += pages
             write.group.count("zswpwb", pages)
+            self._asked_for(write, pages, source)
             vm["written_back_pages"] += pages
             node.zswap.wanted = max(0, node.zswap.wanted - source)
         else:
@@ -376,6 +377,17 @@ class Pageout:
         for over in write.group.lineage:
             over.wanted = max(0, over.wanted - max(0, freed))
         write.group.memcg.adjust(compressed=-freed)
+
+    def _asked_for(self, write: StoreBatch, pages: int, nr_bytes: int) -> None:
+        """Note blobs that have left, where somebody asked for them: that is proactive."""
+        asked = False
+        for over in write.group.lineage:
+            asked = asked or over.pool_wanted > 0
+            over.pool_wanted = max(0, over.pool_wanted - nr_bytes)
+            over.written_back += nr_bytes
+        if asked:
+            self._node.vmstat["zswpwb_proactive"] += pages
+            write.group.count("zswpwb_proactive", pages)
 
     def store_failed(
         self, write: StoreBatch, otherwise: Verdict = Verdict.ERROR, *, aside: bool = False

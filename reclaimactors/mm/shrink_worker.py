@@ -49,7 +49,7 @@ class ShrinkWorker:
         if device.in_budget and node.demotion.outside_has_room:
             return None
         visits = MAX_VISITS
-        for group, excess in self._who_gives(device, pool.excess() - pool.leaving):
+        for group, excess in self._who_gives(device, pool.excess() - pool.leaving, blobs=True):
             pfns, lengths, visits = self._coldest_blobs(group, excess, nr, visits)
             write = self._write_of(device, group, pfns, lengths) if pfns else None
             if write is not None:
@@ -96,7 +96,7 @@ class ShrinkWorker:
         mm, demotion = node.mm, node.demotion
         if device.in_budget:
             return None
-        for group, excess in self._who_gives(device, demotion.excess()):
+        for group, excess in self._who_gives(device, demotion.excess(), blobs=False):
             pfns: list[int] = []
             lengths: list[int] = []
             nr_bytes = charged = 0
@@ -124,23 +124,22 @@ class ShrinkWorker:
         if self._node.mm.owner[pfn] == write.id:
             self._node.mm.owner[pfn] = 0
 
-    def _who_gives(self, device: SwapDevice, excess: int) -> Iterator[tuple[Group, int]]:
+    def _who_gives(
+        self, device: SwapDevice, excess: int, *, blobs: bool
+    ) -> Iterator[tuple[Group, int]]:
         """Yield the groups to take from, and the bytes: who is over a limit of his own, then all.
 
         Args:
             device: which is written to; who may not use it gives nothing.
             excess: bytes that the whole memory asks for.
+            blobs: whether it is about blobs of the pool.
         """
         node = self._node
-        if len(node.groups) == 1:
-            if excess > 0:
-                yield node.root, excess
-            return
-        asking = [
-            (group, group.wanted - group.leaving)
-            for group in node.groups.values()
-            if group.wanted > group.leaving
-        ]
+        asking: list[tuple[Group, int]] = []
+        for group in node.groups.values():
+            some = group.wanted + (group.pool_wanted if blobs else 0) - group.leaving
+            if some > 0:
+                asking.append((group, some))
         if excess > 0:
             asking.append((node.root, excess))
         for top, some in asking:

@@ -41,7 +41,7 @@ kswapd_low_wmark_hit_quickly kswapd_high_wmark_hit_quickly
 unevictable_pgs_culled unevictable_pgs_rescued nr_unevictable
 nr_vmscan_write nr_vmscan_immediate_reclaim nr_throttled_written nr_writeback nr_swapcached
 pswpin pswpout swap_ra swap_ra_hit
-zswpin zswpout zswpwb swpin_zero swpout_zero thp_swpout thp_swpout_fallback
+zswpin zswpout zswpwb zswpwb_proactive swpin_zero swpout_zero thp_swpout thp_swpout_fallback
 pgfault pgmajfault oom_kill
 workingset_refault_anon workingset_activate_anon workingset_restore_anon
 workingset_refault_file workingset_activate_file workingset_restore_file workingset_nodereclaim
@@ -93,6 +93,7 @@ OF_GROUPS = (  # as memory.stat and memory.events
     "zswpin",
     "zswpout",
     "zswpwb",
+    "zswpwb_proactive",
     "pswpin",
     "pswpout",
     "high",  # times that it was above its high, and reclaim of it was woken

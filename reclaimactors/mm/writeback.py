@@ -70,6 +70,14 @@ class Writeback:
         """
         return self._node.zswap.wanted + self._node.demotion.wanted
 
+    @property
+    def asked(self) -> bool:
+        """Whether anything is wanted written, for the whole memory or for one of its groups."""
+        if self.wanted:
+            return True
+        groups = self._node.groups.values()
+        return any(group.wanted or group.pool_wanted for group in groups)
+
     def want(self, at_least: int = 0) -> None:
         """Nothing resident is left to reclaim: ask for what else is held to go to a device instead.
 
@@ -114,6 +122,19 @@ class Writeback:
         group.wanted = min(short, group.memcg.compressed)
         self._node.on_pool_full()
 
+    def want_blobs(self, group: Group, nr_bytes: int) -> bool:
+        """Ask for so many bytes more of a group's blobs, and nothing else, to go to devices.
+
+        Returns:
+            Whether any may.
+        """
+        if not (group.swap_has_room and group.pool_bytes):
+            return False
+        self.unwilling.clear()
+        group.pool_wanted = min(group.pool_wanted + nr_bytes, group.pool_bytes)
+        self._node.on_pool_full()
+        return True
+
     def may(self, group: Group) -> bool:
         """Return whether what is held of a group, and not resident, may go to a store with room."""
         if not group.swap_has_room:
@@ -149,10 +170,9 @@ class Writeback:
 
         What a late store has on its way does not count.
         """
-        asking = [group for group in self._node.groups.values() if group.wanted]
-        if (self.wanted or asking) and not self.awaits_writes(of_late=False):
+        if self.asked and not self.awaits_writes(of_late=False):
             others = [other for other in self._node.swap if other.index not in self.unwilling]
             if not any(other.takes_writes for other in others):
                 self._node.zswap.wanted = self._node.demotion.wanted = 0
-                for group in asking:
-                    group.wanted = 0
+                for group in self._node.groups.values():
+                    group.wanted = group.pool_wanted = 0

@@ -204,6 +204,41 @@ async def test_headroom_of_a_group_is_made_of_it():
             await group.wait_for_headroom(MAX)
 
 
+# -- proactive writeback
+
+
+async def test_blobs_of_a_group_go_to_a_device_where_just_that_is_asked():
+    async with over(Elsewhere()) as memory:
+        group, other = memory.group("group"), memory.group("other")
+        for each in (group, other):
+            await fill(each, 100)
+            await each.reclaim(EVERYTHING)
+        pool = memory.vmstat["pool_total_size"]
+        assert await group.reclaim(20_000, zswap_writeback_only=True) >= 20_000
+        assert group.vmstat["zswpwb_proactive"] == memory.vmstat["zswpwb_proactive"] >= 9
+        assert other.vmstat["zswpwb"] == 0
+        assert memory.vmstat["pool_total_size"] <= pool - 20_000
+        assert await memory.reclaim(EVERYTHING, zswap_writeback_only=True) > 100_000
+        assert memory.vmstat["pool_total_size"] == 0
+        assert await memory.reclaim(EVERYTHING, zswap_writeback_only=True) == 0
+        await all_there(group, 100)
+        await all_there(other, 100)
+
+
+async def test_writeback_that_nobody_can_do_ends():
+    async with opened() as memory:
+        await fill(memory, 100)
+        await memory.reclaim(EVERYTHING)
+        assert await memory.reclaim(EVERYTHING, zswap_writeback_only=True) == 0
+    async with over(Elsewhere()) as memory:
+        group = memory.group("group", zswap_writeback=False)
+        await fill(group, 100)
+        await group.reclaim(EVERYTHING)
+        assert await group.reclaim(EVERYTHING, zswap_writeback_only=True) == 0
+        assert await memory.reclaim(EVERYTHING, zswap_writeback_only=True) == 0
+        assert not memory._node.writeback.asked
+
+
 # -- limits
 
 
