@@ -12,6 +12,7 @@ from reclaimactors.actors.kswapd import KswapdActor
 from reclaimactors.callers.admission import Admission
 from reclaimactors.callers.level import Level
 from reclaimactors.callers.reclaim import Proactive
+from reclaimactors.callers.write_back import write_back
 from reclaimactors.cpu.breath import Breath
 from reclaimactors.errors import OutOfMemory, TopologyError
 from reclaimactors.mm.limits import Limits
@@ -155,7 +156,8 @@ async def change(machine: Machine, group: Group, limits: Limits) -> None:
         )
         raise OutOfMemory(msg)
     while (beyond := memcg.budget - memcg.free - (top - marks.min)) > 0:
-        if not await Proactive(machine, beyond, group).run():
+        freed = await Proactive(machine, beyond, group).run()
+        if not freed and not await write_back(machine, group, beyond):
             msg = (
                 f"max is {format_size(top)}, and {format_size(beyond)} of group {group.name!r} "
                 "beyond it cannot be reclaimed; delete keys of it, or add swap that it may use"

@@ -25,6 +25,7 @@ SAYS = {
     "custom_compressor.py": "with the dictionary",
     "custom_policy.py": "PlainLru: ",
     "quickstart.py": "1200 values",
+    "tenants.py": "hog: 2500 values",
 }
 
 

@@ -299,6 +299,17 @@ async def test_a_lower_max_is_reclaimed_first_and_refused_where_that_cannot_be()
             await memory.set_limits(max=MAX)
 
 
+async def test_a_lower_max_writes_back_what_is_compressed_already():
+    async with over(Elsewhere()) as memory:
+        group = memory.group("group", max=2 * MAX)
+        await fill(group, 500)
+        await group.reclaim(EVERYTHING)
+        await group.set_limits(max=MAX // 4)
+        assert group.usage().budget == MAX // 4
+        assert memory.vmstat["zswpwb"] > 0
+        await all_there(group, 500)
+
+
 async def test_a_group_without_writeback_goes_to_no_store():
     backend = Elsewhere()
     async with over(backend) as memory:
