@@ -28,6 +28,7 @@ class Squeezed:
     values: list[int]  #: the word of a SAME_FILLED folio; else a crc32 of what a store gets, or 0
     of_sources: bool = False  #: whether those are of the sources, also where there is a blob
     why: str = ""  #: what the compressor raised on the first row that is a FAIL, if it raised
+    cpu_s: float = 0.0  #: seconds of CPU that all of this took, as far as is known
 
     def extend(self, other: Squeezed) -> None:
         """Put the rows of another one behind these."""
@@ -35,9 +36,10 @@ class Squeezed:
         self.kinds += other.kinds
         self.blobs += other.blobs
         self.values += other.values
+        self.cpu_s += other.cpu_s
 
     def rows(self, start: int, stop: int) -> Squeezed:
-        """Return rows `start` to `stop` as columns of their own."""
+        """Return rows `start` to `stop` as columns of their own; what they took is not known."""
         rows = slice(start, stop)
         kinds = self.kinds[rows]
         why = self.why if FAIL in kinds else ""

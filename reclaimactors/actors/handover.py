@@ -61,6 +61,9 @@ class Handover:
     def finish(self, batch: FolioBatch, out: Squeezed) -> None:
         """End a batch with what compressing it gave, and route the writes that follow."""
         self._notice_failure(batch, out)
+        usec = round(out.cpu_s * 1e6)
+        self._m.node.vmstat["compress_usec"] += usec
+        batch.group.count("compress_usec", usec)
         self._emit(batch, out)
 
     def _notice_failure(self, batch: FolioBatch, out: Squeezed) -> None:

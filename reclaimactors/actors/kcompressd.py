@@ -65,7 +65,10 @@ class KcompressdActor:
             of_sources = all(batch.rows is not None for batch in batches)
             out = await machine.offload.squeeze(pages, of_sources=of_sources)
             stops = list(accumulate((batch.nr_rows for batch in batches), initial=0))
-            rows = starmap(out.rows, pairwise(stops))
+            rows = list(starmap(out.rows, pairwise(stops)))
+            nr_bytes = sum([batch.nr_bytes for batch in batches])
+            for batch, part in zip(batches, rows, strict=True):
+                part.cpu_s = out.cpu_s * batch.nr_bytes / nr_bytes if nr_bytes else 0.0
             left = list(zip(batches, rows, strict=True))
             breath.begin()
             while left:

@@ -232,7 +232,8 @@ class Machine:
         except BaseException as exc:  # Ctrl-C in the middle of it, or a policy's
             undo(exc, self.handover.hand_back, batch)
             raise
-        self.cpu.rates.compressed(sum(map(len, pages)), self.cpu.worked(started))
+        out.cpu_s = self.cpu.worked(started)
+        self.cpu.rates.compressed(sum(map(len, pages)), out.cpu_s)
         self.handover.finish(batch, out)
 
     def reclaim_inline(

@@ -64,7 +64,7 @@ class InlineOffload:
                 never=self._never,
             )
             self._learn((perf_counter() - started) / max(1, sum(map(len, piece))))
-            self._cpu.worked(began)
+            rows.cpu_s = self._cpu.worked(began)
             out.extend(rows)
             await breath.take()
             start = stop

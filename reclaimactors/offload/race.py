@@ -109,6 +109,7 @@ class Race:
             pages = self.pages[self._front : self._front + self._piece]
             started = thread_time()
             out = self._squeeze(pages)
+            out.cpu_s = thread_time() - started
             lengths = [-1 if blob is None else len(blob) for blob in out.blobs]
             packed = b"".join([blob for blob in out.blobs if blob is not None])
             out.blobs = [None] * len(pages)
@@ -117,14 +118,17 @@ class Race:
             rows = zip(pages, out.kinds, strict=True)
             worked_on = sum([len(page) for page, kind in rows if kind in {BLOB, POOR}])
             if worked_on:
-                learn((thread_time() - started) / worked_on)
+                learn(out.cpu_s / worked_on)
 
     async def help(self) -> None:
         """Compress from the back, in slices, until both meet."""
         breath, started = Breath(self._cpu.share), self._cpu.now()
         while not self.met:
             page = self.pages[len(self.pages) - 1 - len(self._by_loop)]
-            self._by_loop.append(self._squeeze([page]))
+            began = thread_time()
+            row = self._squeeze([page])
+            row.cpu_s = thread_time() - began
+            self._by_loop.append(row)
             if breath.due or self.met:
                 self._cpu.worked(started)
                 await breath.take()

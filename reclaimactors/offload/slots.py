@@ -42,14 +42,16 @@ class Slots:
 
     A slot begins with its table: the number of folios (with OF_SOURCES added, where the checksums
     are to be of these) and their sizes from the parent, then a length and a value of each from the
-    worker. Bytes follow; a blob lies where its folio lay, for it is smaller. So do the words of the
-    first row that is a FAIL, cut to that; their length is its value.
+    worker, and the nanoseconds of CPU that all of it took. Bytes follow; a blob lies where its
+    folio lay, for it is smaller. So do the words of the first row that is a FAIL, cut to that;
+    their length is its value.
     """
 
     def __init__(self, fd: int, *, nr: int, area: int, rows: int) -> None:
         self.area = area
         self.rows = rows
-        self._table = 8 * (1 + 3 * rows)
+        self._cpu = 8 * (1 + 3 * rows)
+        self._table = self._cpu + 8
         self._stride = -(-(self._table + area) // mmap.PAGESIZE) * mmap.PAGESIZE
         self.nr_bytes = nr * self._stride
         if os.fstat(fd).st_size < self.nr_bytes:
@@ -101,6 +103,8 @@ class Slots:
         rows = base + 8 * (1 + self.rows)
         answer = lengths.tobytes() + values.tobytes()
         self._map[rows : rows + len(answer)] = answer
+        cpu = base + self._cpu
+        self._map[cpu : cpu + 8] = int(out.cpu_s * 1e9).to_bytes(8, sys.byteorder)
 
     def rows_of(self, slot: int) -> Iterator[Squeezed]:
         """Yield the answer, a piece at a time, each blob a bytes object of its own."""
@@ -111,6 +115,8 @@ class Slots:
         answer = array("q", self._map[rows : rows + 16 * nr]).tolist()
         of_sources = self.of_sources(slot)
         memory = self._map
+        at = base + self._cpu
+        cpu_s = int.from_bytes(memory[at : at + 8], sys.byteorder) / 1e9
         at = base + self._table
         for start, stop in _pieces(sizes):
             lengths, values = answer[start:stop], answer[nr + start : nr + stop]
@@ -128,7 +134,8 @@ class Slots:
                     kinds[i] = max(0, -length)
                     if kinds[i] == SAME_FILLED:
                         values[i] &= 0xFFFF_FFFF_FFFF_FFFF
-            yield Squeezed(kinds, blobs, values, of_sources, why)
+            yield Squeezed(kinds, blobs, values, of_sources, why, cpu_s)
+            cpu_s = 0.0
 
     def of_sources(self, slot: int) -> bool:
         """Whether the checksums are to be of the sources."""

@@ -18,6 +18,7 @@ from threading import Thread
 from time import sleep
 from typing import TYPE_CHECKING
 
+from reclaimactors.cpu.clock import thread_time
 from reclaimactors.mm.page_io import squeeze
 from reclaimactors.offload.slots import Slots
 
@@ -60,15 +61,15 @@ def main(fd: int, memory: int, nice: int, parent: int) -> int:
             link.sendall(NUMBER.pack(READY))
             while len(message := stream.read(NUMBER.size)) == NUMBER.size:
                 (slot,) = NUMBER.unpack(message)
-                slots.answer(
-                    slot,
-                    squeeze(
-                        compressor,
-                        slots.pages(slot),
-                        checksum=True,
-                        of_sources=slots.of_sources(slot),
-                    ),
+                started = thread_time()
+                out = squeeze(
+                    compressor,
+                    slots.pages(slot),
+                    checksum=True,
+                    of_sources=slots.of_sources(slot),
                 )
+                out.cpu_s = thread_time() - started
+                slots.answer(slot, out)
                 link.sendall(message)
     return 0
 

@@ -204,6 +204,19 @@ async def test_headroom_of_a_group_is_made_of_it():
             await group.wait_for_headroom(MAX)
 
 
+@pytest.mark.parametrize("offload", ["inline", "thread", "process"])
+async def test_the_cpu_of_workers_is_charged_to_the_group_that_caused_it(offload):
+    async with opened(compress={"offload": offload}) as memory:
+        much, little, none = (memory.group(name) for name in ("much", "little", "none"))
+        await fill(much, 300)
+        await fill(little, 30)
+        await memory.reclaim(EVERYTHING)
+        await memory.drain()
+        usec = {group: group.vmstat["compress_usec"] for group in (much, little, none)}
+        assert usec[much] > usec[little] > usec[none] == 0
+        assert sum(usec.values()) == memory.vmstat["compress_usec"]
+
+
 # -- proactive writeback
 
 
