@@ -158,7 +158,7 @@ class Gauges(Guard):
             free=budget - resident - compressed - overhead,
             swapped=sum([group.swapped for group in list(self._group.subtree())]),
             staging=self._machine.offload.staging,
-            oldest_queued_s=self._loop.now() - since if since is not None else 0.0,
+            oldest_queued_s=self._machine.loop.now() - since if since is not None else 0.0,
         )
 
     def health(self) -> Health:

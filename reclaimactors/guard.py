@@ -21,8 +21,7 @@ class Guard:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._loop = machine.loop
-        self._is_running = self._loop.is_running
+        self._is_running = machine.loop.is_running
         self._thread = get_ident()
         self._process = os.getpid()
         self._callers = self._thread  # whose calls are served: nobody's once it is closed
@@ -54,7 +53,7 @@ class Guard:
                 "that anyio started anyio.from_thread.run(memory.get, key)"
             )
             raise RuntimeError(msg)
-        if not self._machine.ended and self._loop.another_runs:
+        if not self._machine.ended and self._machine.loop.another_runs:
             msg = (
                 "a Memory belongs to the event loop that opened it, and another one runs now; open "
                 "one in each loop, or give fixtures and tests the same loop scope"

@@ -141,8 +141,8 @@ class Memory(Gauges):
             self._prefetch, self._swapping = inside._prefetch, inside._swapping  # noqa: SLF001
         self._credit = BUDGET_CALLS
         self._yielding = 0
-        self._parts_per_yield = max(2, COPY_BYTES // topology.max_folio)
-        # The path of a hit looks at these directly.
+        # The path of a hit looks at these directly. CPython finds an attribute by its place as long
+        # as the object has no more than 30; with more, each hit takes a tenth longer.
         self._small = group.values.small
         self._state = self._node.mm.state
         self._data = self._node.mm.data
@@ -300,10 +300,11 @@ class Memory(Gauges):
             folios = nr_pages(size, self._max_folio)
             self._admission.must_fit(size, self._values.more_overhead(key, folios))
         parts: list[bytes] = []
+        parts_per_yield = max(2, COPY_BYTES // self._max_folio)
         dear = isinstance(source, memoryview) and not source.c_contiguous  # copied item by item
         for part in split(source, self._max_folio):
             parts.append(part)
-            if dear or len(parts) % self._parts_per_yield == 0:
+            if dear or len(parts) % parts_per_yield == 0:
                 await self._yield()
         if parts[0] is not data:  # it was copied
             self._credit -= size // _BYTES_PER_CALL
@@ -836,7 +837,9 @@ class Memory(Gauges):
         """
         if os.getpid() != self._process:
             return
-        if get_ident() != self._thread or (self._loop.another_runs and not self._machine.ended):
+        if get_ident() != self._thread or (
+            self._machine.loop.another_runs and not self._machine.ended
+        ):
             self._refuse()
         if self._inside is not None:
             raise TypeError("a group ends by delete(reparent=...), or with its memory")

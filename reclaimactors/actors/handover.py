@@ -156,7 +156,8 @@ class Handover:
 
     def _mail(self, write: StoreBatch, swapd: Swapd) -> None:
         if not self._room_at_store(write, swapd.device) or not swapd.stores.offer(write):
-            swapd.device.congested = self._m.kswapd.throttled = True
+            swapd.device.congested = True
+            self._m.throttle(wait=True)
             self._m.node.vmstat["nr_throttled_written"] += len(write.pfns)
             self._m.pageout.refuse(write)
 

@@ -16,6 +16,7 @@ from reclaimactors.actors.base import Fifo, Signal
 from reclaimactors.actors.handover import Handover
 from reclaimactors.actors.starter import Starter
 from reclaimactors.actors.supervision import Supervisor, closed, unraised
+from reclaimactors.cpu.clock import thread_time
 from reclaimactors.cpu.psi import Psi
 from reclaimactors.loops import current_loop
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
     from reclaimactors.log import Log
     from reclaimactors.mm.batch import FolioBatch
     from reclaimactors.mm.group import Group
+    from reclaimactors.mm.ledger import Ledger
     from reclaimactors.mm.node import Node
+    from reclaimactors.mm.pageout import Pageout
+    from reclaimactors.mm.shrink_worker import ShrinkWorker
+    from reclaimactors.mm.vmscan import Kswapd
     from reclaimactors.offload import Squeezer
 
 __all__ = ["LATE_S", "PATIENCE_S", "RETRY_S", "Machine"]
@@ -50,7 +55,6 @@ class Machine:
     def __init__(
         self,
         node: Node,
-        compressor: Compressor,
         offload: Squeezer,
         pipeline: Pipeline,
         *,
@@ -64,10 +68,7 @@ class Machine:
         self.cpu = cpu
         self.log = log  #: of this memory: whose lines say which one it is
         self.swapout = Swapout(node)
-        self.ledger = self.swapout.ledger
-        self.pageout = self.swapout.pageout
-        self.shrinker = self.swapout.shrinker
-        self.swapin = Swapin(node, self.ledger)
+        self.swapin = Swapin(node, self.swapout.ledger)
         self.offload = offload
         self.pipeline = pipeline
         self.mode = mode
@@ -80,7 +81,6 @@ class Machine:
         self.cpu.share.weight = self._weight
         self._psis: dict[int, Psi] = {}  # by index of the group, the root's aside
         self.verdicts = Signal()  #: a batch or a write has ended, or kswapd has changed its state
-        self.compressor = compressor
         self._retry_at = 0.0  #: when folios that a compressor or a store failed on are tried again
         self.readers = anyio.CapacityLimiter(max(2, offload.workers))  #: threads, for large values
         self.loop = current_loop()
@@ -88,7 +88,6 @@ class Machine:
         self.starter = Starter(self)
         self.handover = Handover(self, ordered=ordered)
         self.background = Background(self, node.root)  #: what kswapd carries out
-        self.kswapd = self.background.kswapd
         self.backgrounds = {0: self.background}  #: by group: of those that have a limit
         self.closing = False
         self.ended = False  #: closed, its stores as well
@@ -100,6 +99,31 @@ class Machine:
         node.root.on_wake = self.want_kswapd
         node.on_pool_full = self.wake_shrinkers
         node.on_stale = self.wake_swapd
+
+    @property
+    def ledger(self) -> Ledger:
+        """The account of verdicts."""
+        return self.swapout.ledger
+
+    @property
+    def pageout(self) -> Pageout:
+        """The way to the devices."""
+        return self.swapout.pageout
+
+    @property
+    def shrinker(self) -> ShrinkWorker:
+        """What goes there though it is not resident."""
+        return self.swapout.shrinker
+
+    @property
+    def kswapd(self) -> Kswapd:
+        """What kswapd is to do."""
+        return self.background.kswapd
+
+    @property
+    def compressor(self) -> Compressor:
+        """What compresses in the event loop, and expands."""
+        return self.node.compressor
 
     # -- life -------------------------------------------------------------------------------------
 
@@ -227,13 +251,13 @@ class Machine:
         try:
             pages, writes = self.swapout.begin(batch, hold=False)
             self.handover.offer(writes, ram_only=batch.ram_only)
-            started = self.cpu.now()
+            started, began = self.cpu.now(), thread_time()
             out = squeeze(self.compressor, pages, never=self.node.lethal)
         except BaseException as exc:  # Ctrl-C in the middle of it, or a policy's
             undo(exc, self.handover.hand_back, batch)
             raise
-        out.cpu_s = self.cpu.worked(started)
-        self.cpu.rates.compressed(sum(map(len, pages)), out.cpu_s)
+        out.cpu_s = thread_time() - began
+        self.cpu.rates.compressed(sum(map(len, pages)), self.cpu.worked(started))
         self.handover.finish(batch, out)
 
     def reclaim_inline(
@@ -270,6 +294,11 @@ class Machine:
             self.node.vmstat["kcompressd_bypassed"] += batch.nr_pages
         self.compress_inline(batch)
         return group.freed_total - before
+
+    def throttle(self, *, wait: bool) -> None:
+        """A store's mailbox is full, or has room again: who reclaims in the background is told."""
+        for background in self.backgrounds.values():
+            background.kswapd.throttled = wait
 
     # -- waiting for what is on its way ------------------------------------------------------------
 
@@ -318,7 +347,9 @@ class Machine:
     def revive(self) -> None:
         """Look at the clock: try again what was full, or failed, a while ago; note who is late."""
         now = self.loop.now()
-        self.kswapd.late = self.late
+        late = self.late
+        for background in self.backgrounds.values():
+            background.kswapd.late = late
         if now >= self._retry_at:
             self._retry_at = now + RETRY_S
             self.node.scan.retry_failed()

@@ -99,7 +99,8 @@ class Stores:
 
     def clear(self) -> None:
         """Hand back whatever waits: no lane is left to write it."""
-        self.backing.device.congested = self._m.kswapd.throttled = False
+        self.backing.device.congested = False
+        self._m.throttle(wait=False)
         writes = [write for write in self._mailbox.drain() if write is not None]
         end_all(writes, self._m.pageout.refuse)
 
@@ -150,7 +151,8 @@ class Stores:
             few = len(self._mailbox.waiting) <= MAX_STORES // 2
             device = self.backing.device
             if few and (not self._mailbox.waiting or device.at_store <= half):
-                device.congested = self._m.kswapd.throttled = False
+                device.congested = False
+                self._m.throttle(wait=False)
             if device.aside:
                 self.backing.put_aside.notify()
             self._m.verdicts.notify()

@@ -152,6 +152,11 @@ class Group:
 
         Where it does not, reclaim is woken.
         """
+        if self.index == 0:  # the loop would cost a fault a twentieth
+            if self.memcg.free - nr_bytes >= self.marks.low:
+                return True
+            self.on_wake()
+            return False
         for level in self.lineage:
             if level.memcg.free - nr_bytes < level.marks.low:
                 level.on_wake()

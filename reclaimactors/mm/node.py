@@ -163,15 +163,14 @@ class Node:
         self._next_id += 1
         return self._next_id - 1
 
-    def refaulted(self, pfn: int) -> bool | None:
+    def refaulted(self, pfn: int, group: Group) -> bool | None:
         """Tell the policy that a reclaimed folio becomes resident, before anything is changed.
 
         On failure it stays reclaimed, and comes back as a new one later.
         """
         shadow = self.mm.shadow[pfn]
         try:
-            policy = self.group_of(pfn).policy
-            return policy.insert(pfn, refault=None if shadow < 0 else shadow)
+            return group.policy.insert(pfn, refault=None if shadow < 0 else shadow)
         except BaseException as exc:
             undo(exc, self.relist, (pfn,))
             raise

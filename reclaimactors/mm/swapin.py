@@ -128,7 +128,6 @@ class Swapin:
         vm, group = node.vmstat, node.group_of(pfn)
         pages = nr_pages(mm.size[pfn], node.page_size)
         vm["pgfault"] += pages
-        group.count("pgfault", pages)
         if state == SAME:
             word, size = mm.entry[pfn], mm.size[pfn]
             if ready is not None and ready.what == word and len(ready.data) == size:
@@ -141,15 +140,26 @@ class Swapin:
             known = ready.data if ready is not None and ready.what is blob else None
             data = self._decompress(blob, mm.size[pfn], "the zswap pool", known)
             vm["zswpin"] += pages
-            group.count("zswpin", pages)
+        if group.index:
+            group.count("pgfault", pages)
+            group.count("zswpin", pages if state == ZSWAP else 0)
         if promote:
             self.promote(pfn, data, reserved)
         else:
             if state == ZSWAP:
-                node.zswap.rotate(pfn, mm.group[pfn])
-            vm["workingset_refault_anon"] += pages
-            group.count("workingset_refault_anon", pages)
+                node.zswap.rotate(pfn, group.index)
+            self._refaulted(group, pages)
         return data
+
+    def _refaulted(self, group: Group, pages: int, *, activated: bool = False) -> None:
+        """Count pages of a group that came back."""
+        vm = self._node.vmstat
+        vm["workingset_refault_anon"] += pages
+        if activated:
+            vm["workingset_activate_anon"] += pages
+        if group.index:
+            group.count("workingset_refault_anon", pages)
+            group.count("workingset_activate_anon", pages if activated else 0)
 
     def promote(self, pfn: int, data: bytes, reserved: int = 0) -> None:
         """Make a reclaimed folio resident; the copy goes, but for one that the swap cache keeps.
@@ -157,7 +167,7 @@ class Swapin:
         On failure, which is the policy's: it stays where it is, and nothing was spent.
         """
         node = self._node
-        mm, vm = node.mm, node.vmstat
+        mm = node.mm
         state = mm.state[pfn]
         clean = state == DEVICE and node.swapcache.keeps(pfn)
         held = 0
@@ -167,7 +177,7 @@ class Swapin:
             held = mm.charge[pfn]
         group = node.group_of(pfn)
         group.memcg.must_have(len(data) - held - reserved)
-        activated = node.refaulted(pfn)
+        activated = node.refaulted(pfn, group)
         pages = nr_pages(len(data), node.page_size)
         if state == ZSWAP:
             node.zswap.remove(pfn, held, pages, group.index)
@@ -181,11 +191,7 @@ class Swapin:
         mm.data[pfn] = data
         mm.state[pfn] = RESIDENT
         group.nr_resident += 1
-        vm["workingset_refault_anon"] += pages
-        group.count("workingset_refault_anon", pages)
-        if activated:
-            vm["workingset_activate_anon"] += pages
-            group.count("workingset_activate_anon", pages)
+        self._refaulted(group, pages, activated=bool(activated))
         mm.shadow[pfn] = -1
 
     # -- ahead of the fault -----------------------------------------------------------------------
@@ -274,9 +280,7 @@ class Swapin:
                 self.promote(pfn, data, reserved)
                 reserved = 0
             else:
-                pages = nr_pages(mm.size[pfn], node.page_size)
-                vm["workingset_refault_anon"] += pages
-                load.group.count("workingset_refault_anon", pages)
+                self._refaulted(load.group, nr_pages(mm.size[pfn], node.page_size))
         except CorruptData:
             vm["swapin_error"] += 1
             raise
@@ -289,7 +293,7 @@ class Swapin:
         vm["pgfault"] += pages
         vm["pgmajfault"] += pages
         group = load.group
-        if group.counted:
+        if group.index:
             group.count("pswpin", len(load.slots))
             group.count("pgfault", pages)
             group.count("pgmajfault", pages)

@@ -246,7 +246,7 @@ class Values:
         """A reclaimed folio is overwritten: it is resident again, its copy of `held` bytes gone."""
         mm = self._mm
         state = mm.state[pfn]
-        self._node.refaulted(pfn)
+        self._node.refaulted(pfn, self._group)
         if state == ZSWAP:
             old, page = mm.size[pfn], self._node.page_size
             pages = 1 if old <= page else nr_pages(old, page)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reclaimactors.cpu.breath import SLICE_S, TURN_S, Breath
-from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.cpu.clock import perf_counter, thread_time
 from reclaimactors.cpu.loop_thread import Cpu
 from reclaimactors.mm.page_io import Squeezed, squeeze
 
@@ -55,7 +55,7 @@ class InlineOffload:
         while start < len(pages):
             stop = self._piece(pages, start)
             piece = pages[start:stop]
-            began, started = self._cpu.now(), perf_counter()
+            began, started, cpu = self._cpu.now(), perf_counter(), thread_time()
             rows = squeeze(
                 self._compressor,
                 piece,
@@ -64,7 +64,8 @@ class InlineOffload:
                 never=self._never,
             )
             self._learn((perf_counter() - started) / max(1, sum(map(len, piece))))
-            rows.cpu_s = self._cpu.worked(began)
+            rows.cpu_s = thread_time() - cpu
+            self._cpu.worked(began)
             out.extend(rows)
             await breath.take()
             start = stop

@@ -140,7 +140,6 @@ def _machine(topology: Topology) -> Machine:
     offload = _offload(topology, compressor, pipeline, node, cpu=cpu, log=its_log)
     machine = Machine(
         node,
-        compressor,
         offload,
         pipeline,
         mode=compress.mode,

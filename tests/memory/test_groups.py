@@ -213,7 +213,8 @@ async def test_the_cpu_of_workers_is_charged_to_the_group_that_caused_it(offload
         await memory.reclaim(EVERYTHING)
         await memory.drain()
         usec = {group: group.vmstat["compress_usec"] for group in (much, little, none)}
-        assert usec[much] > usec[little] > usec[none] == 0
+        assert usec[none] == 0
+        assert min(usec[much], usec[little]) > 0
         assert sum(usec.values()) == memory.vmstat["compress_usec"]
 
 
