@@ -13,7 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("table", "rates", "open_loop", "lag", "busy_reclaim", "large_values", "shed", "swapoff",
+NAMES = ("table", "rates", "open_loop", "lag", "busy_reclaim", "large_values", "shed", "tenants",
+         "swapoff",
          "stores", "full_queue", "pool_limit", "policies", "gc_pause", "overhead",
          "peers")  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 import runpy
 import subprocess
 import sys
@@ -179,3 +180,12 @@ def test_the_script_of_all_benchmarks_runs_what_is_named(name, status):
     )
     assert ended.returncode == status, ended.stderr
     assert ("compulsory" if status == 0 else "there is no 'polices'") in ended.stdout + ended.stderr
+
+
+def test_tenants_are_measured_alone_and_beside_a_hog(monkeypatch, capsys):
+    tenants = load("tenants")
+    monkeypatch.setattr(tenants, "HELD", 300)
+    tenants.main(1, 0.1)
+    said = capsys.readouterr().out
+    assert "p99 beside" in said
+    assert re.search(r"taken: +0\.00 \[0\.00 to 0\.00\]", said), "taken of one for another"
