@@ -14,18 +14,19 @@ from reclaimactors.units import nr_pages
 if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
     from reclaimactors.mm.batch import FolioBatch, Reclaimer
+    from reclaimactors.mm.group import Group
     from reclaimactors.mm.page_io import Gate
 
 __all__ = ["enqueue", "first_pages", "gate_of"]
 
 
-def gate_of(machine: Machine, who: Reclaimer, pages: int) -> Gate:
-    """Return what the seed's gates say to a folio of so many pages from this class."""
+def gate_of(machine: Machine, group: Group, who: Reclaimer, pages: int) -> Gate:
+    """Return what the seed's gates say to a folio of a group, of so many pages, from this class."""
     return gate(
         kcompressd=machine.kcompressd,
         who=who,
         anon=True,
-        zswap_writeback=True,
+        zswap_writeback=all(over.limits.zswap_writeback for over in group.lineage),
         zswap_enabled=machine.node.zswap.enabled,
         synchronous=any(swapd.synchronous for swapd in machine.swapds.values()),
         fifo_room=machine.fifo.room(pages, who),

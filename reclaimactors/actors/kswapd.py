@@ -124,7 +124,7 @@ class KswapdActor:
         """Send the isolated batch to whoever compresses."""
         batch = self._batch
         while batch is not None:
-            verdict = gate_of(self._m, batch.admitted_as, first_pages(self._m, batch))
+            verdict = gate_of(self._m, batch.group, batch.admitted_as, first_pages(self._m, batch))
             if self._m.late:
                 self._compress_here(batch)
                 await self._breathe()

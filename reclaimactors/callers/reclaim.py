@@ -97,7 +97,7 @@ class Proactive:
         fifo, memcg = machine.fifo, machine.node.memcg
         cluster = SWAP_CLUSTER_MAX * machine.node.page_size
         room = min(self._missing(), machine.pipeline.max_bytes - memcg.compressing)
-        if self._narrow() or gate_of(machine, mine.who, 1) is not Gate.QUEUED:
+        if self._narrow() or gate_of(machine, self._group, mine.who, 1) is not Gate.QUEUED:
             return False
         if mine.in_flight:
             # A window that opens by a page must not be filled by a page: each would pay for a

@@ -150,7 +150,7 @@ async def test_it_fills_its_share_of_the_fifo_and_leaves_the_rest_to_kswapd(
         kswapds = machine.swapout.isolate(
             32, EVERYTHING, Reclaimer.KSWAPD, machine.background.stream
         )
-        assert gate_of(machine, kswapds.admitted_as, 1) is Gate.QUEUED
+        assert gate_of(machine, machine.node.root, kswapds.admitted_as, 1) is Gate.QUEUED
         assert enqueue(machine, kswapds) is None
         assert machine.fifo.waiting_pages == 64
     for batch in machine.fifo.drain():

@@ -13,6 +13,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import reclaimactors as ra
+from reclaimactors.actors.gates import gate_of
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
 from reclaimactors.callers.admission import Admission
@@ -20,7 +21,7 @@ from reclaimactors.callers.level import Level
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import Reclaimer
 from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
-from reclaimactors.mm.page_io import squeeze
+from reclaimactors.mm.page_io import Gate, squeeze
 from reclaimactors.mm.vmscan import DEF_PRIORITY, Step
 from reclaimactors.offload.thread import ThreadOffload
 from reclaimactors.testing import GatedCompressor, ThreadGate
@@ -298,6 +299,24 @@ async def test_d12_the_pools_limit_is_looked_at_again_at_execution(swap):
         assert [await memory.get(i) for i in range(nr)] == [text(i) for i in range(nr)]
 
 
+async def test_d12_a_groups_permission_to_write_is_looked_at_again_at_execution():
+    async with open_memory(swap=[{"backend": "file", "size": "16MiB"}]) as memory:
+        machine = memory._machine
+        machine.starter.started = True  # no actor runs: the test drives them
+        group = memory.group("group")
+        for i in range(8):
+            await group.put(i, noise(i))
+        batch = machine.swapout.isolate(8, 1 << 30, Reclaimer.KSWAPD, within=group._group)
+        assert gate_of(machine, group._group, Reclaimer.KSWAPD, 1) is Gate.QUEUED
+        await group.set_limits(zswap_writeback=False)
+        await KcompressdActor(machine).compress([batch])
+        vm = memory.vmstat
+        assert (vm["reclaim_activate"], vm["pswpout"]) == (8, 0)
+        assert group._group.nr_resident == 8
+        assert gate_of(machine, group._group, Reclaimer.KSWAPD, 1) is Gate.NO_WRITEBACK
+        assert gate_of(machine, machine.node.root, Reclaimer.KSWAPD, 1) is Gate.QUEUED
+
+
 async def test_d13_a_verdict_of_the_worker_reaches_the_lists():
     async with driven() as machine:
         nr = fill(machine, noise)
@@ -448,3 +467,21 @@ async def test_d18_a_source_is_let_go_of_only_after_its_verdict():
         machine.handover.finish(batch, squeeze(Lz4(), pages))
         assert pfn not in machine.node.mm.data
         assert machine.node.check()
+
+
+async def test_d19_the_cpu_of_a_worker_is_charged_to_who_caused_it():
+    async with open_memory(offload="thread", batch=64) as memory:
+        machine = memory._machine
+        machine.starter.started = True
+        shares = {memory.group("much"): 48, memory.group("little"): 16}
+        batches = []
+        for group, nr in shares.items():
+            for i in range(nr):
+                await group.put(i, noise(i))
+            batches.append(
+                machine.swapout.isolate(nr, 1 << 30, Reclaimer.KSWAPD, within=group._group)
+            )
+        await KcompressdActor(machine).compress(batches)  # as one
+        usec = [group.vmstat["compress_usec"] for group in shares]
+        assert sum(usec) == memory.vmstat["compress_usec"] > 0
+        assert usec[0] == pytest.approx(3 * usec[1], abs=3)
