@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         TopologyError,
     )
     from reclaimactors.memory import Memory, SwapInfo, Usage
+    from reclaimactors.objects import Objects
     from reclaimactors.opening import open_memory
     from reclaimactors.squeezed import Squeezed
     from reclaimactors.topology import SwapSpec, Topology
@@ -53,6 +54,7 @@ __all__ = [
     "DeactivatingPolicy",
     "Health",
     "Memory",
+    "Objects",
     "Offload",
     "OutOfMemory",
     "PluginError",
@@ -106,6 +108,7 @@ _HOMES = {
     ),
     "memory": ("Memory", "SwapInfo", "Usage"),
     "cpu.psi": ("Pressure", "PressureLine"),
+    "objects": ("Objects",),
     "opening": ("open_memory",),
     "squeezed": ("Squeezed",),
     "topology": ("SwapSpec", "Topology"),

@@ -37,7 +37,7 @@ from reclaimactors.cpu.watch import Watch
 from reclaimactors.errors import TopologyError
 from reclaimactors.gauges import Gauges, SwapInfo, Usage
 from reclaimactors.mm.folio import DEVICE, RESIDENT, UNEVICTABLE
-from reclaimactors.offload.job import COPY_BYTES
+from reclaimactors.offload.job import COPY_BYTES, join_in_map
 from reclaimactors.topology import checks
 from reclaimactors.topology.swapon import swapon
 from reclaimactors.units import format_size, nr_pages
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from reclaimactors.callers.admission import Admission
     from reclaimactors.cpu.watch import Kind
     from reclaimactors.topology import SwapSpec, Topology
+
+    Value = Buffer | Sequence[Buffer]
 
 __all__ = ["Life", "Memory", "SwapInfo", "Usage"]
 
@@ -196,6 +198,19 @@ class Memory(Gauges):
         self._credit -= len(value) // _BYTES_PER_CALL
         return value
 
+    async def get_writable(self, key: Hashable) -> memoryview:
+        """Return the value of `key` in memory of the caller's own, which may be written to.
+
+        It is outside the budget. A value of several folios is copied once, in slices.
+
+        Raises:
+            KeyError, CorruptData, BackendError: as `get`.
+        """
+        self._check()
+        if key in self._values.large:
+            return memoryview(await self._faults.joined(key, join_in_map))
+        return memoryview(bytearray(await self.get(key)))
+
     async def get_many(self, keys: Iterable[Hashable]) -> dict[Hashable, bytes]:
         """Return the values of those of these keys that are there, in the order of `keys`.
 
@@ -266,7 +281,7 @@ class Memory(Gauges):
 
     # -- writing ----------------------------------------------------------------------------------
 
-    async def put(self, key: Hashable, data: Buffer) -> None:
+    async def put(self, key: Hashable, data: Value) -> None:
         """Make `data` the value of `key`.
 
         With free memory at or above *low* it does not wait. Below, it waits for memory to be freed
@@ -276,7 +291,8 @@ class Memory(Gauges):
 
         `data` is anything with the buffer protocol: bytes, which are kept as they are up to
         `max_folio`, or a bytearray, memoryview, array, ndarray, mmap, of whose bytes (in C order)
-        a copy is kept.
+        a copy is kept. A list or tuple of those is one value, their bytes one after the other; they
+        are not joined before they are cut into folios.
 
         Raises:
             OutOfMemory: if the value can never fit, at once; or if reclaim freed nothing for it.
@@ -331,7 +347,7 @@ class Memory(Gauges):
         data = self._data
         return [data[pfn] for pfn in self._values.large.get(key, ()) if pfn in data]
 
-    def put_nowait(self, key: Hashable, data: Buffer) -> None:
+    def put_nowait(self, key: Hashable, data: Value) -> None:
         """Make `data` the value of `key` without waiting; below *min* it compresses here and now.
 
         Raises:
@@ -360,9 +376,7 @@ class Memory(Gauges):
             raise
         self._admission.wake_below_low()
 
-    async def put_many(
-        self, items: Mapping[Any, Buffer] | Iterable[tuple[Hashable, Buffer]]
-    ) -> None:
+    async def put_many(self, items: Mapping[Any, Value] | Iterable[tuple[Hashable, Value]]) -> None:
         """Make each of `items` the value of its key, in order, with one admission for many.
 
         As so many puts, but cheaper: the batch waits once for up to 64 values, or a sixteenth of
@@ -392,7 +406,7 @@ class Memory(Gauges):
                 await self._yield()
             await self._batches.put_some(chunk)
 
-    async def put_if(self, key: Hashable, data: Buffer, expected: bytes | None) -> bool:
+    async def put_if(self, key: Hashable, data: Value, expected: bytes | None) -> bool:
         """Put if the value of `key` is `expected`; None stands for an absent key.
 
         The value is compared and replaced in one step: compare-and-swap. As a put, it waits where

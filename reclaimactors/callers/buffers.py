@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 from pickle import PickleBuffer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from typing_extensions import Buffer
 
-__all__ = ["bytes_of", "flat", "size_of", "split"]
+__all__ = ["Pieces", "Source", "bytes_of", "flat", "size_of", "split"]
 
 
-def bytes_of(data: Buffer) -> bytes | memoryview:
-    """Return the bytes of a buffer: itself if it is bytes, else a view.
+class Pieces:
+    """Several buffers that are one value, and are not joined before they are cut into folios."""
+
+    __slots__ = ("nbytes", "views")
+
+    def __init__(self, buffers: Iterable[Buffer]) -> None:
+        self.views = [memoryview(flat(data)) for data in buffers]
+        self.nbytes = sum(map(len, self.views))
+
+    def __len__(self) -> int:
+        return self.nbytes
+
+    def split(self, limit: int) -> Iterable[bytes]:
+        """Yield the bytes, `limit` at a time; each is copied once."""
+        parts: list[memoryview] = []
+        room = limit
+        for view in self.views:
+            at = 0
+            while at < len(view):
+                part = view[at : at + room]
+                parts.append(part)
+                at += len(part)
+                room -= len(part)
+                if not room:
+                    yield b"".join(parts)
+                    parts, room = [], limit
+        if parts or not self.nbytes:
+            yield b"".join(parts)
+
+
+Source = bytes | memoryview | Pieces
+
+
+def bytes_of(data: Buffer | Sequence[Buffer]) -> Source:
+    """Return the bytes of a buffer: itself if it is bytes, else a view; `Pieces` of several.
 
     One item of the view is one byte, unless it is not contiguous.
 
@@ -23,8 +56,10 @@ def bytes_of(data: Buffer) -> bytes | memoryview:
     """
     if type(data) is bytes:
         return data
+    if isinstance(data, (list, tuple)):
+        return Pieces(cast("Sequence[Buffer]", data))
     try:
-        view = memoryview(data)
+        view = memoryview(cast("Buffer", data))
     except TypeError:
         hint = "; encode it: put(key, text.encode())" if isinstance(data, str) else ""
         msg = (
@@ -39,26 +74,30 @@ def bytes_of(data: Buffer) -> bytes | memoryview:
     return PickleBuffer(view).raw() if view.c_contiguous else view
 
 
-def flat(data: Buffer) -> bytes | memoryview:
-    """As `bytes_of`, but a view that is not contiguous is copied: its `len` is its bytes."""
+def flat(data: Buffer | Sequence[Buffer]) -> bytes | memoryview:
+    """As `bytes_of`, in one piece of whose bytes `len` is the number: that may take a copy."""
     source = bytes_of(data)
+    if isinstance(source, Pieces):
+        return b"".join(source.views)
     if isinstance(source, memoryview) and not source.c_contiguous:
         return source.tobytes()
     return source
 
 
-def size_of(source: bytes | memoryview) -> int:
+def size_of(source: Source) -> int:
     """Return the bytes of what `bytes_of` gave."""
     return source.nbytes if isinstance(source, memoryview) else len(source)
 
 
-def split(source: bytes | memoryview, limit: int) -> Iterable[bytes]:
+def split(source: Source, limit: int) -> Iterable[bytes]:
     """Return the folios of a value: the caller's own object if it is bytes and fits in one.
 
     Args:
         source: what `bytes_of` gave.
         limit: bytes of a folio (`max_folio`).
     """
+    if isinstance(source, Pieces):
+        return source.split(limit)
     if size_of(source) <= limit:
         return (bytes(source),)  # of bytes that is no copy
     view = memoryview(source)

@@ -96,6 +96,21 @@ async def batches(memory: ra.Memory) -> None:
     assert_type(await memory.delete_many(["key", 8]), int)
 
 
+async def objects(memory: ra.Memory) -> None:
+    """Values of other types."""
+    await ra.Objects(memory).put("key", {"any": ["thing"]})
+    texts = ra.Objects(memory, str.encode, bytes.decode)
+    assert_type(texts, ra.Objects[str])
+    assert_type(await texts.put("key", "text"), None)
+    assert_type(await texts.put_many({"key": "text"}), None)
+    assert_type(await texts.get("key"), str)
+    assert_type(await texts.get("key", None), str | None)
+    assert_type(await texts.get_many(["key"]), dict[Hashable, str])
+    assert_type(await texts.pop("key", 0), str | int)
+    await memory.put("several", [b"head", bytearray(10), memoryview(b"view")])
+    assert_type(await memory.get_writable("several"), memoryview)
+
+
 def block(other: Mapping[str, bytes]) -> None:
     """A memory for threads."""
     with ra.open_blocking("kcompressd", budget="8MiB", swap=[]) as store:
