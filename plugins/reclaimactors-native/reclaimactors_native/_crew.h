@@ -77,6 +77,13 @@ static void hear(Shared *shared) /* under the lock */
     }
 }
 
+static double thread_cpu_s(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
 static void *work(void *argument)
 {
     Shared *shared = argument;
@@ -94,7 +101,9 @@ static void *work(void *argument)
             break;
         Job *job = pop(&shared->todo);
         pthread_mutex_unlock(&shared->lock);
+        double begun = thread_cpu_s();
         run_job(&shared->codec, context, job, &shared->stop);
+        job->cpu_s = thread_cpu_s() - begun;
         pthread_mutex_lock(&shared->lock);
         push(&shared->done, job);
         atomic_fetch_add(&shared->nr_done, 1);

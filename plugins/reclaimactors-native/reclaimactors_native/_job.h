@@ -26,6 +26,7 @@ typedef struct Job {
     char *out; /* the blobs, one behind the other */
     size_t out_room;
     int of_sources;
+    double cpu_s; /* of the thread that did it */
     char why[WHY_BYTES];
 } Job;
 
@@ -113,6 +114,7 @@ static int fill_job(const Codec *codec, Job *job, int of_sources)
     }
     job->nr = nr;
     job->of_sources = of_sources;
+    job->cpu_s = 0;
     job->why[0] = 0;
     return 0;
 }
@@ -151,8 +153,8 @@ static PyObject *rows_of(const Job *job)
         kind[i] = (char)row->kind;
         out += row->blob;
     }
-    return Py_BuildValue("(NNNNs)", kinds, blobs, values, PyBool_FromLong(job->of_sources),
-                         job->why);
+    return Py_BuildValue("(NNNNsd)", kinds, blobs, values, PyBool_FromLong(job->of_sources),
+                         job->why, job->cpu_s);
 failed:
     Py_XDECREF(kinds);
     Py_XDECREF(blobs);

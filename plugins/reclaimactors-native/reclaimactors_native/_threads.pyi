@@ -2,7 +2,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Self, TypeAlias
 
-Rows: TypeAlias = tuple[bytearray, list[bytes | None], list[int], bool, str]
+Rows: TypeAlias = tuple[bytearray, list[bytes | None], list[int], bool, str, float]
 
 class Pool:
     def __new__(cls, codec: str, library: str | PathLike[str], level: int, nice: int) -> Self: ...
