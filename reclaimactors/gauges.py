@@ -15,6 +15,7 @@ import attrs
 
 from reclaimactors.actors.health import health_of
 from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.cpu.psi import Pressure
 from reclaimactors.guard import Guard
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from reclaimactors.abc import Backend
     from reclaimactors.actors.health import Health
     from reclaimactors.actors.machine import Machine
-    from reclaimactors.cpu.psi import Pressure
+    from reclaimactors.cpu.psi import Psi
     from reclaimactors.mm.group import Group
 
 __all__ = ["Gauges", "SwapInfo", "Usage"]
@@ -133,9 +134,15 @@ class Gauges(Guard):
 
         *some*: a caller waited in the brake, in direct reclaim or for a store; *full*: the loop's
         thread itself was spent in reclaim or (de)compression. Each has `avg10`, `avg60` and
-        `avg300`, percent of the last so many seconds, and `total`, microseconds.
+        `avg300`, percent of the last so many seconds, and `total`, microseconds. Of a group *some*
+        is of its own callers, *full* of the event loop, which all groups share.
         """
-        psi = self._machine.psi_of(self._group)
+        own = self._snapshot(self._machine.psi_of(self._group))
+        if self._group.parent is None:
+            return own
+        return Pressure(some=own.some, full=self._snapshot(self._machine.cpu.psi).full)
+
+    def _snapshot(self, psi: Psi) -> Pressure:
         if get_ident() != self._thread:
             while (copy := psi.copied()) is None:
                 sleep(0.001)  # the loop's thread is in the middle of accounting

@@ -769,7 +769,8 @@ class Memory(Gauges):
         checks.integer("window_us", window_us, MIN_WINDOW_US, MAX_WINDOW_US, "(microseconds)")
         checks.integer("stall_us", stall_us, 1, window_us, "(microseconds: all of window_us)")
         watch = Watch(kind, stall_us / 1e6, window_us / 1e6)
-        psi = self._machine.psi_of(self._group)
+        machine = self._machine
+        psi = machine.psi_of(self._group) if kind == "some" else machine.cpu.psi
         psi.account(self._machine.cpu.now())  # what was before is not its business
         psi.watches.append(watch)
         try:

@@ -193,7 +193,8 @@ class Machine:
         if group.parent is None:
             return self.cpu.psi
         if group.index not in self._psis:
-            self._psis[group.index] = Psi()
+            psi = self._psis[group.index] = Psi()
+            psi.on_pressure = self.pressure.notify
         return self._psis[group.index]
 
     def forget_psi(self, group: Group) -> None:

@@ -158,11 +158,15 @@ class Level:
             raise self.out_of_memory(size + max(0, more_overhead))
 
     def _what(self) -> str:
-        return f"max of group {self.group.name!r}" if self.group.name else "the budget"
+        return f"max of group {self.group.name!r}" if self._of_group else "the budget"
+
+    @property
+    def _of_group(self) -> bool:
+        return self.group.limits.max is not None
 
     def _limit(self) -> str:
         limit = format_size(self.group.memcg.budget)
-        if self.group.name:
+        if self._of_group:
             return f"the max of {limit} of group {self.group.name!r}"
         return f"a budget of {limit}"
 
@@ -170,7 +174,7 @@ class Level:
         """Return the error, with what is in the way."""
         self.group.count("oom")
         memcg, least = self.group.memcg, self.group.marks.min
-        limit = self._limit() if self.group.name else f"the budget of {format_size(memcg.budget)}"
+        limit = self._limit() if self._of_group else f"the budget of {format_size(memcg.budget)}"
         keys = sum([len(group.values) for group in self.group.subtree()])
         msg = (
             f"no room for {format_size(need)} more: {format_size(memcg.free)} of {limit} "

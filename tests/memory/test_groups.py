@@ -57,6 +57,11 @@ async def all_there(group, nr, value=half):
         assert await group.get(i) == value(i)
 
 
+async def settle():
+    for _ in range(20):
+        await checkpoint()
+
+
 # -- whose values and whose bytes they are
 
 
@@ -190,6 +195,32 @@ async def test_who_waits_in_a_group_is_pressure_of_it_and_of_what_it_is_in():
         assert group.pressure().some.total > 0
         assert memory.pressure().some.total > 0
         assert other.pressure().some.total == 0
+
+
+async def test_a_trigger_of_a_group_that_waits_already_is_woken_by_a_stall_in_it():
+    gate, fired = Gate(), anyio.Event()
+    backend = FaultyBackend(Elsewhere())
+    async with over(backend) as memory:
+        group = memory.group("group")
+        await fill(group, 8, noise)
+        await memory.reclaim(EVERYTHING)
+        await memory.drain()
+        backend.load_gate = gate
+        async with (
+            group.pressure_trigger("some", stall_us=1000, window_us=1_000_000) as trigger,
+            anyio.create_task_group() as tasks,
+        ):
+
+            async def watch():
+                await trigger.wait()
+                fired.set()
+
+            tasks.start_soon(watch)
+            await settle()
+            tasks.start_soon(group.get, 1)
+            with anyio.fail_after(10):
+                await fired.wait()
+            gate.open()
 
 
 async def test_headroom_of_a_group_is_made_of_it():
