@@ -304,8 +304,9 @@ def test_what_cannot_be_opened_says_why():
 
 @contextmanager
 def interrupted_once(event):
-    """Send this thread a SIGINT once the event is set."""
+    """Send this thread a SIGINT once the event is set, though this process may ignore those."""
     main = threading.main_thread().ident
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt():
         event.wait(10)
@@ -317,6 +318,7 @@ def interrupted_once(event):
         yield
     finally:
         thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals for threads here")
