@@ -213,6 +213,7 @@ async def settled(before: set[object]) -> None:
     until = perf_counter() + _LATE_S
     for _ in range(20):
         await anyio.lowlevel.checkpoint()
+    await anyio.sleep(_LOOK_S)  # a thread that was given something may not have begun
     while (  # noqa: ASYNC110 - what goes on there tells nobody
         loop is not None and perf_counter() < until and loop.going_on() - before
     ):
