@@ -103,8 +103,8 @@ Rounds = Annotated[
         metavar="N",
         min=1,
         max=1000,
-        help="In how many rounds; more of them tell smaller differences.  \\[default: as many of"
-        " 0.8 s as there is time for, at most 12]",
+        help="In how many rounds; more of them tell smaller differences.  \\[default: as many"
+        " good ones as there is time for, at most 12]",
         show_default=False,
     ),
 ]
@@ -153,6 +153,10 @@ how late the event loop was; [b]fault[/b]: how long a get took that was no pure 
 
 [b]PSI some, full[/b]: percent of the time in which somebody waited for memory, and in which the
 event loop itself was reclaiming, so that nobody could run.
+
+[b]in time/s[/b], [b]at N/s[/b] (ramp): how much is served in time, and what becomes of each rate:
+STABLE (99 of 100 requests are at most 20 ms late), BACKLOGGED (later) or OVERLOADED (fewer are
+served than come).
 
 [b]allocstall[/b]: puts that reclaimed for themselves, as the kernel counts them.
 

@@ -97,7 +97,7 @@ def test_check_says_what_means_nothing_in_a_mode(tmp_path):
         (["run", "kcompressd", "--seconds", "soon"], "--seconds"),
         (["run", "kcompressd", "--seconds", "nan"], "--seconds nan"),
         (["run", "kcompressd", "--seconds", "-1"], "--seconds -1"),
-        (["run", "kcompressd", "--workload", "sleeper"], "known: launch, steady, eater"),
+        (["run", "kcompressd", "--workload", "sleeper"], "known: launch, steady, ramp, eater"),
         (["run", "kcompressd", "--budget", "12XB"], "12XB"),
         (["run", "kcompressd", "--budget", "1"], "budget"),
         (["run", "kcompressd", "--budget", "1PiB"], "this machine has"),

@@ -14,7 +14,7 @@ import anyio
 import attrs
 
 from reclaimactors.cpu.clock import perf_counter
-from reclaimactors.lab.measure import Histogram
+from reclaimactors.lab.histogram import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from reclaimactors.lab import requests, workload
+from reclaimactors.lab.ramp import WITHIN_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -29,6 +30,7 @@ class Workload:
         shows: in words, what that can and cannot show.
         instead: a workload that may show a difference where this one shows none, and why.
         prepare: what is done before, and not measured.
+        round_s: a good length of a round; in that of the closed loops the budget is full half-way.
         scheduled: whether requests are due by a schedule, at shares of a limit; and whether
             built-in topologies have no store then, so that compressing is all there is to do.
     """
@@ -38,6 +40,7 @@ class Workload:
     instead: str
     prepare: Callable[[Keys], Awaitable[None]] = _nothing
     scheduled: bool = False
+    round_s: float = 0.8
 
 
 _LAUNCH = "--workload launch keeps all in RAM and asks in bursts, whoever waits"
@@ -47,22 +50,33 @@ WORKLOADS: Mapping[str, Workload] = {
         requests.launch,
         "In launch apps start and are used: requests come in bursts at"
         f" {requests.BURST:g} x what the first topology serves at its limit and at"
-        f" {requests.CALM:g} x between them, whoever waits, and all is in RAM: that shows how late"
-        " requests are served where compressing is what counts, and cannot show how much is served"
-        " at the limit, or what a store costs.",
-        "--workload eater asks as fast as it is served, and shows the limits",
+        f" {requests.CALM:g} x between them, whoever waits: that shows how late requests are"
+        " served, and cannot show how much is served at the limit.",
+        "--workload ramp finds how much each serves in time",
         requests.fill,
         scheduled=True,
     ),
     "steady": Workload(
         requests.steadily,
         "In steady requests come at"
-        f" {requests.STEADY:g} x what the first topology serves at its limit, whoever waits, and"
-        " all is in RAM: that shows how late they are served under an even load, and cannot show"
-        " what becomes of a burst, or what a store costs.",
+        f" {requests.STEADY:g} x what the first topology serves at its limit, whoever waits: that"
+        " shows how late they are served under an even load, and cannot show what becomes of a"
+        " burst.",
         _LAUNCH,
         requests.fill,
         scheduled=True,
+    ),
+    "ramp": Workload(
+        requests.ramp,
+        "In ramp requests come at"
+        f" {requests.RAMP[0]:g} to {requests.RAMP[-1]:g} x what the first topology serves at its"
+        f" limit, one rate after another, whoever waits: that shows at which rate 99 of 100 are no"
+        f" more than {WITHIN_S * 1e3:.0f} ms late, and cannot show a difference smaller than that"
+        " between two rates.",
+        "--workload launch asks in bursts, and shows how late each request is",
+        requests.fill,
+        scheduled=True,
+        round_s=2.0,
     ),
     "eater": Workload(
         workload.eater,

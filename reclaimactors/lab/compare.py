@@ -29,7 +29,6 @@ __all__ = ["MIN_ROUND_S", "Comparison"]
 T = TypeVar("T")
 
 MOST_ROUNDS = 12  # where nobody asks for more: a pair is told apart well by so many
-ROUND_S = 0.8  # a good length: the budget is full in half of it
 MIN_ROUND_S = 0.1
 MAX_SHARE = 2.75  # all time, with filling and verifying, over that in which clients work
 
@@ -81,7 +80,8 @@ class Comparison:
             order.reverse()
 
     def _rounds_in_time(self) -> int:
-        return max(1, min(MOST_ROUNDS, int(self.seconds / len(self.topologies) / ROUND_S)))
+        round_s = len(self.topologies) * WORKLOADS[self.load.workload].round_s
+        return max(1, min(MOST_ROUNDS, int(self.seconds / round_s)))
 
     async def _round(self, name: str, seconds: float) -> None:
         measured = Measurement()

@@ -51,6 +51,7 @@ FIGURES: Sequence[Figure] = (
     Figure("ops/s", lambda result: result.ops_per_s, better=1),
     Figure("late p50 ms", lambda result: result.late_ms.p50, digits=2, better=-1, absent=True),
     Figure("late p99 ms", lambda result: result.late_ms.p99, digits=2, better=-1, absent=True),
+    Figure("in time/s", lambda result: result.in_time_per_s, better=1, absent=True),
     Figure("stall p99 ms", lambda result: result.stall_ms.p99, digits=2, better=-1),
     Figure("PSI some %", lambda result: result.psi.some, digits=1, better=-1),
     Figure("PSI full %", lambda result: result.psi.full, digits=1, better=-1),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import resource
 import sys
@@ -20,16 +19,17 @@ import anyio
 import attrs
 
 from reclaimactors.cpu.clock import perf_counter, process_time, thread_time
+from reclaimactors.lab.histogram import Histogram
+from reclaimactors.lab.ramp import Step
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from reclaimactors.memory import Memory
 
-__all__ = ["Histogram", "Measurement", "cpu_times", "rss_bytes"]
+__all__ = ["Measurement", "cpu_times", "rss_bytes"]
 
 TICK_S = 0.005
-_STEPS = 50  # buckets per factor e
 _SUMS = (
     "seconds",
     "puts",
@@ -44,51 +44,6 @@ _SUMS = (
     "bare_s",
 )
 _GAUGES = ("stored_pages", "pool_total_size", "nr_writeback")  # what is now, not how often
-_ZERO = -(10**6)  # the bucket of values that are no more than 0
-
-
-@attrs.define(eq=False)
-class Histogram:
-    """Samples of a positive quantity in buckets 2 % wide, with exact count, total and maximum."""
-
-    count: int = 0
-    total: float = 0.0
-    max: float = 0.0
-    buckets: Counter[int] = attrs.field(factory=Counter[int], repr=False)
-
-    def add(self, sample: float) -> None:
-        """Count one sample; one of 0 or less is counted as 0."""
-        self.count += 1
-        if sample <= 0:
-            self.buckets[_ZERO] += 1
-            return
-        self.total += sample
-        self.max = max(self.max, sample)
-        self.buckets[math.floor(math.log(sample) * _STEPS)] += 1
-
-    def add_zeros(self, nr: int) -> None:
-        """Count `nr` samples of 0; none where it is less."""
-        if nr > 0:
-            self.count += nr
-            self.buckets[_ZERO] += nr
-
-    def quantile(self, share: float) -> float:
-        """Return the value that a `share` (0 to 1) of the samples do not pass; 0.0 of none."""
-        wanted = share * self.count
-        for bucket in sorted(self.buckets):
-            wanted -= self.buckets[bucket]
-            if wanted <= 0 and bucket != _ZERO:
-                return min(self.max, math.exp((bucket + 0.5) / _STEPS))
-            if wanted <= 0:
-                break
-        return 0.0
-
-    def merge(self, other: Histogram) -> None:
-        """Add the samples of another histogram to these."""
-        self.count += other.count
-        self.total += other.total
-        self.max = max(self.max, other.max)
-        self.buckets.update(other.buckets)
 
 
 @attrs.define(eq=False)
@@ -105,6 +60,7 @@ class Measurement:
     stalls: Histogram = attrs.field(factory=Histogram)
     faults: Histogram = attrs.field(factory=Histogram)
     late: Histogram = attrs.field(factory=Histogram)
+    steps: list[Step] = attrs.field(factory=list[Step])  #: of a ramp
     lag: Histogram = attrs.field(factory=Histogram)
     cpu_s: float = 0.0
     workers_cpu_s: float = 0.0
@@ -160,6 +116,11 @@ class Measurement:
         self.stalls.merge(other.stalls)
         self.faults.merge(other.faults)
         self.late.merge(other.late)
+        for step in other.steps:
+            mine = next((mine for mine in self.steps if mine.share == step.share), None)
+            if mine is None:
+                self.steps.append(mine := Step(step.share))
+            mine.merge(step)
         self.lag.merge(other.lag)
 
     @property

@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING
 import attrs
 
 from reclaimactors.lab.arrivals import bursts, open_loop, steady
-from reclaimactors.lab.workload import Keys, zipf
+from reclaimactors.lab.ramp import Step
+from reclaimactors.lab.workload import zipf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["fill", "launch", "limit", "steadily"]
+    from reclaimactors.lab.workload import Keys
+
+__all__ = ["fill", "launch", "limit", "ramp", "steadily"]
 
 BURST, BURST_S = 1.6, 0.15  # an app starts: of the limit, and for how long
 CALM, CALM_S = 0.2, 0.25  # and then is used
 STEADY = 0.75
+RAMP = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 ALWAYS = 1e6  # requests a second: more than anybody serves
 PUTS_PER_GET = 3
 
@@ -75,6 +79,17 @@ async def launch(keys: Keys) -> None:
 async def steadily(keys: Keys) -> None:
     """Requests come at one rate."""
     await _serve(keys, steady(STEADY * keys.limit, keys.seed))
+
+
+async def ramp(keys: Keys) -> None:
+    """Requests come at one rate after another, each higher than the last."""
+    requests, seconds = _Requests(keys), keys.seconds / len(RAMP)
+    for share in RAMP:
+        rate = share * keys.limit
+        served = await open_loop(steady(rate, keys.seed), requests.serve, seconds=seconds)
+        keys.measured.steps.append(
+            Step(share, due=rate * served.seconds, seconds=served.seconds, late=served.late)
+        )
 
 
 async def limit(keys: Keys) -> float:

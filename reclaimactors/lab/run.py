@@ -19,7 +19,8 @@ from reclaimactors import __version__, registry
 from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.errors import OutOfMemory, ReclaimError
 from reclaimactors.lab.catalog import WORKLOADS
-from reclaimactors.lab.measure import Histogram, Measurement, rss_bytes
+from reclaimactors.lab.measure import Measurement, rss_bytes
+from reclaimactors.lab.ramp import Rate, in_time
 from reclaimactors.lab.requests import limit
 from reclaimactors.lab.workload import SET_BUDGETS, Keys, all_in_ram
 from reclaimactors.log import log
@@ -28,9 +29,10 @@ from reclaimactors.topology.cpus import usable_cpus
 from reclaimactors.units import MIB, PAGE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from reclaimactors.lab.data import Input
+    from reclaimactors.lab.histogram import Histogram
     from reclaimactors.memory import Memory
     from reclaimactors.topology import Topology
 
@@ -137,6 +139,8 @@ class Result:
     psi: PsiShares
     stall_ms: Stalls
     late_ms: Late
+    in_time_per_s: float
+    ramp: Sequence[Rate]
     loop_lag_ms: Lag
     fault_us: Faults
     in_loop_percent: float
@@ -155,6 +159,7 @@ class Result:
         vmstat, seconds = measured.vmstat, measured.seconds or 1.0
         bare_per_s = measured.bare_pages / measured.bare_s if measured.bare_s else 0.0
         blob_bytes = measured.bare_bytes / measured.bare_pages if measured.bare_pages else 0.0
+        ramp = [Rate.of(step) for step in measured.steps]
         page_bytes = min(load.input.value_size, PAGE_SIZE)
         compressed = vmstat["zswpout"] + (vmstat["pswpout"] if measured.all_in_ram else 0)
         freed = vmstat["pgsteal_anon"] * page_bytes - compressed * blob_bytes
@@ -177,6 +182,8 @@ class Result:
             ),
             stall_ms=Stalls(round(measured.stalls.total * 1e3, 3), *_points(measured.stalls, 1e3)),
             late_ms=Late(*_points(measured.late, 1e3)),
+            in_time_per_s=in_time(ramp),
+            ramp=ramp,
             loop_lag_ms=Lag(*_points(measured.lag, 1e3)),
             fault_us=Faults(*_points(measured.faults, 1e6)[:2]),
             in_loop_percent=round(100 * _share_in_loop(measured), 1),

@@ -15,6 +15,7 @@ import attrs
 from reclaimactors.lab.catalog import WORKLOADS
 from reclaimactors.lab.figures import FIGURES
 from reclaimactors.lab.run import machine
+from reclaimactors.lab.workload import RAM_SET_BUDGETS
 from reclaimactors.topology.cpus import usable_cpus
 from reclaimactors.units import format_size
 
@@ -27,7 +28,7 @@ __all__ = ["as_json", "as_text"]
 
 FOOTER = "What the rows and words mean: reclaimactors compare --help"
 PARTIAL = "(partial)"  # no round of it came to its end
-LEAST_CELL, MOST_CELL = len(PARTIAL), 18  # characters of a topology's column
+LEAST_CELL, MOST_CELL = 10, 18  # characters of a topology's column
 GAP = 1
 
 
@@ -87,11 +88,12 @@ def _heading(comparison: Comparison) -> str:
     verified = f"{comparison.verified:,} values verified"
     if not comparison.verified:
         verified = "it ended before the values were verified"
+    where = "all in RAM" if load.budgets == RAM_SET_BUDGETS else "in RAM and stores"
     limit = f" a limit of {load.limit:,.0f} ops/s," if load.limit else ""
     return (
         f"{load.workload} on {len(load.input):,} pages of input"
         f" ({load.input.same_filled_share:.1%} same-filled),"
-        f" {load.budgets:g} x the budget of {' or '.join(sorted(budgets))},"
+        f" {where}, {load.budgets:g} x the budget of {' or '.join(sorted(budgets))},"
         f"{limit} {nr} round{'s' * (nr > 1)},"
         f" {usable_cpus()} CPUs; {verified}"
     )
@@ -125,6 +127,10 @@ def _table(comparison: Comparison, width: int, rule: str) -> Iterator[str]:
         yield rule * (label + len(part) * (cell + GAP))
         for figure in FIGURES:
             yield _row(figure.name, [figure.show(result) for result in part], label, cell)
+        for rates in zip(*(result.ramp for result in part), strict=False):
+            yield _row(
+                f"at {rates[0].due_per_s:,.0f}/s", [rate.state for rate in rates], label, cell
+            )
 
 
 def _folded(name: str, cell: int) -> list[str]:

@@ -17,9 +17,9 @@ from reclaimactors.topology.spec import SwapSpec
 FIELDS = {
     "topology", "workload", "seconds", "input_pages", "vmstat", "pgsteal_anon_per_s",
     "refaults_per_s", "freed_mib_per_s", "ops_per_s", "puts_per_s", "gets_per_s", "allocstall",
-    "psi", "stall_ms", "late_ms", "loop_lag_ms", "fault_us", "in_loop_percent", "cpu_s",
-    "workers_cpu_s", "cpus", "rss_bytes", "compression_ratio", "same_filled_share",
-    "bare_pages_per_s", "efficiency",
+    "psi", "stall_ms", "late_ms", "in_time_per_s", "ramp", "loop_lag_ms", "fault_us",
+    "in_loop_percent", "cpu_s", "workers_cpu_s", "cpus", "rss_bytes", "compression_ratio",
+    "same_filled_share", "bare_pages_per_s", "efficiency",
 }  # fmt: skip
 
 

@@ -7,7 +7,8 @@ import anyio
 import pytest
 
 from reclaimactors.lab import measure
-from reclaimactors.lab.measure import Histogram, Measurement, cpu_times, rss_bytes
+from reclaimactors.lab.histogram import Histogram
+from reclaimactors.lab.measure import Measurement, cpu_times, rss_bytes
 from reclaimactors.lab.workload import Keys
 
 

@@ -107,6 +107,18 @@ async def test_steady_is_a_share_of_the_limit(make_keys, due):
     assert last == pytest.approx(20_000 / (requests.STEADY * LIMIT), rel=0.05)
 
 
+async def test_a_ramp_is_one_rate_after_another(make_keys, due):
+    keys = make_keys()
+    keys.seconds *= len(requests.RAMP)
+    await work(keys, "ramp")
+    await keys.verify()
+    assert [step.share for step in keys.measured.steps] == list(requests.RAMP)
+    for schedule, step in zip(due, keys.measured.steps, strict=True):
+        assert step.due == step.share * LIMIT * step.seconds
+        *_, last = islice(schedule, 20_000)
+        assert last == pytest.approx(20_000 / (step.share * LIMIT), rel=0.05)
+
+
 async def test_the_limit_is_what_is_served_of_more_than_can_be(make_keys, due):
     keys = make_keys()
     await requests.fill(keys)

@@ -8,6 +8,7 @@ import pytest
 from reclaimactors.lab.compare import Comparison
 from reclaimactors.lab.figures import FIGURES
 from reclaimactors.lab.measure import Measurement
+from reclaimactors.lab.ramp import Step
 from reclaimactors.lab.run import Load
 from reclaimactors.lab.table import as_json, as_text
 
@@ -59,6 +60,17 @@ def test_first_comes_what_it_can_show_then_the_verdict_then_the_figures(comparis
     assert paragraphs[1].startswith("Not enough rounds to tell a difference from chance: 2, and it")
     assert paragraphs[2].startswith("eater on 40 pages of input")
     assert "ops/s" in paragraphs[3]
+
+
+def test_a_ramp_has_a_row_for_each_rate(comparison):
+    for rounds in comparison.rounds.values():
+        for measured in rounds:
+            measured.steps = [Step(share, due=share * 9000, seconds=1.0) for share in (0.5, 2.0)]
+    text = as_text(comparison, width=60, encoding="ascii")
+    assert max(map(len, text.splitlines())) <= 60
+    for rate in ("at 4,500/s", "at 18,000/s"):
+        rows = [line for line in text.splitlines() if line.startswith(rate)]
+        assert sum(row.count("OVERLOADED") for row in rows) == len(NAMES)
 
 
 def test_what_was_not_finished_is_marked(comparison):
