@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.lowlevel
 
 from reclaimactors.errors import BackendError
 from reclaimactors.testing.loop import (

@@ -28,7 +28,7 @@ from hot_paths import PAGE, real_pages
 from table import machine
 
 import reclaimactors as ra
-from reclaimactors.lab.measure import Histogram
+from reclaimactors.lab.histogram import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,7 +25,7 @@ from rates import NR_PAGES, PAGE, ticker
 from table import machine
 
 import reclaimactors as ra
-from reclaimactors.lab.measure import Histogram
+from reclaimactors.lab.histogram import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -33,7 +33,7 @@ from hot_paths import real_pages
 from table import machine
 
 import reclaimactors as ra
-from reclaimactors.lab.measure import Histogram
+from reclaimactors.lab.histogram import Histogram
 
 PAGE = 4096
 BUDGET = 32 << 20

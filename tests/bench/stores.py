@@ -28,7 +28,8 @@ from hot_paths import PAGE, real_pages
 from table import machine
 
 import reclaimactors as ra
-from reclaimactors.lab.measure import Histogram, cpu_times
+from reclaimactors.lab.histogram import Histogram
+from reclaimactors.lab.measure import cpu_times
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ from rates import ticker
 from table import machine
 
 import reclaimactors as ra
-from reclaimactors.lab.measure import Histogram
+from reclaimactors.lab.histogram import Histogram
 
 BUDGET = 64 << 20
 PAGE = 4096

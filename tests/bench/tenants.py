@@ -31,7 +31,7 @@ from table import machine
 
 import reclaimactors as ra
 from reclaimactors.lab.arrivals import open_loop, steady
-from reclaimactors.lab.measure import Histogram
+from reclaimactors.lab.histogram import Histogram
 
 if TYPE_CHECKING:
     from reclaimactors.memory import Memory
