@@ -267,14 +267,19 @@ class Workers:
         return inbox[NUMBER.size :].decode(errors="replace") if refusal(inbox) else ""
 
     async def _spawn(self, link: int) -> Process:
-        return await anyio.open_process(
-            interpreter.command(link, self._fd, self._nice, self._pid),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(link, self._fd),
-            env=interpreter.environment(),
-        )
+        """Start a process; a close waits for that, some ms, or nobody would wait for its end."""
+        started: list[Process] = []
+        with anyio.CancelScope(shield=True):
+            process = await anyio.open_process(
+                interpreter.command(link, self._fd, self._nice, self._pid),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(link, self._fd),
+                env=interpreter.environment(),
+            )
+            started.append(process)
+        return started[0]
 
     async def _serve(self, worker: Worker, link: socket.socket) -> None:
         """Read what it says, up to the end of the link."""

@@ -485,3 +485,23 @@ def test_on_every_loop(backend):
 
     options = {"use_uvloop": True} if backend == "uvloop" else {}
     anyio.run(main, backend="trio" if backend == "trio" else "asyncio", backend_options=options)
+
+
+async def test_a_close_while_a_worker_is_being_started_waits_for_its_end(monkeypatch):
+    offload, started, begun = offload_of(), [], anyio.Event()
+    open_process = anyio.open_process
+
+    async def slowly(*args, **kwargs):
+        process = await open_process(*args, **kwargs)
+        started.append(process)
+        begun.set()
+        for _ in range(3):
+            await anyio.lowlevel.checkpoint()
+        return process
+
+    monkeypatch.setattr(anyio, "open_process", slowly)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(offload.run)
+        await begun.wait()
+        tasks.cancel_scope.cancel()
+    assert [process.returncode is not None for process in started] == [True]
