@@ -275,7 +275,7 @@ def test_a_forked_child_has_no_threads_and_its_parent_goes_on() -> None:
 def ends(program: str) -> tuple[int, bytes, bytes]:
     """Return the exit status of a program of its own, and what it printed."""
     ended = subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, "-X", "faulthandler", "-c", program],
+        [sys.executable, "-X", "faulthandler", "-W", "ignore::DeprecationWarning", "-c", program],
         check=False,
         capture_output=True,
         timeout=50,
