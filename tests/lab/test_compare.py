@@ -80,7 +80,7 @@ async def test_the_limit_of_the_first_is_measured_once_and_all_get_the_same_load
 ):
     monkeypatch.setattr(run, "LIMIT_S", 0.01)
     topologies = {"a": fake(), "b": fake()}
-    comparison = Comparison(topologies, Load(source, "launch", limit=0.0), 0.04, 2)
+    comparison = Comparison(topologies, Load(source, "launch", limit=0.0), 0.4, 2)
     await comparison.run()
     assert [topologies[name] for name in "aabba"] == [topology for topology, _ in opened]
     assert comparison.load.limit > 0
