@@ -270,8 +270,9 @@ class Policy(Protocol):
     - A folio is on the lists (after `insert` and `putback`), isolated (after `isolate`), or
       reclaimed (after `shadow`), and every call fits where it is.
     - `access` is called while a folio is on the lists or isolated; `remove` wherever it is.
-    - All calls come from one thread. An object serves one memory. One that is named is built with
-      its options and, if it takes it, with `pages`: base pages of the budget.
+    - All calls come from one thread. An object serves one memory without groups; one that is named
+      is built for it, and for each group, with its options and, if it takes it, with `pages`: base
+      pages of the budget.
 
     The policy must keep these rules:
 

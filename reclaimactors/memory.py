@@ -479,6 +479,7 @@ class Memory(Gauges):
         """Forget `key` and its value, wherever it is; or, without a key, end this group.
 
         Whoever is in a call of a group that ends gets `anyio.ClosedResourceError`, pins stay valid.
+        Where its policy raises meanwhile, what is left of it is ended by another call.
 
         Args:
             key: of the value.
@@ -491,12 +492,14 @@ class Memory(Gauges):
             TopologyError: if there are groups in the group, or the one that it is in has one of its
                 keys, where they are to be its; nothing is changed.
         """
-        self._check()
+        if get_ident() != self._thread or not self._admission.half_ended:
+            self._check()
         if reparent is not None or key is _MISSING:
             if reparent is None or key is not _MISSING:
                 raise TypeError("delete takes a key, or reparent=True or False to end a group")
             await self._end(reparent=reparent)
             return
+        self._check()
         self._credit -= 1
         if self._credit < 0:
             await self._yield()

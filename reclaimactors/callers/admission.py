@@ -40,7 +40,8 @@ class Admission:
         """callers who wait for room below one of them, those whose turn it is included"""
         for level in levels:
             level.within.append(self)
-        self.ended = False  #: the group has ended
+        self.ended = False  #: the group has ended, or is ending
+        self.half_ended = False  #: a policy has raised as it ended: it is to be ended again
 
     def end(self) -> None:
         """The group ends: nobody is let in any more, and who waits is told."""
@@ -50,6 +51,11 @@ class Admission:
             if level.group is self.group:
                 level.close()
         self._m.verdicts.notify()
+
+    def of(self, group: Group) -> Admission | None:
+        """Return the way in of a group of the same memory, None where that group ends."""
+        within = self.levels[-1].within
+        return next((admission for admission in within if admission.group is group), None)
 
     def check_open(self) -> None:
         """Raise ClosedResourceError once the memory closes, or the group has ended."""

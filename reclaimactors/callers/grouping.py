@@ -180,6 +180,8 @@ async def end(
         reparent: whether its values become its parent's.
         begun: called once there is no way back: nobody is to be served any more.
 
+    On failure, which is a policy's: what is left is to be ended by another call.
+
     Raises:
         TopologyError: if there are groups in it, or, with `reparent`, if its parent has one of its
             keys; it is as before.
@@ -190,12 +192,18 @@ async def end(
         raise TopologyError(f"group {group.name!r} holds groups {names}; delete those first")
     if reparent:
         await _no_key_of_both(group)
-    begun()
-    admission.end()
-    with anyio.CancelScope(shield=True):  # half of it here and half of it there would be neither
-        breath = Breath()
-        for _ in offline(group, machine.ledger, reparent=reparent):
-            await breath.take()
+    if not admission.half_ended:
+        begun()
+        admission.end()
+    admission.half_ended = False
+    try:
+        with anyio.CancelScope(shield=True):  # half here and half there would be neither
+            breath = Breath()
+            for _ in offline(group, machine.ledger, reparent=reparent):
+                await breath.take()
+    except BaseException:
+        admission.half_ended = True
+        raise
     background = machine.backgrounds.pop(group.index)
     background.close()
     machine.starter.remove(_actor(group))

@@ -105,16 +105,26 @@ async def _walk(machine: Machine, admission: Admission, swapd: Swapd) -> bool:
 async def _bring_back(
     machine: Machine, admission: Admission, swapd: Swapd, pfns: Sequence[int]
 ) -> None:
-    """Make folios resident that are still on the device, some at a time."""
-    mm, device = machine.node.mm, swapd.device
+    """Make folios resident that are still on the device, some of one group at a time."""
+    node, mm, device = machine.node, machine.node.mm, swapd.device
     limit = min(BATCH_BYTES, machine.pipeline.max_bytes)
 
     def still_there() -> list[int]:
         return [pfn for pfn in pfns if mm.is_on(pfn, device.index)]
 
-    while some := _up_to(limit, still_there(), mm):
-        reserved = await _reserve(machine, admission, swapd, some)
-        machine.node.memcg.unreserve(reserved)  # the loads reserve the same, in this very step
+    while left := still_there():
+        group = node.group_of(left[0])
+        some = _up_to(limit, [pfn for pfn in left if node.group_of(pfn) is group], mm)
+        its_own = admission.of(group)
+        if its_own is None:  # it is ending, and they are to be its parent's
+            await checkpoint()
+            continue
+        try:
+            reserved = await _reserve(machine, its_own, swapd, some)
+        except anyio.ClosedResourceError:
+            machine.check_open()
+            continue  # it has ended meanwhile
+        group.memcg.unreserve(reserved)  # the loads reserve the same, in this very step
         waiting = _load_now(swapd, [pfn for pfn in still_there() if pfn in some])
         tickets = swapd.loads.request(waiting, promote=True)
         if tickets is None:

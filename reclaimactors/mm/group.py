@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reclaimactors.mm.batch import SWAP_CLUSTER_MAX
 from reclaimactors.mm.limits import Limits, closed_devices, pool_left, swap_left
 from reclaimactors.mm.scan import Scan
 from reclaimactors.mm.unevictable import Unevictable
@@ -238,5 +237,5 @@ class Group:
             most = over.limits.zswap_max
             if most is not None and over.pool_bytes >= most and self.swap_has_room:
                 least = most * zswap.accept_below // max(1, zswap.limit)
-                over.wanted = max(over.wanted, over.pool_bytes - least, SWAP_CLUSTER_MAX)
+                over.wanted = max(over.wanted, over.pool_bytes - least, 1)
                 self.node.on_pool_full()

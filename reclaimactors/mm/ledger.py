@@ -32,21 +32,6 @@ class Ledger:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    @property
-    def gain(self) -> float:
-        """Share of a stolen byte that was really freed, recently."""
-        return self._node.root.gain
-
-    @property
-    def freed_total(self) -> int:
-        """Bytes that reclaim has really freed since the start."""
-        return self._node.root.freed_total
-
-    @property
-    def returned_total(self) -> int:
-        """Folios that reclaim had to give back since the start."""
-        return self._node.root.returned_total
-
     def freed(self, group: Group, nr_bytes: int) -> None:
         """Count bytes that reclaim has really freed: all of the group is worth a look again."""
         if nr_bytes > 0:

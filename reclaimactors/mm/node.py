@@ -128,7 +128,9 @@ class Node:
         path = f"{parent.name}/{name}" if parent.name else name
         group = Group(self, memcg, marks, policy, limits=limits, parent=parent, index=index,
                       name=path)  # fmt: skip
-        parent.children[name] = self.groups[index] = group
+        # A change makes new ones: another thread may be going through the old ones.
+        parent.children = {**parent.children, name: group}
+        self.groups = {**self.groups, index: group}
         return group
 
     @property

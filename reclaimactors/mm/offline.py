@@ -53,7 +53,8 @@ def offline(group: Group, ledger: Ledger, *, reparent: bool) -> Iterator[None]:
         yield
     yield from _move_dead(group, parent)
     node = group.node
-    del parent.children[group.name.rpartition("/")[2]], node.groups[group.index]
+    parent.children = {name: one for name, one in parent.children.items() if one is not group}
+    node.groups = {index: one for index, one in node.groups.items() if one is not group}
 
 
 def _parent_of(group: Group) -> Group:

@@ -31,7 +31,7 @@ _SPARE = 512  #: looks beyond twice as many as there are folios, for a policy th
 class Scan:
     """What reclaim of one group has looked at since it last freed a byte of it.
 
-    What `exhausted`, `lists_seen` and `seen_all` say is of the groups in it as well.
+    What `exhausted` and `seen_all` say is of the groups in it as well.
     """
 
     def __init__(self, group: Group) -> None:
@@ -52,12 +52,7 @@ class Scan:
 
     @property
     def lists_seen(self) -> bool:
-        """Whether all that is on the policies' lists was looked at."""
-        return all(group.scan.own_lists_seen for group in self._group.subtree())
-
-    @property
-    def own_lists_seen(self) -> bool:
-        """The same of this group alone."""
+        """Whether all that is on the lists of the policy, this group's own, was looked at."""
         self._look_at_conditions()
         return len(self.looked) >= self._nr_on_lists()
 

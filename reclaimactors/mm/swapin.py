@@ -246,19 +246,21 @@ class Swapin:
     # -- devices ----------------------------------------------------------------------------------
 
     def begin_loads(self, pfns: Sequence[int], *, promote: bool) -> list[Load]:
-        """Start reading DEVICE folios of one group.
+        """Start reading DEVICE folios; their slots stay until `finish`, `fail` or `drop`.
 
-        Their slots stay until `finish`, `fail` or `drop`.
+        Raises:
+            ProtocolViolation: if they are to be promoted, and a group has no room for its folios;
+                nothing is changed.
         """
         node = self._node
         device, size = node.mm.device, node.mm.size
-        group = node.group_of(pfns[0]) if pfns else node.root
         loads = [
-            Load(pfn, device[pfn], node.slots.of(pfn), promote, size[pfn] if promote else 0, group)
+            Load(pfn, device[pfn], node.slots.of(pfn), promote, size[pfn] if promote else 0,
+                 node.group_of(pfn))
             for pfn in pfns
-        ]
+        ]  # fmt: skip
         if promote:
-            group.memcg.reserve(sum([load.reserved for load in loads]))
+            _reserve(loads)
         for pfn in pfns:
             node.hold(pfn)
         return loads
@@ -347,3 +349,19 @@ class Swapin:
             msg = f"swap {name!r} gave other bytes for {which} than it was given (checksum)"
             raise CorruptData(msg)
         return data
+
+
+def _reserve(loads: Sequence[Load]) -> None:
+    """Set aside what loads are to be promoted with, of each group in one go, all of it or none."""
+    needs: dict[Group, int] = {}
+    for load in loads:
+        needs[load.group] = needs.get(load.group, 0) + load.reserved
+    done: list[tuple[Group, int]] = []
+    try:
+        for group, need in needs.items():
+            group.memcg.reserve(need)
+            done.append((group, need))
+    except BaseException:
+        for group, need in done:
+            group.memcg.unreserve(need)
+        raise

@@ -90,7 +90,7 @@ class Swapout:
         """Fill a batch with folios of its group; return whether anything was found."""
         group, who, ram_only = batch.group, batch.who, batch.ram_only
         written = not ram_only and len(group.unevictable) > 0
-        first = written and (who is not Reclaimer.DIRECT or group.scan.own_lists_seen)
+        first = written and (who is not Reclaimer.DIRECT or group.scan.lists_seen)
         if first and self._rescue(batch, nr, max_bytes):
             return True
         if self._isolate(batch, nr, max_bytes):

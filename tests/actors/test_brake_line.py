@@ -46,7 +46,7 @@ async def test_each_goes_on_when_his_share_is_paid_in_the_order_in_which_they_ca
             paid.append(it.brake.debt)
         assert it.brake.waiting == 3
         for nr, debt in enumerate(paid):
-            it.freed(debt - it.machine.ledger.freed_total - 1)
+            it.freed(debt - it.machine.node.root.freed_total - 1)
             await kit.settle(2)
             assert it.gone == [*SIZES[:nr]]
             it.freed(1)

@@ -1,7 +1,9 @@
 """Groups: memories within a memory, each with limits of its own, none at another's cost."""
 
 import random
+import sys
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -36,6 +38,17 @@ class Elsewhere(MemoryBackend):
 
     def footprint(self, slots):
         return 0
+
+
+class Far(Elsewhere):
+    """One that has nothing at hand: what it holds is loaded several folios at a time."""
+
+    async def load_many(self, slots):
+        await checkpoint()
+        return super().load_now(slots)
+
+    def load_now(self, slots):
+        return None
 
 
 def opened(topology="kcompressd", **spec):
@@ -176,15 +189,22 @@ async def test_what_happens_to_a_group_is_counted_in_it_and_in_those_that_it_is_
         assert memory.vmstat["zswpin"] == 20
 
 
-async def test_who_waits_in_a_group_is_pressure_of_it_and_of_what_it_is_in():
-    gate = Gate()
-    backend = FaultyBackend(Elsewhere())
+@asynccontextmanager
+async def held_up():
+    """A group whose values are on a store that reads nothing until the gate is opened."""
+    gate, backend = Gate(), FaultyBackend(Elsewhere())
     async with over(backend) as memory:
-        group, other = memory.group("group"), memory.group("other")
+        group = memory.group("group")
         await fill(group, 8, noise)
         await memory.reclaim(EVERYTHING)
         await memory.drain()
         backend.load_gate = gate
+        yield memory, group, gate
+
+
+async def test_who_waits_in_a_group_is_pressure_of_it_and_of_what_it_is_in():
+    async with held_up() as (memory, group, gate):
+        other = memory.group("other")
         async with (
             group.pressure_trigger("some", stall_us=1000, window_us=1_000_000) as trigger,
             anyio.create_task_group() as tasks,
@@ -198,29 +218,23 @@ async def test_who_waits_in_a_group_is_pressure_of_it_and_of_what_it_is_in():
 
 
 async def test_a_trigger_of_a_group_that_waits_already_is_woken_by_a_stall_in_it():
-    gate, fired = Gate(), anyio.Event()
-    backend = FaultyBackend(Elsewhere())
-    async with over(backend) as memory:
-        group = memory.group("group")
-        await fill(group, 8, noise)
-        await memory.reclaim(EVERYTHING)
-        await memory.drain()
-        backend.load_gate = gate
-        async with (
-            group.pressure_trigger("some", stall_us=1000, window_us=1_000_000) as trigger,
-            anyio.create_task_group() as tasks,
-        ):
+    fired = anyio.Event()
+    async with (
+        held_up() as (_, group, gate),
+        group.pressure_trigger("some", stall_us=1000, window_us=1_000_000) as trigger,
+        anyio.create_task_group() as tasks,
+    ):
 
-            async def watch():
-                await trigger.wait()
-                fired.set()
+        async def watch():
+            await trigger.wait()
+            fired.set()
 
-            tasks.start_soon(watch)
-            await settle()
-            tasks.start_soon(group.get, 1)
-            with anyio.fail_after(10):
-                await fired.wait()
-            gate.open()
+        tasks.start_soon(watch)
+        await settle()
+        tasks.start_soon(group.get, 1)
+        with anyio.fail_after(10):
+            await fired.wait()
+        gate.open()
 
 
 async def test_headroom_of_a_group_is_made_of_it():
@@ -307,6 +321,20 @@ async def test_a_limit_that_is_none_is_named(limits, says):
         assert not memory.groups
 
 
+async def test_a_group_may_have_nothing_of_the_pool_or_of_swap():
+    async with over(Elsewhere()) as memory:
+        spilled = memory.group("spilled", zswap_max=0)
+        kept = memory.group("kept", swap_max=0)
+        for group in (spilled, kept):
+            await fill(group, 50)
+            await group.reclaim(EVERYTHING)
+        await memory.drain()
+        assert (spilled.usage().compressed, kept.usage().swapped) == (0, 0)
+        assert spilled.usage().swapped > 0
+        await all_there(spilled, 50)
+        await all_there(kept, 50)
+
+
 async def test_a_name_is_of_one_group():
     async with opened() as memory:
         memory.group("group")
@@ -368,6 +396,54 @@ async def test_a_group_without_writeback_goes_to_no_store():
         assert group.usage().swapped > 0
 
 
+# -- swapoff
+
+
+@pytest.mark.parametrize("store", [Elsewhere, Far])
+async def test_what_a_store_holds_of_several_groups_comes_back_to_each(store):
+    async with over(store()) as memory:
+        groups = [memory, memory.group("one", max=MAX), memory.group("other", max=MAX)]
+        for i in range(60):  # their rows are mixed
+            for group in groups:
+                await group.put(i, noise(i))
+        await memory.reclaim(EVERYTHING)
+        await memory.drain()
+        assert all(group.usage().swapped for group in groups)
+        await memory.swapoff(memory.swaps()[0].name)
+        assert [group.usage().swapped for group in groups] == [0, 0, 0]
+        for group in groups:
+            await all_there(group, 60, noise)
+        assert memory._node.memcg.reserved == 0
+        assert memory._node.check()
+
+
+@pytest.mark.parametrize("store", [Elsewhere, Far])
+async def test_a_store_stays_on_where_a_group_has_no_room_for_what_it_holds(store):
+    async with over(store()) as memory:
+        group = memory.group("group", max=MAX)
+        await fill(group, 600, noise)
+        name = memory.swaps()[0].name
+        with pytest.raises(ra.OutOfMemory, match=f"swap '{name}' stays on, .* of group 'group'"):
+            await memory.swapoff(name)
+        await all_there(group, 600, noise)
+        assert memory._node.check()
+
+
+async def test_a_group_that_ends_in_the_middle_of_a_swapoff_does_not_end_that():
+    async with over(Elsewhere()) as memory:
+        group = memory.group("group", max=2 * MAX)
+        await fill(group, 300, noise)
+        await memory.reclaim(EVERYTHING)
+        await memory.drain()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(memory.swapoff, memory.swaps()[0].name)
+            await settle()
+            await group.delete(reparent=True)
+        assert not memory.swaps()
+        await all_there(memory, 300, noise)
+        assert memory._node.check()
+
+
 # -- the end
 
 
@@ -420,6 +496,17 @@ async def test_values_of_a_group_that_ends_are_forgotten_where_that_is_asked():
             await group.get(1)
         again = memory.group("group")
         assert len(again) == 0
+
+
+async def test_another_thread_may_look_while_groups_come_and_go():
+    async with opened() as memory:
+        first = memory.group("first")
+        going_through = memory._group.subtree()
+        assert [next(going_through), next(going_through)] == [memory._group, first._group]
+        memory.group("second")
+        await first.delete(reparent=False)
+        assert [*going_through] == [], "as they were when it began"
+        assert memory.usage().free == BUDGET
 
 
 async def test_who_is_in_a_call_of_a_group_that_ends_is_told():
@@ -475,6 +562,35 @@ async def test_a_delete_says_what_it_deletes():
             await memory.delete(reparent=True)
         with pytest.raises(TypeError, match="delete"):
             await group.aclose()
+
+
+class Refuses(ActiveInactive):
+    """A policy that raises once it is told to, at each `remove`."""
+
+    told = False
+
+    def remove(self, pfn):
+        if Refuses.told:
+            raise RuntimeError("told")
+        super().remove(pfn)
+
+
+async def test_an_end_that_a_policy_fails_may_be_tried_again(monkeypatch):
+    monkeypatch.setitem(sys.modules, "test_groups_policy", SimpleNamespace(Refuses=Refuses))
+    async with opened(policy="test_groups_policy:Refuses") as memory:
+        group = memory.group("group")
+        await fill(group, 100)
+        Refuses.told = True
+        with pytest.raises(RuntimeError, match="told"):
+            await group.delete(reparent=True)
+        Refuses.told = False
+        with pytest.raises(anyio.ClosedResourceError):
+            await group.get(1)
+        await group.delete(reparent=True)
+        await all_there(memory, 100)
+        assert memory._node.check()
+        with pytest.raises(anyio.ClosedResourceError, match="'group' was deleted"):
+            await group.delete(reparent=True)
 
 
 async def test_a_pin_outlives_its_group():

@@ -360,16 +360,16 @@ def test_stolen_counts_pages_and_freed_counts_bytes_less_the_blob():
     core.put("a", text(0, 3 * PAGE))
     core.reclaim()
     assert core.node.vmstat["pgsteal_kswapd"] == core.node.vmstat["pgsteal_anon"] == 3
-    assert core.out.ledger.freed_total == 3 * PAGE - core.node.zswap.total
+    assert core.node.root.freed_total == 3 * PAGE - core.node.zswap.total
 
 
 def test_nothing_is_stolen_before_the_device_has_acknowledged():
     core = Core(devices=[None])
     core.put("a", noise())
     writes = core.compress(core.isolate())
-    assert core.node.vmstat["pgsteal_anon"] == core.out.ledger.freed_total == 0
+    assert core.node.vmstat["pgsteal_anon"] == core.node.root.freed_total == 0
     core.write(writes)
-    assert (core.node.vmstat["pgsteal_anon"], core.out.ledger.freed_total) == (1, PAGE)
+    assert (core.node.vmstat["pgsteal_anon"], core.node.root.freed_total) == (1, PAGE)
 
 
 def test_an_activated_folio_is_neither_stolen_nor_freed():
@@ -377,7 +377,7 @@ def test_an_activated_folio_is_neither_stolen_nor_freed():
     core.put("a", noise())
     core.reclaim()
     assert core.node.vmstat["pgscan_anon"] == 1
-    assert core.node.vmstat["pgsteal_anon"] == core.out.ledger.freed_total == 0
+    assert core.node.vmstat["pgsteal_anon"] == core.node.root.freed_total == 0
 
 
 def test_a_store_in_this_process_is_charged_for_what_it_holds():
@@ -388,7 +388,7 @@ def test_a_store_in_this_process_is_charged_for_what_it_holds():
     core.out.pageout.stored(write, [PAGE])
     core.check()
     assert core.node.memcg.compressed == PAGE
-    assert core.out.ledger.freed_total == 0
+    assert core.node.root.freed_total == 0
     core.delete("a")
     assert core.node.memcg.compressed == 0
 

@@ -253,7 +253,7 @@ def slow_trace(machine, *, every, newest_first=False, held=(), steps=200_000) ->
     It takes a cluster, and never a batch that has a folio that is `held`. All steps are returned.
     """
     machine.calls_to_check = 2000
-    kswapd, node, ledger = machine.kswapd, machine.node, machine.out.ledger
+    kswapd, node, root = machine.kswapd, machine.node, machine.node.root
     rows: list[Row] = []
     while len(rows) < steps:
         pending = node.nr_in_flight
@@ -261,7 +261,7 @@ def slow_trace(machine, *, every, newest_first=False, held=(), steps=200_000) ->
         quota = max(SWAP_CLUSTER_MAX, on_lists >> kswapd.priority)
         step = machine.step()
         rows.append(
-            Row(step, kswapd.passes, kswapd.priority, ledger.freed_total, ledger.returned_total,
+            Row(step, kswapd.passes, kswapd.priority, root.freed_total, root.returned_total,
                 pending, quota)
         )  # fmt: skip
         if step is Step.SLEEP:
@@ -359,7 +359,7 @@ def test_a_pass_that_has_seen_the_few_there_are_is_not_repeated(every, newest_fi
 def test_one_of_the_few_that_can_be_freed_is_found():
     machine = few(one_in(11))
     slow_trace(machine, every=3)
-    assert machine.out.ledger.freed_total > 60 * PAGE
+    assert machine.node.root.freed_total > 60 * PAGE
     assert machine.kswapd.hopeless  # all the others
 
 
@@ -408,7 +408,7 @@ def test_a_late_verdict_that_frees_something_is_the_way_back():
     assert not machine.kswapd.hopeless  # it may yet free something
     machine.batches = [batch for batch in machine.batches if pfn in batch.pfns]
     machine.land()
-    assert machine.out.ledger.freed_total > 0
+    assert machine.node.root.freed_total > 0
 
 
 # -- hopeless, and the way back
