@@ -54,9 +54,13 @@ class Gate:
 
 
 class ThreadGate:
-    """The same for worker threads; a wait in a thread gives up after `timeout` seconds."""
+    """The same for worker threads; a wait in a thread gives up after `timeout` seconds.
+
+    The thread that makes it is the event loop's: it opens the gate, and does not wait there.
+    """
 
     def __init__(self, timeout: float = 10.0) -> None:
+        self._home = threading.get_ident()
         self._entered = threading.Event()
         self._go = threading.Event()
         self._timeout = timeout
@@ -78,7 +82,10 @@ class ThreadGate:
 
         Raises:
             TimeoutError: if it did not.
+            RuntimeError: at once, in the thread that made the gate, where nobody could open it.
         """
+        if threading.get_ident() == self._home and not self._go.is_set():
+            raise RuntimeError("the event loop is at the gate that it is to open itself")
         self._entered.set()
         self._wait(self._go)
 

@@ -172,4 +172,12 @@ async def test_thread_gate_does_not_wait_for_ever():
     with pytest.raises(TimeoutError, match="nobody came"):
         await gate.wait_entered()
     with pytest.raises(TimeoutError):
+        await anyio.to_thread.run_sync(gate.wait)
+
+
+async def test_the_event_loop_does_not_wait_at_a_gate_that_it_is_to_open():
+    gate = ThreadGate()
+    with pytest.raises(RuntimeError, match="open itself"):
         gate.wait()
+    gate.open()
+    gate.wait()
