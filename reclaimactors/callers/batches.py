@@ -171,6 +171,7 @@ class Batches:
         def short() -> int:
             return values.need(key, size, len(parts)) - reserved
 
+        self._admission.check_open()  # its group may have ended while it waited
         try:
             with self._held(key) as pfns:
                 if self._is_other(pfns, expected):
@@ -207,6 +208,7 @@ class Batches:
                     raise KeyError(key)
                 value = await self._faults.get(key)
                 same = self._is(key, pfns)
+            self._admission.check_open()
             if same:
                 delete(key)
                 return value
@@ -254,7 +256,9 @@ class Batches:
                     found[key] = known
             else:
                 found |= await self._one(key)
-        return found | await self._load(away)
+        found |= await self._load(away)
+        self._admission.check_open()  # else a group that has ended meanwhile seems to lack keys
+        return found
 
     async def _load(self, away: dict[Hashable, int]) -> dict[Hashable, bytes]:
         """Read folios that only stores have, with one request to each."""

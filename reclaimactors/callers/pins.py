@@ -52,6 +52,7 @@ class Pins:
             if not self._mm.is_dead(pfn):
                 return pfn
             node.unpin(pfn)  # overwritten or deleted while we waited
+            self._admission.check_open()
         return None
 
     async def _bring_in(self, pfn: int) -> None:

@@ -13,12 +13,12 @@ import reclaimactors as ra
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.policies.active_inactive import ActiveInactive
 from reclaimactors.testing import FaultyBackend, Gate
+from reclaimactors.topology import builtin_names
 
 PAGE = 4096
 BUDGET = 4 << 20
 MAX = 1 << 20
 EVERYTHING = 1 << 30
-TOPOLOGIES = ["kcompressd", "kswapd_only", "kswapd_only_inline", "padata", "padata_ordered"]
 
 
 def noise(i, size=PAGE):
@@ -96,7 +96,7 @@ async def test_a_group_is_a_memory_of_its_own_within_its_memory():
         assert memory._node.check()
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("topology", builtin_names())
 async def test_a_group_of_many_times_its_max_keeps_to_it_and_loses_nothing(topology):
     async with opened(topology, swap=[{"backend": "file", "size": "64MiB"}]) as memory:
         hog, other = memory.group("hog", max=MAX), memory.group("other")
@@ -535,6 +535,40 @@ async def test_who_is_in_a_call_of_a_group_that_ends_is_told():
         await memory.drain()
         assert memory._node.check()
         assert memory.usage().free == BUDGET
+
+
+CALLS = {
+    "get": lambda group: group.get(1),
+    "get with a default": lambda group: group.get(1, None),
+    "get_many": lambda group: group.get_many([1, 2, 3]),
+    "pop": lambda group: group.pop(1),
+    "put_if": lambda group: group.put_if(1, b"new", noise(1)),
+    "pin": lambda group: group.pin(1).__aenter__(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_who_reads_from_a_store_for_a_group_that_is_forgotten_meanwhile_is_told(call):
+    async with held_up() as (memory, group, gate):
+        told = []
+
+        async def reads():
+            try:
+                told.append(await CALLS[call](group))
+            except anyio.ClosedResourceError as exc:
+                told.append(str(exc))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reads)
+            await settle()
+            await group.delete(reparent=False)
+            gate.open()
+        was = {"get": noise(1), "get with a default": noise(1)}  # it was there as it was asked for
+        assert told[0] in {"group 'group' was deleted", was.get(call)}
+        assert len(memory) == 0
+        await memory.drain()
+        assert memory.usage().free == BUDGET
+        assert memory._node.check()
 
 
 async def test_a_group_that_holds_others_or_a_key_of_its_parents_does_not_end():
