@@ -777,7 +777,7 @@ class Memory(Gauges):
         psi.account(self._machine.cpu.now())  # what was before is not its business
         psi.watches.append(watch)
         try:
-            yield PressureTrigger(self._machine, psi, watch)
+            yield PressureTrigger(machine, psi, watch, self._admission)
         finally:
             psi.watches.remove(watch)
 

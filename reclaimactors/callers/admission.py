@@ -51,6 +51,7 @@ class Admission:
             if level.group is self.group:
                 level.close()
         self._m.verdicts.notify()
+        self._m.pressure.notify()
 
     def of(self, group: Group) -> Admission | None:
         """Return the way in of a group of the same memory, None where that group ends."""

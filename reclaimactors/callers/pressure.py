@@ -27,8 +27,9 @@ SOON_S = 0.0001  #: the shortest sleep towards an instant that rounding may have
 class PressureTrigger:
     """Fires while so much of a window is stalled: see `Memory.pressure_trigger`."""
 
-    def __init__(self, machine: Machine, psi: Psi, watch: Watch) -> None:
+    def __init__(self, machine: Machine, psi: Psi, watch: Watch, admission: Admission) -> None:
         self._m = machine
+        self._admission = admission
         self._psi = psi
         self._watch = watch
 
@@ -36,12 +37,12 @@ class PressureTrigger:
         """Wait until it fires, or return at once where it has fired since the last wait.
 
         Raises:
-            ClosedResourceError: if the memory closes.
+            ClosedResourceError: if the memory closes, or its group ends.
         """
         machine, watch = self._m, self._watch
         await checkpoint()
         while True:
-            machine.check_open()
+            self._admission.check_open()
             now = machine.cpu.now()
             stalling = self._psi.account(now)
             if watch.fired:

@@ -55,6 +55,7 @@ def offline(group: Group, ledger: Ledger, *, reparent: bool) -> Iterator[None]:
     node = group.node
     parent.children = {name: one for name, one in parent.children.items() if one is not group}
     node.groups = {index: one for index, one in node.groups.items() if one is not group}
+    group.wanted = group.pool_wanted = 0  # who waits for that waits for nothing any more
 
 
 def _parent_of(group: Group) -> Group:

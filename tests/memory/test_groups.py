@@ -537,6 +537,35 @@ async def test_who_is_in_a_call_of_a_group_that_ends_is_told():
         assert memory.usage().free == BUDGET
 
 
+async def test_who_waits_for_pressure_or_for_writeback_of_a_group_that_ends_goes_on():
+    gate, backend = Gate(), FaultyBackend(Elsewhere())
+    async with over(backend) as memory:
+        group = memory.group("group")
+        await fill(group, 50)
+        await group.reclaim(EVERYTHING)
+        backend.store_gate = gate
+        freed, told = [], []
+
+        async def write_back():
+            freed.append(await group.reclaim(EVERYTHING, zswap_writeback_only=True))
+
+        async def watch():
+            async with group.pressure_trigger("some", stall_us=1, window_us=1000) as trigger:
+                with pytest.raises(anyio.ClosedResourceError, match="'group' was deleted"):
+                    await trigger.wait()
+                told.append(True)
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(write_back)
+                tasks.start_soon(watch)
+                await gate.entered.wait()
+                await group.delete(reparent=True)
+        assert (freed, told) == ([0], [True])
+        gate.open()
+        await all_there(memory, 50)
+
+
 CALLS = {
     "get": lambda group: group.get(1),
     "get with a default": lambda group: group.get(1, None),
