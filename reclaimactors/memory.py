@@ -70,6 +70,7 @@ BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
 MIN_WINDOW_US, MAX_WINDOW_US = 1000, 10_000_000  #: of a pressure trigger
 _BYTES_PER_CALL = BUDGET_BYTES // BUDGET_CALLS
 _MISSING: Any = object()  # no default
+_AS_IT_IS: Any = object()  # a limit that is not to change
 
 _T = TypeVar("_T")
 
@@ -715,8 +716,17 @@ class Memory(Gauges):
         self._groups[name] = group
         return group
 
-    async def set_limits(self, **limits: Any) -> None:
-        """Change limits of a group, named as in `group`; those not named stay.
+    async def set_limits(
+        self,
+        *,
+        max: int | str | None = _AS_IT_IS,  # noqa: A002 - as memory.max, which is what it is
+        high: int | str | None = _AS_IT_IS,
+        zswap_max: int | str | None = _AS_IT_IS,
+        zswap_writeback: bool = _AS_IT_IS,
+        swap_max: int | str | None = _AS_IT_IS,
+        swap: Iterable[str] | None = _AS_IT_IS,
+    ) -> None:
+        """Change limits of a group, which are those of `group`; what is not given stays.
 
         What it holds beyond a lower max is reclaimed first.
 
@@ -727,10 +737,11 @@ class Memory(Gauges):
         self._check()
         if self._inside is None:
             raise TopologyError("limits are of a group; the whole memory has its budget")
-        now = attrs.asdict(self._group.limits, recurse=False)
-        if unknown := limits.keys() - now.keys():
-            raise checks.bad(min(unknown), limits[min(unknown)], f"one of {', '.join(now)}")
-        new = grouping.checked(self._topology, self._machine, {**now, **limits})
+        limits = attrs.asdict(self._group.limits, recurse=False)
+        given = {"max": max, "high": high, "zswap_max": zswap_max, "swap_max": swap_max,
+                 "zswap_writeback": zswap_writeback, "swap": swap}  # fmt: skip
+        limits |= {key: value for key, value in given.items() if value is not _AS_IT_IS}
+        new = grouping.checked(self._topology, self._machine, limits)
         await grouping.change(self._machine, self._group, new)
 
     async def _end(self, *, reparent: bool) -> None:

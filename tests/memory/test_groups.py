@@ -366,8 +366,8 @@ async def test_a_lower_max_is_reclaimed_first_and_refused_where_that_cannot_be()
         assert group.usage().budget == MAX
         await group.set_limits(max=None)
         assert group.usage().budget == BUDGET
-        with pytest.raises(ra.TopologyError, match="maxx"):
-            await group.set_limits(maxx=1)
+        with pytest.raises(ra.TopologyError, match="high is '2MiB'; allowed: up to max"):
+            await group.set_limits(max=MAX, high="2MiB")
         with pytest.raises(ra.TopologyError, match="budget"):
             await memory.set_limits(max=MAX)
 

@@ -66,6 +66,15 @@ async def embed() -> None:
         assert_type(await memory.drain(), None)
         assert_type(memory.advise(7, ra.Advice.PAGEOUT), None)
 
+        group = memory.group(
+            "group", max="16MiB", high=8 << 20, zswap_writeback=False, swap=["file0"]
+        )
+        assert_type(group, ra.Memory)
+        assert_type(memory.groups, Mapping[str, ra.Memory])
+        assert_type(await group.set_limits(max=None, swap_max=1 << 20), None)
+        assert_type(await group.reclaim(1 << 20, zswap_writeback_only=True), int)
+        assert_type(await group.delete(reparent=True), None)
+
         assert_type(memory.tune(kcompressd=False, fifo=64), None)
 
         assert_type(memory.vmstat, Mapping[str, int])
