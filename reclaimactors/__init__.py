@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from reclaimactors.objects import Objects
     from reclaimactors.opening import open_memory
     from reclaimactors.squeezed import Squeezed
+    from reclaimactors.stats import Stats
     from reclaimactors.topology import SwapSpec, Topology
 
 __version__ = "0.1.0"
@@ -65,6 +66,7 @@ __all__ = [
     "ProtocolViolation",
     "ReclaimError",
     "Squeezed",
+    "Stats",
     "SwapInfo",
     "SwapSpec",
     "Topology",
@@ -111,6 +113,7 @@ _HOMES = {
     "objects": ("Objects",),
     "opening": ("open_memory",),
     "squeezed": ("Squeezed",),
+    "stats": ("Stats",),
     "topology": ("SwapSpec", "Topology"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -17,6 +17,7 @@ from reclaimactors.actors.health import health_of
 from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.cpu.psi import Pressure
 from reclaimactors.guard import Guard
+from reclaimactors.stats import Stats
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -166,6 +167,50 @@ class Gauges(Guard):
             swapped=sum([group.swapped for group in list(self._group.subtree())]),
             staging=self._machine.offload.staging,
             oldest_queued_s=self._machine.loop.now() - since if since is not None else 0.0,
+        )
+
+    def stats(self) -> Stats:
+        """Return what there is and what has happened, as one record for a monitoring system.
+
+        Any thread may ask, and at any time: after the end as well. It takes some 30 us.
+        """
+        usage, pressure, health = self.usage(), self.pressure(), self.health()
+        whole, group = self._node.vmstat, self._group
+        is_root = group.parent is None
+        counted = whole if is_root else group.stat
+        scan, steal = ("pgscan_anon", "pgsteal_anon") if is_root else ("pgscan", "pgsteal")
+        return Stats(
+            keys=len(self._values),
+            budget_bytes=usage.budget,
+            resident_bytes=usage.resident,
+            in_flight_bytes=usage.in_flight,
+            pinned_bytes=group.memcg.pinned,
+            compressed_bytes=usage.compressed,
+            overhead_bytes=usage.overhead,
+            free_bytes=usage.free,
+            swapped_bytes=usage.swapped,
+            staging_bytes=usage.staging,
+            oldest_queued_seconds=usage.oldest_queued_s,
+            serving=health.state in {"open", "degraded"},
+            degraded_parts=len(health.degraded),
+            stalled_some_seconds=pressure.some.total / 1e6,
+            stalled_full_seconds=pressure.full.total / 1e6,
+            compress_cpu_seconds=counted["compress_usec"] / 1e6,
+            direct_stalls=whole.allocstall if is_root else counted["max"],
+            pgscan_pages=counted[scan],
+            pgsteal_pages=counted[steal],
+            pgfault_pages=counted["pgfault"],
+            pgmajfault_pages=counted["pgmajfault"],
+            refault_pages=counted["workingset_refault_anon"],
+            zswpout_pages=counted["zswpout"],
+            zswpin_pages=counted["zswpin"],
+            zswpwb_pages=counted["zswpwb"],
+            pswpout_pages=counted["pswpout"],
+            pswpin_pages=counted["pswpin"],
+            swapout_errors=whole["swapout_error"],
+            swapin_errors=whole["swapin_error"],
+            actor_restarts=whole["actor_restarts"],
+            worker_deaths=whole["worker_deaths"],
         )
 
     def health(self) -> Health:

@@ -105,8 +105,8 @@ class Memory(Gauges):
 
     It belongs to the event loop, the thread and the process that opened it: calls from another
     raise RuntimeError, and after close `anyio.ClosedResourceError`. Those that only look are
-    allowed from any thread, closed or not: ``in``, `len`, `usage`, `swaps`, `pressure`, `vmstat`
-    and `health`.
+    allowed from any thread, closed or not: ``in``, `len`, `usage`, `swaps`, `pressure`, `vmstat`,
+    `stats` and `health`.
     """
 
     def __init__(

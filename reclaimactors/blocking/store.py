@@ -66,7 +66,8 @@ class BlockingMemory(MutableMapping[Hashable, "bytes"]):
     def memory(self) -> Memory:
         """The memory behind it: what only looks may be asked in any thread.
 
-        Those are `usage`, `vmstat`, `pressure`, `health` and `swaps`. For the rest there is `run`.
+        Those are `usage`, `vmstat`, `stats`, `pressure`, `health` and `swaps`. For the rest there
+        is `run`.
         """
         return self._memory
 

@@ -11,7 +11,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from mmap import mmap
 from typing import TYPE_CHECKING, assert_type
 
+from prometheus_client import Metric
+
 import reclaimactors as ra
+from reclaimactors.metrics.opentelemetry import observe
+from reclaimactors.metrics.prometheus import MemoryCollector
 from reclaimactors.testing import (
     BackendTests,
     CompressorTests,
@@ -77,20 +81,31 @@ async def embed() -> None:
 
         assert_type(memory.tune(kcompressd=False, fifo=64), None)
 
-        assert_type(memory.vmstat, Mapping[str, int])
-        assert_type(memory.vmstat["pgsteal_anon"], int)
-        assert_type(memory.pressure().some.avg10, float)
-        assert_type(memory.pressure().full.total, int)
-        health = memory.health()
-        assert_type(health, ra.Health)
-        if health.state == "crashed":
-            assert_type(health.reason, str)
-        assert_type(health.degraded, tuple[str, ...])
-        usage = memory.usage()
-        assert_type(usage, ra.Usage)
-        assert_type(usage.budget - usage.resident - usage.free, int)
-        assert_type(usage.swapped + usage.staging, int)
-        assert_type(usage.oldest_queued_s, float)
+
+def look(memory: ra.Memory) -> None:
+    """What only looks."""
+    assert_type(memory.vmstat, Mapping[str, int])
+    assert_type(memory.vmstat["pgsteal_anon"], int)
+    assert_type(memory.pressure().some.avg10, float)
+    assert_type(memory.pressure().full.total, int)
+    health = memory.health()
+    assert_type(health, ra.Health)
+    if health.state == "crashed":
+        assert_type(health.reason, str)
+    assert_type(health.degraded, tuple[str, ...])
+    usage = memory.usage()
+    assert_type(usage, ra.Usage)
+    assert_type(usage.budget - usage.resident - usage.free, int)
+    assert_type(usage.swapped + usage.staging, int)
+    assert_type(usage.oldest_queued_s, float)
+    stats = memory.stats()
+    assert_type(stats, ra.Stats)
+    assert_type(stats.free_bytes - stats.keys, int)
+    assert_type(stats.stalled_some_seconds, float)
+    MemoryCollector(memory)
+    observe({"cache": memory})
+    for metric in MemoryCollector({"cache": memory}).collect():
+        assert_type(metric, Metric)
 
 
 async def batches(memory: ra.Memory) -> None:
