@@ -1,0 +1,1 @@
+"""The commands, a module for each family: its `add_to` gives them to the command line."""

@@ -1,0 +1,247 @@
+"""The commands that measure: run one topology, compare several."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio
+import attrs
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from reclaimactors.commands.options import (
+    WHICH,
+    Budget,
+    Inputs,
+    Json,
+    Rounds,
+    Seconds,
+    Seed,
+    WorkloadName,
+)
+from reclaimactors.commands.output import show
+from reclaimactors.lab import table
+from reclaimactors.lab.catalog import WORKLOADS
+from reclaimactors.lab.compare import MIN_ROUND_S, Comparison
+from reclaimactors.lab.data import load as load_input
+from reclaimactors.lab.run import Load, RunFailed
+from reclaimactors.lab.workload import set_budgets
+from reclaimactors.topology import builtin_names, resolve
+from reclaimactors.topology.memory_limit import too_large
+from reclaimactors.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Sequence
+    from pathlib import Path
+
+    from reclaimactors.topology import Topology
+
+__all__ = ["add_to"]
+
+DEFAULT_COMPARED = ("kswapd_only", "kcompressd", "padata", "kswapd_only_inline")
+RUN_S, COMPARE_S = 10.0, 20.0
+MIN_S, MAX_S = 0.1, 86_400.0
+MOST_WIDTH = 100  # characters of a line, where the terminal has as many
+IN_RAM_POOL_PERCENT = 80  # where a pool is all that takes cold pages
+
+_ROWS_HELP = """[b]Rows[/b]
+
+[b]ops/s[/b]: puts and gets a second; [b]late[/b]: how long after it was due a request was served,
+where requests are due by a schedule.
+
+[b]stall[/b]: how long puts waited for room, one that did not wait counting as 0; [b]loop lag[/b]:
+how late the event loop was; [b]fault[/b]: how long a get took that was no pure hit.
+
+[b]PSI some, full[/b]: percent of the time in which somebody waited for memory, and in which the
+event loop itself was reclaiming, so that nobody could run.
+
+[b]in time/s[/b], [b]at N/s[/b] (ramp): how much is served in time, and what becomes of each rate:
+STABLE (99 of 100 requests are at most 20 ms late), BACKLOGGED (later) or OVERLOADED (fewer are
+served than come).
+
+[b]allocstall[/b]: puts that reclaimed for themselves, as the kernel counts them.
+
+[b]refaults/s[/b]: pages that were wanted again after they had left; [b]pgsteal_anon/s[/b]: pages
+that reclaim stole, whose bytes left memory, compressed or to a store. Neither is better or worse by
+itself: of what is stolen and comes back nothing is gained.
+
+[b]in loop[/b]: how much of kswapd's pages it compressed in the event loop itself.
+
+[b]efficiency[/b]: pgsteal_anon/s over the bare compressor in a loop on the same pages;
+[b]ratio[/b]: the input's size over what that compressor makes of it.
+
+[b]Verdict[/b]
+
+The topologies run side by side in each round. A difference counts where, with the names of a pair
+dealt anew to its rounds, hardly any deal makes any row differ as much; so that of a hundred whole
+comparisons of a topology with itself, at most four claim anything. With too few rounds to tell, it
+says that. [b](partial)[/b]: no round of it came to its end."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add `run` and `compare`."""
+    app.command(epilog=_ROWS_HELP)(run)
+    app.command(epilog=_ROWS_HELP)(compare)
+
+
+def run(
+    topology: Annotated[str, typer.Argument(help=WHICH)],
+    *,
+    inputs: Inputs = None,
+    workload: WorkloadName = "eater",
+    seconds: Seconds = RUN_S,
+    budget: Budget = None,
+    seed: Seed = 0,
+    rounds: Rounds = None,
+    as_json: Json = False,
+) -> None:
+    """Run one topology, verify every value, and show what it did."""
+    load = _load(inputs, workload, seconds, seed)
+    _measure(_comparison([topology], load, budget, seconds, rounds), as_json=as_json)
+
+
+def compare(
+    topologies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help=WHICH + "  \\[default: " + ", ".join(DEFAULT_COMPARED) + "]",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    inputs: Inputs = None,
+    workload: WorkloadName = "launch",
+    seconds: Seconds = COMPARE_S,
+    budget: Budget = None,
+    seed: Seed = 0,
+    rounds: Rounds = None,
+    as_json: Json = False,
+) -> None:
+    """Run several topologies in interleaved rounds and say what differed.
+
+    Every value is verified byte for byte at the end of each round.
+    """
+    load = _load(inputs, workload, seconds, seed)
+    names = topologies or DEFAULT_COMPARED
+    _measure(_comparison(names, load, budget, seconds, rounds), as_json=as_json)
+
+
+def _load(inputs: Sequence[Path] | None, workload: str, seconds: float, seed: int) -> Load:
+    """Return what is done to each topology, from options that are checked here."""
+    if workload not in WORKLOADS:
+        msg = f"no workload {workload!r}; known: {', '.join(WORKLOADS)}"
+        raise typer.BadParameter(msg)
+    if not MIN_S <= seconds <= MAX_S:
+        msg = f"--seconds {seconds:g} is not from {MIN_S:g} to {MAX_S:g}"
+        raise typer.BadParameter(msg)
+    return Load(load_input(inputs or (), seed=seed), workload, seed)
+
+
+def _comparison(
+    names: Sequence[str], load: Load, budget: str | None, seconds: float, rounds: int | None
+) -> Comparison:
+    """Return what is to be run, refused where it could not be told apart."""
+    in_ram = WORKLOADS[load.workload].scheduled and not set(names) - set(builtin_names())
+    named = _resolve(names, budget, in_ram=in_ram)
+    if len({topology.budget for topology in named.values()}) > 1:
+        each = ", ".join(f"{name} {format_size(one.budget)}" for name, one in named.items())
+        msg = f"budgets differ, so the topologies are not comparable: {each}; give all --budget"
+        raise typer.BadParameter(msg)
+    round_s = seconds / (rounds or 1) / len(named)
+    if rounds and round_s < MIN_ROUND_S:
+        msg = (
+            f"--rounds {rounds} in --seconds {seconds:g}: a round of each of {len(named)} would be"
+        )
+        msg += f" {round_s:.3f} s long, and it takes {MIN_ROUND_S:g} at least"
+        raise typer.BadParameter(msg)
+    load = attrs.evolve(load, budgets=set_budgets(named.values()))
+    return Comparison(named, load, seconds, rounds)
+
+
+def _resolve(names: Sequence[str], budget: str | None, *, in_ram: bool) -> dict[str, Topology]:
+    """Return topologies by the names that results give them; one may be compared with itself."""
+    overrides: dict[str, Any] = {} if budget is None else {"budget": budget}
+    if in_ram:
+        overrides |= {"swap": [], "zswap": {"max_pool_percent": IN_RAM_POOL_PERCENT}}
+    named: dict[str, Topology] = {}
+    met: Counter[str] = Counter()
+    for asked in names:
+        topology = resolve(asked, **overrides)
+        _fits(topology)
+        name = topology.name
+        met[name] += 1
+        named[f"{name} #{met[name]}" if met[name] > 1 else name] = topology
+    return named
+
+
+def _fits(topology: Topology) -> None:
+    """Refuse at once what could only end in swapping this machine to death."""
+    why = too_large(topology.budget)
+    if why:
+        raise typer.BadParameter(f"budget is {format_size(topology.budget)}; {why}")
+
+
+def _measure(comparison: Comparison, *, as_json: bool) -> None:
+    """Run topologies and print what was measured, also if one fails or Ctrl-C comes."""
+    ended: KeyboardInterrupt | RunFailed | None = None
+    try:
+        with _progress() as comparison.on_round:
+            anyio.run(_until_interrupted, comparison.run)
+    except (KeyboardInterrupt, RunFailed) as exc:
+        ended = exc
+    if as_json:
+        show(table.as_json(comparison, interrupted=isinstance(ended, KeyboardInterrupt)))
+    else:
+        width = min(MOST_WIDTH, shutil.get_terminal_size((MOST_WIDTH, 24)).columns)
+        encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+        show(table.as_text(comparison, width=width, encoding=encoding))
+    if ended:
+        raise ended
+
+
+async def _until_interrupted(run: Callable[[], Awaitable[None]]) -> None:
+    """Run until the first Ctrl-C; more of them do not disturb the end and the printing of it."""
+    interrupted = False
+
+    async def watch() -> None:
+        nonlocal interrupted
+        with anyio.open_signal_receiver(signal.SIGINT) as signals:
+            async for _ in signals:
+                interrupted = True
+                tasks.cancel_scope.cancel()
+                break
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            await run()
+            tasks.cancel_scope.cancel()
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _progress() -> Generator[Callable[[int, int, str], None]]:
+    """Show a bar on stderr where that is a terminal."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+        console=console, disable=not console.is_terminal, transient=True, refresh_per_second=2,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("starting")
+
+        def on_round(done: int, total: int, name: str) -> None:
+            description = f"{name}, round {done + 1} of {total}"
+            bar.update(task, completed=done, total=total, description=description)
+
+        yield on_round
