@@ -31,8 +31,8 @@ from reclaimactors.callers.reclaim import Proactive
 from reclaimactors.callers.senpai import Senpai
 from reclaimactors.callers.swapoff import swapoff
 from reclaimactors.callers.write_back import write_back
+from reclaimactors.cpu import clock
 from reclaimactors.cpu.breath import Away
-from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.cpu.watch import Watch
 from reclaimactors.errors import TopologyError
 from reclaimactors.gauges import Gauges, SwapInfo, Usage
@@ -820,7 +820,7 @@ class Memory(Gauges):
         A single one has more where others keep the loop for long (see `Away`).
         """
         self._yielding += 1
-        away = Away(perf_counter())
+        away = Away(clock.perf_counter())
         try:
             await checkpoint()
         finally:
@@ -828,7 +828,7 @@ class Memory(Gauges):
         if self._yielding:
             self._credit = max(MIN_CALLS, BUDGET_CALLS // (self._yielding + 1))
         else:
-            self._credit = int(BUDGET_CALLS * away.share(perf_counter()))
+            self._credit = int(BUDGET_CALLS * away.share(clock.perf_counter()))
         self._check()
         self._machine.starter.look_at_malloc()
 

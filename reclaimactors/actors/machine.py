@@ -16,7 +16,7 @@ from reclaimactors.actors.base import Fifo, Signal
 from reclaimactors.actors.handover import Handover
 from reclaimactors.actors.starter import Starter
 from reclaimactors.actors.supervision import Supervisor, closed, unraised
-from reclaimactors.cpu.clock import thread_time
+from reclaimactors.cpu import clock
 from reclaimactors.cpu.psi import Psi
 from reclaimactors.loops import current_loop
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Producer, Reclaimer
@@ -252,12 +252,12 @@ class Machine:
         try:
             pages, writes = self.swapout.begin(batch, hold=False)
             self.handover.offer(writes, ram_only=batch.ram_only)
-            started, began = self.cpu.now(), thread_time()
+            started, began = self.cpu.now(), clock.thread_time()
             out = squeeze(self.compressor, pages, never=self.node.lethal)
         except BaseException as exc:  # Ctrl-C in the middle of it, or a policy's
             undo(exc, self.handover.hand_back, batch)
             raise
-        out.cpu_s = thread_time() - began
+        out.cpu_s = clock.thread_time() - began
         self.cpu.rates.compressed(sum(map(len, pages)), self.cpu.worked(started))
         self.handover.finish(batch, out)
 

@@ -23,7 +23,7 @@ from reclaimactors import registry
 from reclaimactors.abc import Backend
 from reclaimactors.backends.zram_passes import BackingStore, Kind, recompress, writeback
 from reclaimactors.backends.zram_table import HUGE, IDLE, SAME, SECONDARY, WB, SlotTable
-from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.cpu import clock
 from reclaimactors.errors import BackendError, BackendFull, CorruptData
 from reclaimactors.mm.page_io import SAME_FILLED, expand, squeeze
 from reclaimactors.registry import PluginRef
@@ -166,9 +166,9 @@ class ZramBackend(Backend):
         kept: list[bytes | int] = []
         while len(kept) < len(pages):
             some = pages[len(kept) : len(kept) + self._at_once]
-            started = perf_counter()
+            started = clock.perf_counter()
             out = squeeze(self.primary, some, never=self.never_compress)
-            took = perf_counter() - started
+            took = clock.perf_counter() - started
             for page, kind, blob, word in zip(some, out.kinds, out.blobs, out.values, strict=True):
                 kept.append(word if kind == SAME_FILLED else bytes(page) if blob is None else blob)
             if took > SLICE_S:
@@ -199,7 +199,7 @@ class ZramBackend(Backend):
         flags = self.table.flags
         away = await self._read_back([slot for slot in slots if flags[slot] & WB])
         out: list[bytes] = []
-        ends = perf_counter() + SLICE_S
+        ends = clock.perf_counter() + SLICE_S
         for slot in slots:
             if flags[slot] & WB and slot not in away:  # it went while others were read
                 away |= await self._read_back([slot])
@@ -207,9 +207,9 @@ class ZramBackend(Backend):
             out.append(
                 self._read(slot) if stored is None else self.decompress(slot, flags[slot], stored)
             )
-            if perf_counter() > ends and len(out) < len(slots):
+            if clock.perf_counter() > ends and len(out) < len(slots):
                 await checkpoint()
-                ends = perf_counter() + SLICE_S
+                ends = clock.perf_counter() + SLICE_S
         return out
 
     def load_now(self, slots: Sequence[int]) -> list[bytes] | None:
@@ -217,7 +217,7 @@ class ZramBackend(Backend):
         flags = self.table.flags_of
         if len(slots) > 1 and len(slots) * self._slot_s > 2 * SLICE_S:
             return None
-        started = perf_counter()
+        started = clock.perf_counter()
         self._must_be_stored(slots)
         if any(flags(slot) & WB for slot in slots):
             return None
@@ -226,7 +226,7 @@ class ZramBackend(Backend):
         except CorruptData:
             return None  # `load_many` says so, and counts it
         if len(slots) > 1:
-            self._slot_s += ((perf_counter() - started) / len(slots) - self._slot_s) * 0.1
+            self._slot_s += ((clock.perf_counter() - started) / len(slots) - self._slot_s) * 0.1
         return out
 
     def _must_be_stored(self, slots: Sequence[int]) -> None:
@@ -282,12 +282,12 @@ class ZramBackend(Backend):
     async def invalidate_many(self, slots: Sequence[int]) -> None:
         """Free the slots; a writeback in flight of one of them will be thrown away."""
         table = self.table
-        ends = perf_counter() + SLICE_S
+        ends = clock.perf_counter() + SLICE_S
         for slot in slots:
             self._notify_free += table.free(slot)
-            if perf_counter() > ends:
+            if clock.perf_counter() > ends:
                 await checkpoint()
-                ends = perf_counter() + SLICE_S
+                ends = clock.perf_counter() + SLICE_S
         if self.backing is not None:
             await self.backing.forget(table.dropped)
 

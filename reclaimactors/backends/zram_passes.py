@@ -25,7 +25,7 @@ from reclaimactors.backends.zram_table import (
     SECONDARY,
     WB,
 )  # fmt: skip
-from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.cpu import clock
 from reclaimactors.deadline import within
 from reclaimactors.errors import BackendError, CorruptData
 from reclaimactors.mm.page_io import squeeze
@@ -181,7 +181,7 @@ async def recompress(zram: ZramBackend, kind: Kind, threshold: int, max_slots: i
     wanted, skip = _WANTED[kind], SAME | WB | SECONDARY | INCOMPRESSIBLE
     gained = tried = 0
     damaged: CorruptData | None = None
-    ends = perf_counter() + SLICE_S
+    ends = clock.perf_counter() + SLICE_S
     for slot in await _candidates(zram, wanted, skip, threshold):
         if tried == max_slots or zram.closed:
             break
@@ -191,9 +191,9 @@ async def recompress(zram: ZramBackend, kind: Kind, threshold: int, max_slots: i
                 gained += _recompress(zram, slot)
             except CorruptData as exc:
                 damaged = exc
-        if perf_counter() > ends:
+        if clock.perf_counter() > ends:
             await checkpoint()
-            ends = perf_counter() + SLICE_S
+            ends = clock.perf_counter() + SLICE_S
     if damaged is not None:
         raise damaged
     return gained

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from reclaimactors.callers.expand import Expander
 from reclaimactors.callers.stall import Stall
+from reclaimactors.cpu import clock
 from reclaimactors.cpu.breath import SLICE_S, Breath, let_go
-from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.mm.swapin import Expanded
 from reclaimactors.offload.job import COPY_BYTES, join
 
@@ -175,13 +175,13 @@ class Faults:
         """Read what stores can give at once, each folio by itself, a slice's worth at most."""
         node, swapds = self._node, self._machine.swapds
         now: dict[int, bytes] = {}
-        ends = perf_counter() + SLICE_S
+        ends = clock.perf_counter() + SLICE_S
         for pfn in pfns:
             data = swapds[node.device_of(pfn)].loads.load_now(pfn, promote=promote)
             if data is None:
                 break
             now[pfn] = data
-            if perf_counter() > ends:
+            if clock.perf_counter() > ends:
                 break
         return now
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from reclaimactors.actors.base import Signal
+from reclaimactors.cpu import clock
 from reclaimactors.cpu.breath import SLICE_S
-from reclaimactors.cpu.clock import perf_counter
 from reclaimactors.errors import BackendError, CorruptData
 from reclaimactors.offload.job import COPY_BYTES
 
@@ -60,12 +60,12 @@ class Prefetch:
     def _now(self, pfns: Sequence[int]) -> bool:
         """Bring back, or ask stores for, what fits a slice; return whether all of it is here."""
         mm, machine = self._node.mm, self._machine
-        ends = perf_counter() + SLICE_S
+        ends = clock.perf_counter() + SLICE_S
         here = True
         for pfn in pfns:
             if mm.in_memory(pfn):
                 continue
-            if perf_counter() > ends or self._faults.expander.takes_long((pfn,)):
+            if clock.perf_counter() > ends or self._faults.expander.takes_long((pfn,)):
                 return False
             if mm.is_away(pfn):
                 here = False  # the actor waits for it

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.cpu import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,13 +109,13 @@ class Share:
 
 async def _turn_of_others() -> float:
     """Let the event loop turn; return for how many seconds others kept it."""
-    left, worked = perf_counter(), _breathing.worked_s
+    left, worked = clock.perf_counter(), _breathing.worked_s
     _breathing.waiting += 1
     try:
         await checkpoint()
     finally:
         _breathing.waiting -= 1
-    return max(0.0, perf_counter() - left - (_breathing.worked_s - worked))
+    return max(0.0, clock.perf_counter() - left - (_breathing.worked_s - worked))
 
 
 class Breath:
@@ -138,7 +138,7 @@ class Breath:
 
     def begin(self) -> None:
         """Start a new slice: this task has just been resumed."""
-        self._counted = now = perf_counter()
+        self._counted = now = clock.perf_counter()
         self._ends = now + (self._on_end() if self._share is None else self._share.begin(now))
 
     def _on_end(self) -> float:
@@ -147,11 +147,11 @@ class Breath:
     @property
     def due(self) -> bool:
         """Whether the slice is used up."""
-        return perf_counter() > self._ends
+        return clock.perf_counter() > self._ends
 
     async def take(self) -> None:
         """Yield to the event loop if the slice is used up, then start a new one."""
-        left = perf_counter()
+        left = clock.perf_counter()
         # All work counts, or who looks how long others kept the loop takes ours for theirs. But
         # this task may have waited for something else since `begin`: that was no work.
         worked = min(left - self._counted, MOST * TURN_S)
@@ -160,7 +160,7 @@ class Breath:
         if self._share is not None:
             if not self._share.worked(left, worked):
                 await self._share.turn()
-                self._counted = left = perf_counter()
+                self._counted = left = clock.perf_counter()
             self._ends = left + self._share.left_s
         elif left > self._ends:
             away = Away(left)
@@ -169,7 +169,7 @@ class Breath:
                 await checkpoint()
             finally:
                 _breathing.waiting -= 1
-            _breathing.share = away.share(perf_counter())
+            _breathing.share = away.share(clock.perf_counter())
             self.begin()
 
 

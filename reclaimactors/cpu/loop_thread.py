@@ -9,7 +9,18 @@ from reclaimactors.cpu.clock import stall_clock
 from reclaimactors.cpu.psi import Psi
 from reclaimactors.cpu.rates import Rates
 
-__all__ = ["Cpu"]
+__all__ = ["Cpu", "cpu_of"]
+
+
+def cpu_of(page_size: int, loop: Any) -> Cpu:
+    """Return what accounts the work of one memory: its own, or what a modelled loop brings.
+
+    Args:
+        page_size: in bytes.
+        loop: asyncio's loop; None on trio.
+    """
+    of_its_own: type[Cpu] = getattr(loop, "cpu", Cpu)
+    return of_its_own(page_size, loop)
 
 
 class Cpu:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.cpu import clock
 from reclaimactors.lab.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -98,13 +98,13 @@ async def open_loop(
     """
     served = Served()
     line, requests = anyio.create_memory_object_stream[float](LINE)
-    started = perf_counter()
+    started = clock.perf_counter()
     with line, requests:
         async with anyio.create_task_group() as tasks:
             for _ in range(clients):
                 tasks.start_soon(_client, requests, serve, served)
             await _feed(line, due, started, started + seconds)
-            served.seconds = perf_counter() - started
+            served.seconds = clock.perf_counter() - started
             tasks.cancel_scope.cancel()
     return served
 
@@ -114,7 +114,7 @@ async def _feed(
 ) -> None:
     """Put each request in line when it is due, or as soon as there is room in it after that."""
     at = started + next(due)
-    while (now := perf_counter()) < ends:
+    while (now := clock.perf_counter()) < ends:
         try:
             while at <= now:
                 line.send_nowait(at)
@@ -122,7 +122,7 @@ async def _feed(
         except anyio.WouldBlock:
             await anyio.sleep(LOOK_S)
         else:
-            await anyio.sleep(max(0.0, min(at, ends) - perf_counter()))
+            await anyio.sleep(max(0.0, min(at, ends) - clock.perf_counter()))
 
 
 async def _client(
@@ -133,4 +133,4 @@ async def _client(
     while True:
         at = await requests.receive()
         await serve()
-        served.late.add(perf_counter() - at)
+        served.late.add(clock.perf_counter() - at)

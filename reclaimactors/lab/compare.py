@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
-from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.cpu import clock
 from reclaimactors.lab.catalog import WORKLOADS
 from reclaimactors.lab.figures import FIGURES
 from reclaimactors.lab.measure import Measurement
@@ -62,7 +62,7 @@ class Comparison:
         """
         nr_rounds = self.nr_rounds or self._rounds_in_time()
         seconds = self.seconds / nr_rounds / len(self.topologies)
-        started = perf_counter()
+        started = clock.perf_counter()
         order = list(self.topologies)
         if WORKLOADS[self.load.workload].scheduled and not self.load.limit:
             first = order[0]
@@ -70,7 +70,7 @@ class Comparison:
             limit = await self._named(first, limit_of(self.topologies[first], self.load))
             self.load = attrs.evolve(self.load, limit=limit)
         for turn in range(nr_rounds):
-            elapsed = perf_counter() - started
+            elapsed = clock.perf_counter() - started
             late = turn and elapsed * (turn + 1) > MAX_SHARE * self.seconds * turn
             if late and self.nr_rounds is None:
                 break

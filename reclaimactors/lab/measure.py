@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from reclaimactors.cpu.clock import perf_counter, process_time, thread_time
+from reclaimactors.cpu import clock
 from reclaimactors.lab.histogram import Histogram
 from reclaimactors.lab.ramp import Step
 
@@ -79,11 +79,11 @@ class Measurement:
         vmstat = memory.vmstat
         before, (cpu_s, workers_cpu_s) = dict(vmstat), cpu_times()
         some_s, full_s = _psi_s(memory)
-        started = perf_counter()
+        started = clock.perf_counter()
         try:
             yield
         finally:
-            self.seconds += perf_counter() - started
+            self.seconds += clock.perf_counter() - started
             some_end_s, full_end_s = _psi_s(memory)
             self.psi_some_s += some_end_s - some_s
             self.psi_full_s += full_end_s - full_s
@@ -97,9 +97,9 @@ class Measurement:
     async def tick(self) -> None:
         """Sample the loop's lag and RSS until cancelled."""
         while True:
-            due = perf_counter() + TICK_S
+            due = clock.perf_counter() + TICK_S
             await anyio.sleep(TICK_S)
-            self.lag.add(perf_counter() - due)
+            self.lag.add(clock.perf_counter() - due)
             self.rss_peak = max(self.rss_peak, rss_bytes())
 
     def merge(self, other: Measurement) -> None:
@@ -143,8 +143,8 @@ def cpu_times() -> tuple[float, float]:
     """
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     children_s = children.ru_utime + children.ru_stime + _running_children_s()
-    process_s = process_time()
-    return process_s + children_s, process_s - thread_time() + children_s
+    process_s = clock.process_time()
+    return process_s + children_s, process_s - clock.thread_time() + children_s
 
 
 def _running_children_s() -> float:

@@ -16,7 +16,7 @@ import anyio
 import attrs
 
 from reclaimactors import __version__, registry
-from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.cpu import clock
 from reclaimactors.errors import OutOfMemory, ReclaimError
 from reclaimactors.lab.catalog import WORKLOADS
 from reclaimactors.lab.measure import Measurement, rss_bytes
@@ -270,9 +270,9 @@ async def _opened(topology: Topology, load: Load) -> AsyncGenerator[Memory]:
 
 
 def _keys(memory: Memory, load: Load, seconds: float, measured: Measurement) -> Keys:
-    ends = perf_counter() + seconds
+    ends = clock.perf_counter() + seconds
     budget = memory.usage().budget
-    stop = lambda: perf_counter() >= ends  # noqa: E731 - it is asked after each operation
+    stop = lambda: clock.perf_counter() >= ends  # noqa: E731 - it is asked after each operation
     return Keys(
         memory, load.input, budget, load.seed, measured, stop, load.budgets, seconds, load.limit
     )
@@ -300,9 +300,9 @@ def _measure_bare(topology: Topology, source: Input, measured: Measurement) -> N
     pages = itertools.cycle(source.values())
     while measured.bare_s < BARE_S:
         batch = list(itertools.islice(pages, 128))
-        started = perf_counter()
+        started = clock.perf_counter()
         blobs = [compress(page) for page in batch]
-        measured.bare_s += perf_counter() - started
+        measured.bare_s += clock.perf_counter() - started
         measured.bare_bytes += sum(map(len, blobs))
         measured.bare_pages += len(blobs)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import attrs
 
-from reclaimactors.cpu.clock import perf_counter
+from reclaimactors.cpu import clock
 from reclaimactors.errors import ReclaimError
 from reclaimactors.topology.capacity import is_outside
 
@@ -105,11 +105,11 @@ class Keys:
         """
         vmstat = self.memory.vmstat
         faults = vmstat["pgfault"]
-        started = perf_counter()
+        started = clock.perf_counter()
         value = await self._read(key)
         self.measured.gets += 1
         if vmstat["pgfault"] != faults:
-            self.measured.faults.add(perf_counter() - started)
+            self.measured.faults.add(clock.perf_counter() - started)
         self._compare(key, value)
 
     async def _read(self, key: int) -> bytes | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reclaimactors.cpu import clock
 from reclaimactors.cpu.breath import SLICE_S, TURN_S, Breath
-from reclaimactors.cpu.clock import perf_counter, thread_time
 from reclaimactors.cpu.loop_thread import Cpu
 from reclaimactors.mm.page_io import Squeezed, squeeze
 
@@ -55,7 +55,7 @@ class InlineOffload:
         while start < len(pages):
             stop = self._piece(pages, start)
             piece = pages[start:stop]
-            began, started, cpu = self._cpu.now(), perf_counter(), thread_time()
+            began, started, cpu = self._cpu.now(), clock.perf_counter(), clock.thread_time()
             rows = squeeze(
                 self._compressor,
                 piece,
@@ -63,8 +63,8 @@ class InlineOffload:
                 of_sources=of_sources,
                 never=self._never,
             )
-            self._learn((perf_counter() - started) / max(1, sum(map(len, piece))))
-            rows.cpu_s = thread_time() - cpu
+            self._learn((clock.perf_counter() - started) / max(1, sum(map(len, piece))))
+            rows.cpu_s = clock.thread_time() - cpu
             self._cpu.worked(began)
             out.extend(rows)
             await breath.take()

@@ -10,7 +10,7 @@ from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
 from reclaimactors.actors.machine import Machine
 from reclaimactors.actors.pipeline import Pipeline
-from reclaimactors.cpu.loop_thread import Cpu
+from reclaimactors.cpu.loop_thread import cpu_of
 from reclaimactors.log import log
 from reclaimactors.loops import current_loop
 from reclaimactors.mm.ending import undo
@@ -34,6 +34,7 @@ from reclaimactors.units import format_size, nr_pages
 
 if TYPE_CHECKING:
     from reclaimactors.abc import Compressor, Offload, Policy
+    from reclaimactors.cpu.loop_thread import Cpu
     from reclaimactors.log import Log
     from reclaimactors.offload import Squeezer
     from reclaimactors.topology.spec import Topology
@@ -136,7 +137,7 @@ def _machine(topology: Topology) -> Machine:
     pipeline = pipeline_of(topology)
     node = _node(topology, compressor)
     its_log = log.bind(memory=topology.name, nid=0)
-    cpu = Cpu(topology.page_size, current_loop().native)
+    cpu = cpu_of(topology.page_size, current_loop().native)
     offload = _offload(topology, compressor, pipeline, node, cpu=cpu, log=its_log)
     machine = Machine(
         node,

@@ -9,7 +9,7 @@ from reclaimactors.actors.gates import enqueue, gate_of
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.callers.reclaim import Proactive
 from reclaimactors.compressors.lz4 import Lz4
-from reclaimactors.cpu import breath
+from reclaimactors.cpu import clock
 from reclaimactors.cpu.rates import Rates
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX, Reclaimer
 from reclaimactors.mm.folio import ZSWAP
@@ -161,7 +161,7 @@ async def test_it_fills_its_share_of_the_fifo_and_leaves_the_rest_to_kswapd(
 async def test_in_one_turn_of_the_loop_it_sends_as_many_clusters_as_there_is_room_for(
     kit, machine_of, running, monkeypatch
 ):
-    monkeypatch.setattr(breath, "perf_counter", lambda: 1.0)  # no work takes any time
+    monkeypatch.setattr(clock, "perf_counter", lambda: 1.0)  # no work takes any time
     machine = await machine_of(fifo=200)
     machine.starter.started = True
     kit.fill(machine)

@@ -13,7 +13,7 @@ from reclaimactors.cpu.breath import FAIR_S, MOST, TURN_S, Away, Breath, Share
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(breath, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(breath.clock, "perf_counter", lambda: now[0])
     monkeypatch.setattr(breath._breathing, "share", 1.0)
     return now
 

@@ -26,7 +26,7 @@ def test_requests_come_at_the_rate_that_was_asked_for_in_an_order_that_the_seed_
 
 async def test_who_waits_in_line_is_late_by_that_too(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(arrivals, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(arrivals.clock, "perf_counter", lambda: now[0])
 
     async def slowly():
         now[0] += 0.01
@@ -40,7 +40,7 @@ async def test_who_waits_in_line_is_late_by_that_too(monkeypatch):
 
 async def test_a_full_line_keeps_no_request_from_being_due(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(arrivals, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(arrivals.clock, "perf_counter", lambda: now[0])
     monkeypatch.setattr(arrivals, "LINE", 2)
     monkeypatch.setattr(arrivals, "LOOK_S", 0.0)
     asked = 0
