@@ -15,13 +15,12 @@ import anyio
 import typer
 
 from reclaimactors import __version__
-from reclaimactors.commands import measure
-from reclaimactors.commands.options import WHICH
+from reclaimactors.commands import measure, plugins
+from reclaimactors.commands.options import WHICH, one_line
 from reclaimactors.commands.output import StdoutLost, show
 from reclaimactors.errors import ReclaimError
 from reclaimactors.lab.run import RunFailed
 from reclaimactors.opening import open_memory
-from reclaimactors.registry import known
 from reclaimactors.topology import explain, resolve
 from reclaimactors.topology.build import try_plugins
 
@@ -43,11 +42,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-
-
-def _one_line(text: str) -> str:
-    """Return text with each paragraph on one line, so that it is wrapped to the terminal."""
-    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def _print_version(wanted: bool) -> None:
@@ -77,7 +71,7 @@ reclaimactors check my-topology.toml  [dim]# what would it build?[/dim]
 [b]Exit status[/b]: 0 done, 1 the run failed, 2 usage or configuration, 130 Ctrl-C."""
 
 
-@app.callback(help=_one_line(_STORY), epilog=_EXAMPLES)
+@app.callback(help=one_line(_STORY), epilog=_EXAMPLES)
 def story(
     _version: Annotated[
         bool,
@@ -110,15 +104,7 @@ async def _open_once(topology: Topology) -> None:
         pass
 
 
-@app.command()
-def plugins() -> None:
-    """List the compressors, backends, policies and offloads that a topology can name here."""
-    lines = [
-        f"{kind.ljust(12)} {name.ljust(16)} {origin}"
-        for kind in ("compressors", "backends", "policies", "offloads")
-        for name, origin in known(kind)
-    ]
-    show("\n".join(lines))
+plugins.add_to(app)
 
 
 def main() -> None:

@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from reclaimactors.abc import Compressor, Offload, Policy
 
 __all__ = [
+    "CONTRACT",
     "Kind",
     "PluginRef",
     "build",
     "elsewhere",
     "is_in_this_process",
+    "kinds_of",
     "known",
     "let_go",
     "preload",
@@ -45,7 +47,7 @@ __all__ = [
 
 Kind = Literal["compressors", "backends", "policies", "offloads"]
 
-_WORD: dict[str, str] = {
+_WORD: dict[Kind, str] = {
     "compressors": "compressor",
     "backends": "backend",
     "policies": "policy",
@@ -76,7 +78,7 @@ _ELSEWHERE = {
     ("offloads", "native"): "reclaimactors-native",
 }
 
-_CONTRACT: dict[str, tuple[str, ...]] = {
+CONTRACT: dict[Kind, tuple[str, ...]] = {
     "compressors": ("name", "compress", "decompress"),
     "backends": ("open", "aclose", "store_many", "load_many", "invalidate_many"),
     "policies": ("insert", "access", "remove", "isolate", "putback", "shadow", "age"),
@@ -146,6 +148,22 @@ def known(kind: str) -> list[tuple[str, str]]:
     return sorted((found | dict.fromkeys(_BUILT_IN[kind], "built-in")).items())
 
 
+def kinds_of(name: str) -> list[Kind]:
+    """Return the kinds that have a plugin of this name here, or could have it by pip install.
+
+    For "package.module:attr" these are the kinds of whose contract the class has every method; none
+    where it is no class, as what a function makes is not seen before it is called.
+    """
+    if ":" not in name:
+        return [kind for kind in _WORD if name in dict(known(kind)) or (kind, name) in _ELSEWHERE]
+    factory = _factory("backends", name, f"plugin {name!r}")
+    return [
+        kind
+        for kind, needs in CONTRACT.items()
+        if all(name == "name" or hasattr(factory, name) for name in needs)
+    ]
+
+
 @overload
 def build(kind: Literal["compressors"], ref: PluginRef, /, **defaults: object) -> Compressor: ...
 @overload
@@ -170,7 +188,7 @@ def build(kind: Kind, ref: PluginRef, /, **defaults: object) -> Any:
     what = f"{_WORD[kind]} plugin {ref.name!r}"
     if plugin is None:
         plugin = _call(what, _factory(kind, ref.name, what), ref.options, defaults)
-    missing = [name for name in _CONTRACT[kind] if not _has(plugin, name)]
+    missing = [name for name in CONTRACT[kind] if not _has(plugin, name)]
     if missing:
         msg = f"{what} lacks {', '.join(missing)}; see the contract in reclaimactors.abc"
         raise PluginError(msg)

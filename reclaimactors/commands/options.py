@@ -10,7 +10,17 @@ import typer
 from reclaimactors.lab.catalog import WORKLOADS
 from reclaimactors.topology import builtin_names
 
-__all__ = ["WHICH", "Budget", "Inputs", "Json", "Rounds", "Seconds", "Seed", "WorkloadName"]
+__all__ = [
+    "WHICH",
+    "Budget",
+    "Inputs",
+    "Json",
+    "Rounds",
+    "Seconds",
+    "Seed",
+    "WorkloadName",
+    "one_line",
+]
 
 WHICH = f"Built in: {', '.join(builtin_names())}. Or the path of a TOML file."
 
@@ -59,3 +69,8 @@ Rounds = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def one_line(text: str) -> str:
+    """Return text with each paragraph on one line, so that it is wrapped to the terminal."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))

@@ -17,5 +17,5 @@ from reclaimactors.testing.slots import SlotTests
 __all__ = ["BackendTests"]
 
 
-class BackendTests(SlotTests, LifeTests, CallTests):
+class BackendTests(CallTests, LifeTests, SlotTests):
     """What every backend must do; override `make_backend`. It should hold 256 slots or more."""

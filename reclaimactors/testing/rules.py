@@ -125,7 +125,8 @@ def rule(
             except BaseException as exc:
                 if not _is_of_the_plugin(exc):
                     raise
-                raise ContractBroken(name, _words(exc), where, contract, advice) from exc
+                more = str(exc) if isinstance(exc, NotImplementedError) and str(exc) else advice
+                raise ContractBroken(name, _words(exc), where, contract, more) from exc
 
         del check.__wrapped__  # or a test runner may take it for asynchronous
         vars(check)["rule"] = (where, contract)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +87,17 @@ def test_every_rule_of_the_contracts_has_a_check():
         "It raises BackendError (or any OSError), and BackendFull where there is no room.",  # with
         # those of store_many and load_many
     ]
+
+
+def test_the_guide_names_checks_that_there_are():
+    guide = Path(__file__).parents[2].joinpath("plugins", "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| (compressor|backend|policy) \| .* \| `(\w+)` \|$", guide, re.MULTILINE)
+    suites = {"compressor": CompressorTests, "backend": BackendTests, "policy": PolicyTests}
+    assert len(rows) > 20
+    for kind, check in rows:
+        assert f"test_{check}" in checks_of(suites[kind]), check
+    for kind, suite in suites.items():
+        assert re.search(rf"\b{len(checks_of(suite))}( checks)?\sof a {kind}", guide), kind
 
 
 def test_kit_imports_without_the_test_tools():
