@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import signal
 import sys
 from collections import Counter
@@ -12,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import anyio
 import attrs
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from reclaimactors.commands.options import (
     WHICH,
@@ -25,7 +21,7 @@ from reclaimactors.commands.options import (
     Seed,
     WorkloadName,
 )
-from reclaimactors.commands.output import show
+from reclaimactors.commands.output import progress, show, width
 from reclaimactors.lab import table
 from reclaimactors.lab.catalog import WORKLOADS
 from reclaimactors.lab.compare import MIN_ROUND_S, Comparison
@@ -37,7 +33,7 @@ from reclaimactors.topology.memory_limit import too_large
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from reclaimactors.topology import Topology
@@ -47,7 +43,6 @@ __all__ = ["add_to"]
 DEFAULT_COMPARED = ("kswapd_only", "kcompressd", "padata", "kswapd_only_inline")
 RUN_S, COMPARE_S = 10.0, 20.0
 MIN_S, MAX_S = 0.1, 86_400.0
-MOST_WIDTH = 100  # characters of a line, where the terminal has as many
 IN_RAM_POOL_PERCENT = 80  # where a pool is all that takes cold pages
 
 _ROWS_HELP = """[b]Rows[/b]
@@ -191,16 +186,18 @@ def _measure(comparison: Comparison, *, as_json: bool) -> None:
     """Run topologies and print what was measured, also if one fails or Ctrl-C comes."""
     ended: KeyboardInterrupt | RunFailed | None = None
     try:
-        with _progress() as comparison.on_round:
+        with progress() as on_step:
+            comparison.on_round = lambda done, total, name: on_step(
+                done, total, f"{name}, round {done + 1} of {total}"
+            )
             anyio.run(_until_interrupted, comparison.run)
     except (KeyboardInterrupt, RunFailed) as exc:
         ended = exc
     if as_json:
         show(table.as_json(comparison, interrupted=isinstance(ended, KeyboardInterrupt)))
     else:
-        width = min(MOST_WIDTH, shutil.get_terminal_size((MOST_WIDTH, 24)).columns)
         encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-        show(table.as_text(comparison, width=width, encoding=encoding))
+        show(table.as_text(comparison, width=width(), encoding=encoding))
     if ended:
         raise ended
 
@@ -227,21 +224,3 @@ async def _until_interrupted(run: Callable[[], Awaitable[None]]) -> None:
         raise group.exceptions[0] from group
     if interrupted:
         raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _progress() -> Generator[Callable[[int, int, str], None]]:
-    """Show a bar on stderr where that is a terminal."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-        console=console, disable=not console.is_terminal, transient=True, refresh_per_second=2,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("starting")
-
-        def on_round(done: int, total: int, name: str) -> None:
-            description = f"{name}, round {done + 1} of {total}"
-            bar.update(task, completed=done, total=total, description=description)
-
-        yield on_round

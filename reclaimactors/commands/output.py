@@ -1,12 +1,23 @@
-"""Where a result goes: stdout, and an error of one line where nobody reads it."""
+"""Where a result goes: stdout, and an error of one line where nobody reads it; progress: stderr."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["StdoutLost", "show"]
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+__all__ = ["StdoutLost", "progress", "show", "width"]
+
+MOST_WIDTH = 100  # characters of a line, where the terminal has as many
 
 
 class StdoutLost(Exception):  # noqa: N818 - it says what happened
@@ -23,3 +34,25 @@ def show(text: str) -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for what Python flushes at exit
         msg = f"cannot write the result to stdout: {exc.strerror}"
         raise StdoutLost(msg) from exc
+
+
+def width() -> int:
+    """Return how many characters a line of the result may have."""
+    return min(MOST_WIDTH, shutil.get_terminal_size((MOST_WIDTH, 24)).columns)
+
+
+@contextlib.contextmanager
+def progress() -> Generator[Callable[[int, int, str], None]]:
+    """Show a bar on stderr where that is a terminal; yield what moves it: (done, total, what)."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+        console=console, disable=not console.is_terminal, transient=True, refresh_per_second=2,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("starting")
+
+        def on_step(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
+
+        yield on_step

@@ -26,7 +26,7 @@ from reclaimactors.units import MIB, PAGE_SIZE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["DEFAULT_LIMIT", "Input", "InputError", "default_paths", "load"]
+__all__ = ["DEFAULT_LIMIT", "Input", "InputError", "default_paths", "files_below", "load"]
 
 DEFAULT_LIMIT = 32 * MIB
 _WORD = 8  # bytes of a machine word
@@ -94,7 +94,7 @@ def load(
     Raises:
         InputError: if a path is missing or unreadable, or there is nothing in any.
     """
-    files = [found for path in paths or default_paths() for found in _files(path)]
+    files = [found for path in paths or default_paths() for found in files_below(path)]
     total = sum(size for _, size in files)
     if not total:
         names = ", ".join(str(path) for path in paths or default_paths())
@@ -112,7 +112,7 @@ def load(
     return Input(data, value_size, tuple(paths or default_paths()))
 
 
-def _files(path: Path) -> Iterator[tuple[Path, int]]:
+def files_below(path: Path) -> Iterator[tuple[Path, int]]:
     """Yield (file, size in bytes) of a file, or of the regular files below a folder, sorted."""
     try:
         named = path.stat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from reclaimactors import registry
@@ -105,7 +106,7 @@ def keys(topology: Topology) -> list[str]:
     return lines
 
 
-def keys_that_fit(topology: Topology, size: int, ratio: int) -> int:
+def keys_that_fit(topology: Topology, size: int, ratio: float) -> int:
     """Return about how many values of `size` bytes fit, all of them compressible at this ratio."""
     least, _, _ = topology.watermarks.resolve(topology.budget)
     usable = topology.budget - least
@@ -113,7 +114,7 @@ def keys_that_fit(topology: Topology, size: int, ratio: int) -> int:
     overhead = KEY_OVERHEAD + folios * FOLIO_OVERHEAD
     slots = folios * nr_pages(-(-size // folios), topology.page_size)
     on_swap = _outside(topology) // (slots * topology.page_size)
-    blob = -(-size // ratio)
+    blob = math.ceil(size / ratio)
     pool = _pool(topology, ratio)
 
     def fits(nr: int) -> bool:
@@ -129,7 +130,7 @@ def keys_that_fit(topology: Topology, size: int, ratio: int) -> int:
     return low
 
 
-def _pool(topology: Topology, ratio: int) -> int:
+def _pool(topology: Topology, ratio: float) -> int:
     percent = topology.zswap.max_pool_percent if topology.zswap.enabled and ratio > 1 else 0
     return int(topology.budget * percent / 100)
 
@@ -144,7 +145,7 @@ def _outside(topology: Topology) -> int:
     )
 
 
-def _in_zram(topology: Topology, room: int, ratio: int) -> int:
+def _in_zram(topology: Topology, room: int, ratio: float) -> int:
     """Return the bytes of `room` that zram would fill with blobs of this ratio."""
     outside = any(is_outside(spec) for spec in topology.swap)
     share = int(topology.budget * NEAR_SHARE) if outside else room
@@ -152,6 +153,6 @@ def _in_zram(topology: Topology, room: int, ratio: int) -> int:
     for spec in by_priority(topology):
         zram = zram_of(spec)
         if zram is not None and ratio > 1:
-            most = min(zram.mem_limit or room, share, topology.swap_bytes(spec) // ratio)
+            most = min(zram.mem_limit or room, share, int(topology.swap_bytes(spec) / ratio))
             nr_bytes += min(most, room - nr_bytes)
     return nr_bytes
