@@ -16,16 +16,18 @@ from reclaimactors.commands.options import (
     Budget,
     Inputs,
     Json,
+    Report,
     Rounds,
     Seconds,
     Seed,
     WorkloadName,
 )
-from reclaimactors.commands.output import progress, show, width
+from reclaimactors.commands.output import check_writable, progress, show, width, write
 from reclaimactors.lab import table
 from reclaimactors.lab.catalog import WORKLOADS
 from reclaimactors.lab.compare import MIN_ROUND_S, Comparison
 from reclaimactors.lab.data import load as load_input
+from reclaimactors.lab.page import as_page
 from reclaimactors.lab.run import Load, RunFailed
 from reclaimactors.lab.workload import set_budgets
 from reclaimactors.topology import builtin_names, resolve
@@ -94,11 +96,13 @@ def run(
     budget: Budget = None,
     seed: Seed = 0,
     rounds: Rounds = None,
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Run one topology, verify every value, and show what it did."""
     load = _load(inputs, workload, seconds, seed)
-    _measure(_comparison([topology], load, budget, seconds, rounds), as_json=as_json)
+    comparison = _comparison([topology], load, budget, seconds, rounds)
+    _measure(comparison, as_json=as_json, report=report)
 
 
 def compare(
@@ -116,6 +120,7 @@ def compare(
     budget: Budget = None,
     seed: Seed = 0,
     rounds: Rounds = None,
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Run several topologies in interleaved rounds and say what differed.
@@ -123,8 +128,8 @@ def compare(
     Every value is verified byte for byte at the end of each round.
     """
     load = _load(inputs, workload, seconds, seed)
-    names = topologies or DEFAULT_COMPARED
-    _measure(_comparison(names, load, budget, seconds, rounds), as_json=as_json)
+    comparison = _comparison(topologies or DEFAULT_COMPARED, load, budget, seconds, rounds)
+    _measure(comparison, as_json=as_json, report=report)
 
 
 def _load(inputs: Sequence[Path] | None, workload: str, seconds: float, seed: int) -> Load:
@@ -182,8 +187,11 @@ def _fits(topology: Topology) -> None:
         raise typer.BadParameter(f"budget is {format_size(topology.budget)}; {why}")
 
 
-def _measure(comparison: Comparison, *, as_json: bool) -> None:
+def _measure(comparison: Comparison, *, as_json: bool, report: Path | None) -> None:
     """Run topologies and print what was measured, also if one fails or Ctrl-C comes."""
+    if report is not None:
+        check_writable(report)
+        comparison.timelines = True
     ended: KeyboardInterrupt | RunFailed | None = None
     try:
         with progress() as on_step:
@@ -193,11 +201,14 @@ def _measure(comparison: Comparison, *, as_json: bool) -> None:
             anyio.run(_until_interrupted, comparison.run)
     except (KeyboardInterrupt, RunFailed) as exc:
         ended = exc
+    interrupted = isinstance(ended, KeyboardInterrupt)
     if as_json:
-        show(table.as_json(comparison, interrupted=isinstance(ended, KeyboardInterrupt)))
+        show(table.as_json(comparison, interrupted=interrupted))
     else:
         encoding = getattr(sys.stdout, "encoding", None) or "ascii"
         show(table.as_text(comparison, width=width(), encoding=encoding))
+    if report is not None:
+        write(report, as_page(comparison, interrupted=interrupted))
     if ended:
         raise ended
 

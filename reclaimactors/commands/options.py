@@ -15,6 +15,7 @@ __all__ = [
     "Budget",
     "Inputs",
     "Json",
+    "Report",
     "Rounds",
     "Seconds",
     "Seed",
@@ -65,6 +66,15 @@ Rounds = Annotated[
         max=1000,
         help="In how many rounds; more of them tell smaller differences.  \\[default: as many"
         " good ones as there is time for, at most 12]",
+        show_default=False,
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Also write a page of HTML with all figures, latencies and a timeline.",
         show_default=False,
     ),
 ]

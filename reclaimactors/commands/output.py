@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-__all__ = ["StdoutLost", "progress", "show", "width"]
+__all__ = ["StdoutLost", "check_writable", "progress", "show", "width", "write"]
 
 MOST_WIDTH = 100  # characters of a line, where the terminal has as many
 
@@ -33,6 +34,25 @@ def show(text: str) -> None:
     except OSError as exc:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for what Python flushes at exit
         msg = f"cannot write the result to stdout: {exc.strerror}"
+        raise StdoutLost(msg) from exc
+
+
+def check_writable(path: Path) -> None:
+    """Refuse before long work what could not be written after it."""
+    if path.is_dir():
+        raise typer.BadParameter(f"cannot write {path}: it is a folder; name a file")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"cannot write {path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise typer.BadParameter(f"cannot write {path}: permission denied")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file beside the result."""
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as exc:
+        msg = f"cannot write {path}: {exc.strerror}"
         raise StdoutLost(msg) from exc
 
 

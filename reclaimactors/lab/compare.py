@@ -15,6 +15,7 @@ from reclaimactors.lab.catalog import WORKLOADS
 from reclaimactors.lab.figures import FIGURES
 from reclaimactors.lab.measure import Measurement
 from reclaimactors.lab.run import Result, RunFailed, limit_of, measure_round
+from reclaimactors.lab.timeline import Timeline
 from reclaimactors.lab.verdict import verdicts
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Comparison:
         seconds: how long clients work, all rounds of all topologies together.
         nr_rounds: of each topology; None: as many good ones as there is time for.
         on_round: called with (rounds begun before, rounds in all, topology's name) at each start.
+        timelines: whether each round is looked at all the time, for a report.
     """
 
     topologies: Mapping[str, Topology]
@@ -50,6 +52,7 @@ class Comparison:
     seconds: float
     nr_rounds: int | None = None
     on_round: Callable[[int, int, str], None] = lambda _done, _total, _name: None
+    timelines: bool = False
     rounds: dict[str, list[Measurement]] = attrs.field(
         init=False, factory=dict[str, list[Measurement]], repr=False
     )
@@ -84,7 +87,7 @@ class Comparison:
         return max(1, min(MOST_ROUNDS, int(self.seconds / round_s)))
 
     async def _round(self, name: str, seconds: float) -> None:
-        measured = Measurement()
+        measured = Measurement(timeline=Timeline(seconds) if self.timelines else None)
         self.rounds.setdefault(name, []).append(measured)
         await self._named(name, measure_round(self.topologies[name], self.load, seconds, measured))
 
@@ -108,6 +111,10 @@ class Comparison:
             for name, rounds in self.rounds.items()
             if any(measured.seconds for measured in rounds)
         ]
+
+    def measured(self, name: str) -> Measurement:
+        """Return what the rounds of a topology measured, all together."""
+        return _sum(self.rounds[name])
 
     def unfinished(self) -> list[str]:
         """Return the topologies of which no round came to its end: interrupted, or failed."""

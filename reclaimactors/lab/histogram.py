@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Histogram"]
 
@@ -55,3 +59,14 @@ class Histogram:
         self.total += other.total
         self.max = max(self.max, other.max)
         self.buckets.update(other.buckets)
+
+    @property
+    def zeros(self) -> int:
+        """How many samples are 0."""
+        return self.buckets[_ZERO]
+
+    def items(self) -> Iterator[tuple[float, int]]:
+        """Yield the middle of each bucket above 0, ascending, and how many samples it holds."""
+        for bucket in sorted(self.buckets):
+            if bucket != _ZERO:
+                yield min(self.max, math.exp((bucket + 0.5) / _STEPS)), self.buckets[bucket]

@@ -25,6 +25,7 @@ from reclaimactors.lab.ramp import Step
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    from reclaimactors.lab.timeline import Timeline
     from reclaimactors.memory import Memory
 
 __all__ = ["Measurement", "cpu_times", "rss_bytes"]
@@ -72,6 +73,7 @@ class Measurement:
     all_in_ram: bool = False  #: what was swapped is blobs in this process
     kswapd_in_loop: bool = False  #: kswapd compresses, and in the event loop
     finished: bool = False  #: it came to its end, verified; merged: one of them did
+    timeline: Timeline | None = None  #: where a report is wanted; of one round, never merged
 
     @contextlib.contextmanager
     def measuring(self, memory: Memory) -> Generator[None]:
@@ -79,11 +81,15 @@ class Measurement:
         vmstat = memory.vmstat
         before, (cpu_s, workers_cpu_s) = dict(vmstat), cpu_times()
         some_s, full_s = _psi_s(memory)
+        if self.timeline is not None:
+            self.timeline.begin(memory)
         started = clock.perf_counter()
         try:
             yield
         finally:
             self.seconds += clock.perf_counter() - started
+            if self.timeline is not None:
+                self.timeline.end()
             some_end_s, full_end_s = _psi_s(memory)
             self.psi_some_s += some_end_s - some_s
             self.psi_full_s += full_end_s - full_s
@@ -94,13 +100,15 @@ class Measurement:
             self.stalls.add_zeros(self.puts - self.stalls.count)  # puts that did not wait
             self.rss_peak = max(self.rss_peak, rss_bytes())
 
-    async def tick(self) -> None:
-        """Sample the loop's lag and RSS until cancelled."""
+    async def tick(self, memory: Memory) -> None:
+        """Sample the loop's lag and RSS, and for a timeline the memory, until cancelled."""
         while True:
             due = clock.perf_counter() + TICK_S
             await anyio.sleep(TICK_S)
             self.lag.add(clock.perf_counter() - due)
             self.rss_peak = max(self.rss_peak, rss_bytes())
+            if self.timeline is not None:
+                self.timeline.look(memory)
 
     def merge(self, other: Measurement) -> None:
         """Add another round: sums, and of RSS the round that grew most."""

@@ -288,7 +288,7 @@ async def _drive(memory: Memory, load: Load, seconds: float, measured: Measureme
             keys = _keys(memory, load, seconds, measured)
             keys.versions = before.versions
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(measured.tick)
+                tasks.start_soon(measured.tick, memory)
                 await workload.run(keys)
                 tasks.cancel_scope.cancel()
     await keys.verify()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.lab.compare import Comparison
 
-__all__ = ["as_json", "as_text"]
+__all__ = ["PARTIAL", "as_json", "as_text", "heading"]
 
 FOOTER = "What the rows and words mean: reclaimactors compare --help"
 PARTIAL = "(partial)"  # no round of it came to its end
@@ -46,7 +46,7 @@ def as_text(comparison: Comparison, *, width: int, encoding: str) -> str:
         [
             textwrap.fill(WORKLOADS[comparison.load.workload].shows, width),
             "\n".join(verdict),
-            textwrap.fill(_heading(comparison), width),
+            textwrap.fill(heading(comparison), width),
             "\n".join(_table(comparison, width, _rule(encoding))),
             textwrap.fill(FOOTER, width),
         ]
@@ -81,7 +81,7 @@ def as_json(comparison: Comparison, *, interrupted: bool) -> str:
     return json.dumps(printed, indent=2)
 
 
-def _heading(comparison: Comparison) -> str:
+def heading(comparison: Comparison) -> str:
     """Return in one line what was run on what."""
     load, nr = comparison.load, max(map(len, comparison.rounds.values()), default=0)
     budgets = {format_size(topology.budget) for topology in comparison.topologies.values()}

@@ -81,10 +81,10 @@ def test_rounds_are_summed_but_what_is_held_now_is_not():
     assert (total.rss_start, total.rss_peak) == (10, 110)
 
 
-async def test_the_ticker_sees_a_loop_that_is_held():
+async def test_the_ticker_sees_a_loop_that_is_held(make_memory):
     measured = Measurement()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(measured.tick)
+        tasks.start_soon(measured.tick, make_memory())
         while not measured.lag.count:
             await anyio.lowlevel.checkpoint()
         time.sleep(0.05)  # noqa: ASYNC251 - this is the fault
