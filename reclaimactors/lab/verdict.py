@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Difference", "Verdict", "verdicts"]
 
+WAITS = ("late p50 ms", "late p99 ms", "stall p99 ms", "PSI some %", "allocstall")
+IN_LOOP_PERCENT = 10  # of kswapd's pages: what differs by less is no reason
+
 
 @attrs.frozen
 class Difference:
@@ -54,6 +57,7 @@ class Verdict:
         ops: their operations a second.
         differences: the figures that differ by more than chance, in the order of the rows.
         wanted_again: the shares, 0 to 1, of the pages that each stole that came back.
+        why: in words, where counters show it; or "".
     """
 
     one: str
@@ -63,6 +67,7 @@ class Verdict:
     ops: tuple[float, float]
     differences: Sequence[Difference] = ()
     wanted_again: tuple[float, float] = (0.0, 0.0)
+    why: str = ""
 
     @property
     def enough(self) -> bool:
@@ -93,6 +98,8 @@ class Verdict:
         if self._churns:
             one, against = self.wanted_again
             said.append(f"of what was stolen {one:.1%} came back, against {against:.1%}")
+        if self.why:
+            said.append(self.why)
         return "; ".join(said)
 
     @property
@@ -121,6 +128,7 @@ class Verdict:
                 }
                 for each in self.differences
             },
+            "why": self.why,
             "sentence": self.sentence,
         }
 
@@ -137,24 +145,43 @@ def verdicts(
     pairs = list(_pairs(list(results)))
     nr_rounds = min(map(len, rounds.values()), default=0)
     needed = enough_rounds(len(pairs))
-    return [
-        Verdict(
-            one,
-            against,
-            nr_rounds,
-            needed,
-            (results[one].ops_per_s, results[against].ops_per_s),
-            _differences(
-                (results[one], rounds[one][:nr_rounds]),
-                (results[against], rounds[against][:nr_rounds]),
-                len(pairs),
+    found: list[Verdict] = []
+    for name, other in pairs:
+        one, against = results[name], results[other]
+        differences: Sequence[Difference] = ()
+        if nr_rounds >= needed:
+            differences = _differences(
+                (one, rounds[name][:nr_rounds]), (against, rounds[other][:nr_rounds]), len(pairs)
             )
-            if nr_rounds >= needed
-            else (),
-            (_wanted_again(results[one]), _wanted_again(results[against])),
+        found.append(
+            Verdict(
+                name, other, nr_rounds, needed, (one.ops_per_s, against.ops_per_s), differences,
+                (_wanted_again(one), _wanted_again(against)), _why(differences, one, against),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _why(differences: Sequence[Difference], one: Result, against: Result) -> str:
+    """Return why callers waited less, or the event loop did, as far as counters show it."""
+    better = {each.figure.name: each.better for each in differences}
+    more = one.in_loop_percent - against.in_loop_percent
+    if abs(more) >= IN_LOOP_PERCENT and better.get("PSI full %") == (1 if more < 0 else -1):
+        return (
+            f"the event loop compressed {one.in_loop_percent:.0f} % of kswapd's pages itself,"
+            f" against {against.in_loop_percent:.0f} %"
         )
-        for one, against in pairs
-    ]
+    queues = {each.topology: bool(each.vmstat.get("kcompressd_queued")) for each in (one, against)}
+    waits = {better[name] for name in WAITS if name in better}
+    if len(waits) == 1 and len({*queues.values()}) == 2:
+        (side,) = waits
+        winner, loser = (one, against) if side > 0 else (against, one)
+        if queues[winner.topology]:
+            return (
+                f"in {winner.topology} kswapd goes on looking for cold pages while workers"
+                f" compress, in {loser.topology} it waits for each batch"
+            )
+    return ""
 
 
 def _pairs(names: Sequence[str]) -> Iterable[tuple[str, str]]:

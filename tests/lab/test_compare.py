@@ -213,3 +213,29 @@ async def test_a_round_that_came_to_its_end_is_finished(opened, source):
     with pytest.raises(RunFailed):
         await comparison.run()
     assert comparison.unfinished() == ["liar"]
+
+
+def test_why_callers_wait_less_is_said_where_counters_show_it(source):
+    alone, queue = rounds(*ALIKE), rounds(*ALIKE, kcompressd_queued=90)
+    for nr, (of_alone, of_queue) in enumerate(zip(alone, queue, strict=True)):
+        of_alone.psi_some_s, of_queue.psi_some_s = 0.09 + nr / 1000, 0.02 + nr / 1000
+    (verdict,) = compared(source, alone=alone, queue=queue).verdicts()
+    why = "in queue kswapd goes on looking for cold pages while workers compress, in alone it waits"
+    assert verdict.why.startswith(why)
+    assert verdict.sentence.endswith(f"{verdict.why}.")
+    (verdict,) = compared(source, queue=queue, alone=alone).verdicts()
+    assert verdict.why.startswith(why), "whoever is named first"
+    for of_alone, of_queue in zip(alone, queue, strict=True):
+        of_alone.psi_some_s, of_queue.psi_some_s = of_queue.psi_some_s, of_alone.psi_some_s
+    (verdict,) = compared(source, alone=alone, queue=queue).verdicts()
+    assert verdict.differences
+    assert verdict.why == "", "a queue that makes them wait longer is not explained by that"
+
+
+def test_why_the_event_loop_reclaims_more_is_what_it_compresses_itself(source):
+    queue, inline = rounds(*ALIKE, kcompressd_queued=90), rounds(*ALIKE)
+    for nr, (of_queue, of_inline) in enumerate(zip(queue, inline, strict=True)):
+        of_queue.psi_full_s, of_inline.psi_full_s = 0.02 + nr / 1000, 0.2 + nr / 1000
+        of_inline.kswapd_in_loop = True
+    (verdict,) = compared(source, queue=queue, inline=inline).verdicts()
+    assert verdict.why == ("the event loop compressed 100 % of kswapd's pages itself, against 0 %")
