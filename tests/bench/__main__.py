@@ -13,9 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("table", "rates", "open_loop", "lag", "busy_reclaim", "large_values", "shed", "tenants",
-         "swapoff", "stores", "full_queue", "pool_limit", "policies", "gc_pause", "overhead",
-         "blocking", "peers")  # fmt: skip
+NAMES = ("table", "rates", "open_loop", "service", "lag", "busy_reclaim", "large_values", "shed",
+         "tenants", "swapoff", "stores", "full_queue", "pool_limit", "policies", "gc_pause",
+         "overhead", "blocking", "peers")  # fmt: skip
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ nothing beside it. What workers and loop could do at most, were nothing ever to 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import statistics
 import subprocess
@@ -50,6 +51,12 @@ CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
     "kcompressd, zstd": ("kcompressd", {"compressor": ZSTD, "on_full": "wait"}),
     "padata, zstd": ("padata", {"workers": 2, "compressor": ZSTD, "on_full": "wait"}),
 }
+NATIVE = ("kcompressd", "kcompressd, busy loop", "kcompressd, wait", "padata, wait",
+          "kcompressd, zstd", "padata, zstd")  # fmt: skip
+CONFIGS |= {
+    f"{name}, native": (CONFIGS[name][0], CONFIGS[name][1] | {"offload": "native"})
+    for name in NATIVE
+}
 ROWS = (
     ("kcompressd", "bare lz4"),
     ("kcompressd, wait", "bare lz4"),
@@ -59,6 +66,11 @@ ROWS = (
     ("padata, zstd", "kcompressd, zstd"),
     ("kcompressd, busy loop", "kcompressd"),
     ("kcompressd", "kswapd_only_inline"),
+    ("kcompressd, native", "bare lz4"),
+    ("kcompressd, busy loop, native", "kcompressd, native"),
+    ("kcompressd, native", "kcompressd"),
+    ("padata, wait, native", "kcompressd, wait, native"),
+    ("padata, zstd, native", "kcompressd, zstd, native"),
 )
 
 
@@ -166,7 +178,12 @@ async def main(rounds: int, seconds: float) -> None:
     pages = real_pages(NR_PAGES)
     ratio = sum(map(len, pages)) / sum(len(lz4.block.compress(page)) for page in pages)
     print(f"{machine()}; {len(pages)} pages, lz4 {ratio:.2f}:1")
-    names = [name for name in CONFIGS if "zstd" not in name or _has_zstd()]
+    names = [
+        name
+        for name in CONFIGS
+        if ("zstd" not in name or _has("reclaimactors_zstd"))
+        and ("native" not in name or _has("reclaimactors_native"))
+    ]
     bare: list[float] = []
     runs: dict[str, list[Measured]] = defaultdict(list)
     for _ in range(rounds):
@@ -174,14 +191,14 @@ async def main(rounds: int, seconds: float) -> None:
         for name in names:
             runs[name].append(await measure(name, pages, seconds))
     rates = {"bare lz4": statistics.median(bare)}
-    print(f"{'':<24}{'pages/s':>10}{'puts/s':>10}{'loop us':>9}{'lag p99':>9}{'max ms':>8}")
-    print(f"{'bare lz4':<24}{rates['bare lz4']:>10,.0f}")
+    print(f"{'':<32}{'pages/s':>10}{'puts/s':>10}{'loop us':>9}{'lag p99':>9}{'max ms':>8}")
+    print(f"{'bare lz4':<32}{rates['bare lz4']:>10,.0f}")
     for name, rows in runs.items():
         rate, puts, us, p99, worst = (
             statistics.median(column) for column in zip(*rows, strict=True)
         )
         rates[name] = rate
-        print(f"{name:<24}{rate:>10,.0f}{puts:>10,.0f}{us:>9.1f}{p99:>9.2f}{worst:>8.2f}")
+        print(f"{name:<32}{rate:>10,.0f}{puts:>10,.0f}{us:>9.1f}{p99:>9.2f}{worst:>8.2f}")
     for mine, other in ROWS:
         if mine in rates and other in rates:
             print(f"{mine} / {other}: {rates[mine] / rates[other]:.2f}")
@@ -195,12 +212,8 @@ async def main(rounds: int, seconds: float) -> None:
         print(f"on one CPU, puts of kcompressd / kswapd_only_inline: {on_one_cpu(seconds):.2f}")
 
 
-def _has_zstd() -> bool:
-    try:
-        import reclaimactors_zstd  # noqa: F401 - only whether it is there
-    except ImportError:
-        return False
-    return True
+def _has(distribution: str) -> bool:
+    return importlib.util.find_spec(distribution) is not None
 
 
 if __name__ == "__main__":

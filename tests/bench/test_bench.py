@@ -67,6 +67,17 @@ async def test_lag_is_measured_where_there_is_reclaim_and_where_there_is_none(na
     assert (measured.pages > 0) == ("puts" in name)
 
 
+def test_a_service_is_measured_and_every_answer_compared(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    bench = load("service")
+    monkeypatch.setattr(bench, "BUDGET", 256 << 10)
+    rows = bench.measure("dict", [], 0.2)
+    assert [row["rate"] for row in rows[1:]] == [
+        share * rows[0]["served/s"] for share in bench.SHARES
+    ]
+    assert all(row["p99 ms"] >= row["p50 ms"] > 0 for row in rows)
+
+
 @pytest.mark.parametrize("name", ["kcompressd", "dict"])
 async def test_requests_by_a_schedule_are_measured_and_every_value_compared(name, monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
