@@ -39,6 +39,7 @@ from reclaimactors.gauges import Gauges, SwapInfo, Usage
 from reclaimactors.mm.folio import DEVICE, RESIDENT, UNEVICTABLE
 from reclaimactors.offload.job import COPY_BYTES, join_in_map
 from reclaimactors.topology import checks
+from reclaimactors.topology.fit import fit
 from reclaimactors.topology.swapon import swapon
 from reclaimactors.units import format_size, nr_pages
 
@@ -604,7 +605,8 @@ class Memory(Gauges):
     def tune(self, *, kcompressd: bool | None = None, fifo: int | None = None) -> None:
         """Switch kcompressd (padata too) off or on, or change the depth of its FIFO, at once.
 
-        Nothing is lost: what waits or is being compressed ends as it would have. While it is off,
+        Low and high move with the FIFO as where a topology names it. Nothing is lost: what waits or
+        is being compressed ends as it would have. While it is off,
         kswapd has its batches compressed as in mode "inline", and `reclaim` compresses in the
         caller. A FIFO cut below what waits in it takes nothing more until there is room again.
 
@@ -613,8 +615,9 @@ class Memory(Gauges):
             fifo: base pages that may wait, from 1; None: as many as now.
 
         Raises:
-            TopologyError: if the topology has no kcompressd, or the budget does not allow a FIFO of
-                that depth: an eighth of it may be in flight, batches of the workers included.
+            TopologyError: if the topology has no kcompressd, or the FIFO may not be that deep: an
+                eighth of the budget may be in flight, batches of the workers included, and where
+                low or high was given, no more than lies between min and low.
         """
         self._check()
         machine = self._machine
@@ -624,9 +627,11 @@ class Memory(Gauges):
             key, value = ("kcompressd", kcompressd) if kcompressd else ("fifo", fifo)
             raise checks.bad(key, value, "nothing with mode 'inline', where kswapd compresses")
         if fifo is not None:
-            unit = "(base pages): with the batches of the workers an eighth of the budget"
+            unit = "(base pages): more may not be in flight with the workers' batches"
             checks.integer("fifo", fifo, 1, machine.fifo.most, unit)
-        machine.tune(kcompressd=kcompressd, fifo=fifo)
+            machine.tune(fifo, *fit(self._topology, fifo=fifo))
+        if kcompressd is not None:
+            machine.switch(kcompressd=kcompressd)
 
     # -- swap devices -----------------------------------------------------------------------------
 

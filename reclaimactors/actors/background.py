@@ -34,15 +34,23 @@ class Background:
     def __init__(self, machine: Machine, group: Group) -> None:
         self._m = machine
         self.group = group
-        most = machine.pipeline.max_bytes
-        its_own = most
-        if group.parent is not None:
-            its_own = max(machine.node.page_size, min(most // GROUP_SHARE, group.memcg.budget // 8))
-        self.kswapd = Kswapd(group, max_in_flight=its_own, max_of_all=most)
+        self.kswapd = Kswapd(group, max_in_flight=machine.pipeline.max_bytes)
+        self.fit()
         self.stream = machine.handover.producer(Reclaimer.KSWAPD)
         self.awake = False  #: it was woken and has not gone back to sleep
         self._wakeups, self._woken = anyio.create_memory_object_stream[None](1)
         group.on_wake = self.want
+
+    def fit(self) -> None:
+        """Watermarks are new: no more may be in flight than lies between its *min* and *low*."""
+        group, machine = self.group, self._m
+        most = its_own = machine.pipeline.max_bytes  # fitted to the watermarks of all
+        if group.parent is not None:
+            its_own = most // GROUP_SHARE
+            if group.limits.max is not None or group.limits.high is not None:
+                its_own = min(its_own, group.marks.low - group.marks.min)
+            its_own = max(machine.node.page_size, its_own)
+        self.kswapd.max_in_flight, self.kswapd.max_of_all = its_own, most
 
     def wake(self) -> None:
         """Wake it where that is more than a no-op; wake-ups coalesce."""

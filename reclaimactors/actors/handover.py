@@ -167,7 +167,7 @@ class Handover:
         Each store has this bound of its own: one that hangs keeps no other from being written to.
         """
         at_store = device.at_store  # what this write brings is in it already
-        return not write.reclaims or at_store <= max(write.nr_bytes, self._m.pipeline.max_bytes)
+        return not write.reclaims or at_store <= max(write.nr_bytes, self._m.pipeline.share_bytes)
 
 
 def _left_the_queue(batch: FolioBatch) -> None:

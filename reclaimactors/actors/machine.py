@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from reclaimactors.mm.pageout import Pageout
     from reclaimactors.mm.shrink_worker import ShrinkWorker
     from reclaimactors.mm.vmscan import Kswapd
+    from reclaimactors.mm.watermark import Watermarks
     from reclaimactors.offload import Squeezer
 
 __all__ = ["LATE_S", "PATIENCE_S", "RETRY_S", "Machine"]
@@ -173,12 +174,31 @@ class Machine:
                 self.verdicts.notify()
                 self.pressure.notify()
 
-    def tune(self, *, kcompressd: bool | None, fifo: int | None) -> None:
-        """Change what the FIFO takes from now on; what is in it goes its way."""
-        if kcompressd is not None:
-            self.kcompressd = kcompressd
-        if fifo is not None:
-            self.fifo.limit = fifo
+    def switch(self, *, kcompressd: bool) -> None:
+        """Have the FIFO take folios from now on, or none; what is in it goes its way."""
+        self.kcompressd = kcompressd
+        self._tuned()
+
+    def tune(self, fifo: int, marks: Watermarks, pipeline: Pipeline) -> None:
+        """Change the depth of the FIFO, and the watermarks with it; what is in it goes its way.
+
+        Args:
+            fifo: pages that may wait.
+            marks: of the whole memory, which fit that.
+            pipeline: what may be in flight then; batches become no larger than they were.
+        """
+        self.fifo.limit = fifo
+        pipeline.batch_pages = min(pipeline.batch_pages, self.pipeline.batch_pages)
+        self.pipeline = pipeline
+        root = self.node.root
+        root.limit(root.limits, marks)
+        for background in self.backgrounds.values():
+            background.fit()
+        if root.memcg.free < marks.low:
+            root.on_wake()
+        self._tuned()
+
+    def _tuned(self) -> None:
         self.log.debug("kcompressd.tuned", on=self.kcompressd, fifo=self.fifo.limit)
         self.fifo.room_made.notify()  # a kswapd that waits for room looks again
 
@@ -283,7 +303,7 @@ class Machine:
         """
         group = within or self.node.root
         before = group.freed_total
-        limit = min(self.cpu.rates.slice_bytes(), max_bytes or self.pipeline.max_bytes)
+        limit = min(self.cpu.rates.slice_bytes(), max_bytes or self.pipeline.share_bytes)
         batch = self.swapout.isolate(nr, limit, who, producer, ram_only=ram_only, within=group)
         if not ram_only and (batch is None or group.scan.seen_all):
             # The caller's need is not known here: free memory may be at *high*, and too little.

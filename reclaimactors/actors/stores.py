@@ -147,7 +147,7 @@ class Stores:
             return await self._store(list(writes), breath)
         finally:
             # Half of the mailbox at least: kswapd isolates in vain where there is room for one.
-            half = self._m.pipeline.max_bytes // 2
+            half = self._m.pipeline.share_bytes // 2
             few = len(self._mailbox.waiting) <= MAX_STORES // 2
             device = self.backing.device
             if few and (not self._mailbox.waiting or device.at_store <= half):

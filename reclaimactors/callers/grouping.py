@@ -165,6 +165,7 @@ async def change(machine: Machine, group: Group, limits: Limits) -> None:
             raise OutOfMemory(msg)
     memcg.resize(top)
     group.limit(limits, marks)
+    machine.backgrounds[group.index].fit()
     machine.verdicts.notify()
     group.on_wake()
 

@@ -107,7 +107,7 @@ async def _bring_back(
 ) -> None:
     """Make folios resident that are still on the device, some of one group at a time."""
     node, mm, device = machine.node, machine.node.mm, swapd.device
-    limit = min(BATCH_BYTES, machine.pipeline.max_bytes)
+    limit = min(BATCH_BYTES, machine.pipeline.share_bytes)
 
     def still_there() -> list[int]:
         return [pfn for pfn in pfns if mm.is_on(pfn, device.index)]

@@ -51,8 +51,8 @@ class Kswapd:
 
     Args:
         group: what it balances; its recent gain says what that which is in flight will free.
-        max_in_flight: bytes that may be queued or compressed at once (1/8 of the budget); one
-            folio may always be.
+        max_in_flight: bytes that may be queued or compressed at once, no more than lies between
+            *min* and *low*; one folio may always be.
         max_of_all: the same of the whole memory; None for that of the root.
     """
 
@@ -60,7 +60,7 @@ class Kswapd:
         self._group = group
         self._node = group.node
         self.max_in_flight = max_in_flight
-        self._max_of_all = max_in_flight if max_of_all is None else max_of_all
+        self.max_of_all = max_in_flight if max_of_all is None else max_of_all
         self.running = False
         self.throttled = False  #: a store refused a write; cleared once it has room again
         self.late = False  #: the worker has not answered for a while: nothing is covered
@@ -160,7 +160,7 @@ class Kswapd:
 
     def _left(self) -> int:
         """Return the bytes more that may be in flight, of this group and of all."""
-        of_all = self._max_of_all - self._node.memcg.compressing
+        of_all = self.max_of_all - self._node.memcg.compressing
         return min(self.max_in_flight - self._group.memcg.compressing, of_all)
 
     def _start_run(self) -> None:

@@ -9,7 +9,6 @@ from reclaimactors import registry
 from reclaimactors.actors.kcompressd import KcompressdActor
 from reclaimactors.actors.kswapd import KswapdActor
 from reclaimactors.actors.machine import Machine
-from reclaimactors.actors.pipeline import Pipeline
 from reclaimactors.cpu.loop_thread import cpu_of
 from reclaimactors.log import log
 from reclaimactors.loops import current_loop
@@ -18,7 +17,6 @@ from reclaimactors.mm.memcg import Memcg
 from reclaimactors.mm.node import Node
 from reclaimactors.mm.swap import SwapDevices
 from reclaimactors.mm.vmstat import MAX_ORDER, Vmstat, order_of
-from reclaimactors.mm.watermark import Watermarks
 from reclaimactors.mm.zswap import Zswap
 from reclaimactors.offload.inline import InlineOffload
 from reclaimactors.offload.plugged import PluggedOffload
@@ -27,6 +25,7 @@ from reclaimactors.offload.thread import ThreadOffload
 from reclaimactors.registry import PluginRef
 from reclaimactors.threads import lend
 from reclaimactors.topology import checks
+from reclaimactors.topology.fit import fit
 from reclaimactors.topology.memory_limit import too_large
 from reclaimactors.topology.spec import OFFLOADS
 from reclaimactors.topology.swapon import close_backends, swapon
@@ -34,12 +33,14 @@ from reclaimactors.units import format_size, nr_pages
 
 if TYPE_CHECKING:
     from reclaimactors.abc import Compressor, Offload, Policy
+    from reclaimactors.actors.pipeline import Pipeline
     from reclaimactors.cpu.loop_thread import Cpu
     from reclaimactors.log import Log
+    from reclaimactors.mm.watermark import Watermarks
     from reclaimactors.offload import Squeezer
     from reclaimactors.topology.spec import Topology
 
-__all__ = ["build", "pipeline_of", "preload", "try_plugins"]
+__all__ = ["build", "preload", "try_plugins"]
 
 
 async def build(topology: Topology) -> Machine:
@@ -118,24 +119,11 @@ def _policy(topology: Topology) -> Policy:
         return registry.build("policies", topology.policy, pages=pages)
 
 
-def pipeline_of(topology: Topology) -> Pipeline:
-    """Return how much may be in flight."""
-    compress = topology.compress
-    return Pipeline(
-        budget=topology.budget,
-        page_size=topology.page_size,
-        fifo=compress.fifo,
-        batch=compress.batch,
-        in_flight=compress.in_flight,
-        workers=compress.nr_workers,
-    )
-
-
 def _machine(topology: Topology) -> Machine:
     compress = topology.compress
     compressor = _compressor(topology)
-    pipeline = pipeline_of(topology)
-    node = _node(topology, compressor)
+    marks, pipeline = fit(topology)
+    node = _node(topology, compressor, marks)
     its_log = log.bind(memory=topology.name, nid=0)
     cpu = cpu_of(topology.page_size, current_loop().native)
     offload = _offload(topology, compressor, pipeline, node, cpu=cpu, log=its_log)
@@ -217,14 +205,13 @@ def _stays_here(ref: PluginRef) -> str | None:
     return None
 
 
-def _node(topology: Topology, compressor: Compressor) -> Node:
-    low, mid, high = topology.watermarks.resolve(topology.budget)
+def _node(topology: Topology, compressor: Compressor, marks: Watermarks) -> Node:
     zswap = topology.zswap
     most_pages = nr_pages(topology.max_folio, topology.page_size)
     return Node(
         page_size=topology.page_size,
         memcg=Memcg(topology.budget),
-        marks=Watermarks(low, mid, high),
+        marks=marks,
         policy=_policy(topology),
         zswap=Zswap(
             topology.budget,

@@ -9,6 +9,7 @@ from reclaimactors import registry
 from reclaimactors.backends.swapfile import disk_of, in_memory
 from reclaimactors.mm.demotion import NEAR_SHARE
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD
+from reclaimactors.topology.fit import fit
 from reclaimactors.units import KIB, format_size, nr_pages
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _folder(spec: SwapSpec) -> str | None:
 
 def capacity(topology: Topology, ratio: int) -> str:
     """Values that fit, less what keys cost: as they are, in the pool, in zram, on stores."""
-    _, _, high = topology.watermarks.resolve(topology.budget)
+    high = fit(topology)[0].high
     pool = _pool(topology, ratio)
     room = max(0, topology.budget - high - pool)
     zram = _in_zram(topology, room, ratio)

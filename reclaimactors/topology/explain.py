@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from reclaimactors.actors.pipeline import SHARE
 from reclaimactors.mm.demotion import NEAR_SHARE
 from reclaimactors.registry import known
-from reclaimactors.topology.build import pipeline_of
 from reclaimactors.topology.capacity import (
     by_priority,
     capacity,
@@ -19,6 +19,7 @@ from reclaimactors.topology.capacity import (
     zram_of,
 )
 from reclaimactors.topology.cpus import usable_cpus
+from reclaimactors.topology.fit import ENOUGH, fit
 from reclaimactors.topology.memory_limit import too_large
 from reclaimactors.topology.spec import CompressSpec
 from reclaimactors.units import format_size
@@ -41,20 +42,20 @@ _OF_THE_QUEUE = ("fifo", "on_full", "in_flight")  # keys that mean nothing with 
 
 def explain(topology: Topology) -> list[str]:
     """Return lines that say who compresses where, what happens when full, and what fits."""
-    low, mid, high = topology.watermarks.resolve(topology.budget)
+    marks, _ = fit(topology)
     lines = [
         (
             f"{topology.name}: a budget of {format_size(topology.budget)} "
             f"in pages of {format_size(topology.page_size)}, policy {topology.policy.name}"
         ),
         (
-            f"free below {format_size(mid)}: kswapd wakes, and sleeps again at "
-            f"{format_size(high)}; puts {_above_min(topology)} {format_size(low)}, and reclaim for "
-            "themselves below it"
+            f"free below {format_size(marks.low)}: kswapd wakes, and sleeps again at "
+            f"{format_size(marks.high)}; puts {_above_min(topology)} {format_size(marks.min)}, and "
+            "reclaim for themselves below it"
         ),
         _who(topology),
     ]
-    lines += _offered(topology)
+    lines += _tight(topology) + _offered(topology)
     why = too_large(topology.budget)
     if why:
         lines.append(f"the budget is more than this process may have: {why}")
@@ -89,6 +90,21 @@ def _who(topology: Topology) -> str:
     return f"padata: {compress.nr_workers} workers compress with {name}, {where}{order}"
 
 
+def _tight(topology: Topology) -> list[str]:
+    """Return a line where watermarks that were given leave little to be in flight."""
+    marks, pipeline = fit(topology)
+    enough = ENOUGH * topology.page_size
+    if pipeline.max_bytes >= min(enough, topology.budget // SHARE):
+        return []
+    gap = format_size(marks.low - marks.min)
+    return [
+        (
+            f"watermarks: only {gap} lies between min and low, and no more than that is compressed "
+            f"at a time; {format_size(enough)} keep a worker busy"
+        )
+    ]
+
+
 def _offered(topology: Topology) -> list[str]:
     """Return a line for the offload plugin that could compress here instead, where there is one."""
     compress = topology.compress
@@ -109,12 +125,15 @@ def _when_full(topology: Topology) -> str:
         "steal_oldest": "kswapd takes the oldest batch back and compresses it in the event loop",
         "wait": "kswapd waits for room",
     }[compress.on_full]
-    holds = pipeline_of(topology).fifo_pages
-    cut = (
-        f" (of the {compress.fifo} of `fifo`: an eighth of the budget may be in flight)"
-        if holds < compress.fifo
-        else ""
-    )
+    marks, pipeline = fit(topology)
+    holds = pipeline.fifo_pages
+    cut = ""
+    if holds < compress.fifo:
+        gap = format_size(marks.low - marks.min)
+        cut = (
+            f" (of the {compress.fifo} of `fifo`: no more is in flight than an eighth of the "
+            f"budget, nor than lies between min and low, {gap})"
+        )
     when = "it is full" if compress.on_full == "wait" else "it is full and memory below low"
     return f"the FIFO holds {holds} pages{cut}; when {when}, {rule}"
 

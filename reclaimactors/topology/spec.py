@@ -50,10 +50,13 @@ class WatermarksSpec:
     """Below it a put reclaims for itself. Default 2%: a reserve that bursts seldom reach."""
 
     low: int | str = attrs.field(default="6%", converter=lambda value: checks.mark("low", value))
-    """Below it kswapd wakes and puts are slowed. Default 6%: time enough to compress a batch."""
+    """Below it kswapd wakes and puts are slowed. Default 6%, or as much more as a `fifo` that is
+    not the default needs between min and low. One that is given, or a `high`, stays; then less is
+    in flight."""
 
     high: int | str = attrs.field(default="12%", converter=lambda value: checks.mark("high", value))
-    """kswapd sleeps from here on. Default 12%, twice low: it wakes seldom, for long."""
+    """kswapd sleeps from here on. Default 12%, twice low: it wakes seldom, for long. It goes
+    up with low."""
 
     def resolve(self, budget: int) -> tuple[int, int, int]:
         """Return min, low and high in bytes.
@@ -121,7 +124,8 @@ class CompressSpec:
         converter=lambda value: checks.integer("fifo", value, 1, 1 << 20, "(base pages)"),
     )
     """Base pages that may wait for a worker, 1 to 1048576. Default 256, as in the patch: 1 MiB of
-    4 KiB pages is what a burst may run ahead."""
+    4 KiB pages is what a burst may run ahead. Never more than an eighth of the budget, nor than
+    lies between min and low; the default shrinks to that, another one moves low and high up."""
 
     on_full: str = attrs.field(
         default="inline", converter=lambda value: checks.choice("on_full", value, ON_FULL)

@@ -53,6 +53,7 @@ async def padata(machine_of, *, ordered):
         topology="padata", ordered=ordered, workers=2, on_full="inline", fifo=64
     )
     machine.pipeline.batch_pages = 1  # so that a lane takes one message at a time
+    machine.pipeline.in_flight = 4  # and each message has one
     return machine
 
 
@@ -179,6 +180,7 @@ async def test_a_crash_in_a_lane_hands_every_batch_back(kit, machine_of, verdict
     machine = await machine_of(fifo=64)
     kit.fill(machine)
     machine.pipeline.batch_pages = 1
+    machine.pipeline.in_flight = 4
     steered = kit.steer(machine)
     steered.gates = {number: anyio.Event() for number in (1, 2, 4)}
     steered.errors[3] = ValueError("as told")

@@ -135,6 +135,7 @@ def opening_of(topology: str, kind: str, fuse: Fuse):
         max_folio=2 * PAGE,
         policy=policy,
         compress={"offload": "inline", "compressor": compressor, "batch": 32},
+        watermarks={"low": "10%", "high": "18%"},  # some pages may be in flight
         zswap=pool,
         swap=[{"backend": Zram(store, compressor) if zram else Shelf(store), "size": "24KiB"}],
     )

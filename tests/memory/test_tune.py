@@ -164,10 +164,14 @@ async def test_switching_at_any_time_loses_nothing():
 async def test_the_depth_that_the_budget_allows_is_taken_and_no_more():
     async with open_memory() as memory:
         most = memory._machine.fifo.most
-        pipeline = memory._machine.pipeline
-        assert (most + pipeline.batch_pages * pipeline.in_flight) * PAGE <= (1 << 20) // 8
         memory.tune(fifo=most)
-        with pytest.raises(ra.TopologyError, match=rf"fifo is {most + 1}; .*1 to {most} .*eighth"):
+        pipeline, marks = memory._machine.pipeline, memory._node.marks
+        assert (most + pipeline.batch_pages * pipeline.in_flight) * PAGE <= (1 << 20) // 8
+        assert pipeline.max_bytes <= marks.low - marks.min
+        assert memory._machine.kswapd.max_in_flight == pipeline.max_bytes
+        with pytest.raises(
+            ra.TopologyError, match=rf"fifo is {most + 1}; .*1 to {most} .*in flight"
+        ):
             memory.tune(fifo=most + 1)
         assert memory._machine.fifo.limit == most
 

@@ -20,6 +20,7 @@ from reclaimactors.topology import (
     resolve,
 )
 from reclaimactors.topology.build import try_plugins
+from reclaimactors.topology.fit import fit
 from reclaimactors.units import MIB
 
 
@@ -358,11 +359,7 @@ async def test_check_says_the_depth_of_the_fifo_that_is_used():
             depth = memory._machine.fifo.limit
         assert f"the FIFO holds {depth} pages" in line
         assert ("of the 256 of `fifo`" in line) == (depth < 256)
-        assert depth >= min(256, pages_of(topology) // 16)  # half of what may be in flight
-
-
-def pages_of(topology: Topology) -> int:
-    return topology.budget // topology.page_size
+        assert depth >= min(256, fit(topology)[1].max_bytes // topology.page_size // 2)
 
 
 def test_two_stores_of_one_kind_are_told_apart():
