@@ -15,7 +15,7 @@ import anyio
 import typer
 
 from reclaimactors import __version__
-from reclaimactors.commands import measure, plugins, probe
+from reclaimactors.commands import measure, plugins, probe, replay
 from reclaimactors.commands.options import WHICH, one_line
 from reclaimactors.commands.output import StdoutLost, show
 from reclaimactors.errors import ReclaimError
@@ -70,6 +70,8 @@ reclaimactors check my-topology.toml  [dim]# what would it build?[/dim]
 
 reclaimactors probe --pid 4711  [dim]# what would its memory give?[/dim]
 
+reclaimactors replay requests.csv  [dim]# which budget is the right size?[/dim]
+
 [b]Exit status[/b]: 0 done, 1 the run failed, 2 usage or configuration, 130 Ctrl-C."""
 
 
@@ -85,6 +87,7 @@ def story(
 
 measure.add_to(app)
 probe.add_to(app)
+replay.add_to(app)
 
 
 @app.command()

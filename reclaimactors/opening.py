@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reclaimactors.life import InBlock, OwnTask
 from reclaimactors.loops import current_loop
 from reclaimactors.memory import Memory
+from reclaimactors.record import RecordedMemory, Recorder
 from reclaimactors.topology import processes, resolve
 from reclaimactors.topology.build import build, preload
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
-    from pathlib import Path
     from types import TracebackType
 
     from reclaimactors.actors.machine import Machine
@@ -30,8 +31,9 @@ class Opening:
 
     kind: type[Memory] = Memory  #: what it gives
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, record: Path | None = None) -> None:
         self._topology = topology
+        self._record = record
         self._entered = False
         self._life: OwnTask | InBlock
 
@@ -53,9 +55,18 @@ class Opening:
         if self._entered:
             raise RuntimeError("this opening was entered before: call open_memory once for each")
         self._entered = True
-        machine = await build(self._topology)
+        recorder = None if self._record is None else Recorder(self._record)
+        try:
+            machine = await build(self._topology)
+        except BaseException:
+            if recorder is not None:
+                recorder.abandon()
+            raise
         _say_if_not_alone(machine)
-        memory = self.kind(self._topology, machine)
+        if recorder is None:
+            memory = self.kind(self._topology, machine)
+        else:
+            memory = RecordedMemory(self._topology, machine, recorder)
         life = InBlock if machine.loop.native is None else OwnTask
         self._life = life(memory, machine, self._topology.close_timeout)
         await self._life.begin()
@@ -87,6 +98,7 @@ def open_memory(
     topology: str | Path | Mapping[str, Any] | Topology = "kcompressd",
     *,
     budget: int | str | None = None,
+    record: str | Path | None = None,
     **overrides: Any,
 ) -> Opening:
     """Return an async context manager that gives a `Memory`; it may be awaited for one as well.
@@ -100,13 +112,16 @@ def open_memory(
     Args:
         topology: a built-in name, a path to a TOML file, its keys as a mapping, or a `Topology`.
         budget: bytes, or a string like "64MiB", for everything that is held in this process.
+        record: a file to write a trace of all requests to: hashes of keys, sizes and times, no
+            values, 256 MiB at most; ``reclaimactors replay`` says what other budgets would do.
         overrides: the TOML's keys: a mapping merges into its table, a list replaces.
 
     Raises:
-        TopologyError: if a key or value is wrong; it names the key, what was seen and allowed.
+        TopologyError: if a key or value is wrong; it names the key, what was seen and allowed. On
+            entering, if `record` cannot be written.
         BackendError: on entering, if a backing store cannot be opened.
         PluginError: on entering, if a plugin cannot be had.
     """
     resolved = resolve(topology, budget=budget, **overrides)
     preload(resolved)  # now, which may be before the loop runs
-    return Opening(resolved)
+    return Opening(resolved, None if record is None else Path(record))

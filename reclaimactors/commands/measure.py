@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +21,14 @@ from reclaimactors.commands.options import (
     Seed,
     WorkloadName,
 )
-from reclaimactors.commands.output import check_writable, progress, show, width, write
+from reclaimactors.commands.output import (
+    check_writable,
+    progress,
+    show,
+    until_interrupted,
+    width,
+    write,
+)
 from reclaimactors.lab import table
 from reclaimactors.lab.catalog import WORKLOADS
 from reclaimactors.lab.compare import MIN_ROUND_S, Comparison
@@ -35,7 +41,7 @@ from reclaimactors.topology.memory_limit import too_large
 from reclaimactors.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from reclaimactors.topology import Topology
@@ -198,7 +204,7 @@ def _measure(comparison: Comparison, *, as_json: bool, report: Path | None) -> N
             comparison.on_round = lambda done, total, name: on_step(
                 done, total, f"{name}, round {done + 1} of {total}"
             )
-            anyio.run(_until_interrupted, comparison.run)
+            anyio.run(until_interrupted, comparison.run)
     except (KeyboardInterrupt, RunFailed) as exc:
         ended = exc
     interrupted = isinstance(ended, KeyboardInterrupt)
@@ -211,27 +217,3 @@ def _measure(comparison: Comparison, *, as_json: bool, report: Path | None) -> N
         write(report, as_page(comparison, interrupted=interrupted))
     if ended:
         raise ended
-
-
-async def _until_interrupted(run: Callable[[], Awaitable[None]]) -> None:
-    """Run until the first Ctrl-C; more of them do not disturb the end and the printing of it."""
-    interrupted = False
-
-    async def watch() -> None:
-        nonlocal interrupted
-        with anyio.open_signal_receiver(signal.SIGINT) as signals:
-            async for _ in signals:
-                interrupted = True
-                tasks.cancel_scope.cancel()
-                break
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watch)
-            await run()
-            tasks.cancel_scope.cancel()
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from group
-    if interrupted:
-        raise KeyboardInterrupt

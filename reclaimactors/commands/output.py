@@ -5,18 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator
 
-__all__ = ["StdoutLost", "check_writable", "progress", "show", "width", "write"]
+__all__ = [
+    "StdoutLost",
+    "check_writable",
+    "progress",
+    "show",
+    "until_interrupted",
+    "width",
+    "write",
+]
 
 MOST_WIDTH = 100  # characters of a line, where the terminal has as many
 
@@ -76,3 +86,27 @@ def progress() -> Generator[Callable[[int, int, str], None]]:
             bar.update(task, completed=done, total=total, description=what)
 
         yield on_step
+
+
+async def until_interrupted(run: Callable[[], Awaitable[None]]) -> None:
+    """Run until the first Ctrl-C; more of them do not disturb the end and the printing of it."""
+    interrupted = False
+
+    async def watch() -> None:
+        nonlocal interrupted
+        with anyio.open_signal_receiver(signal.SIGINT) as signals:
+            async for _ in signals:
+                interrupted = True
+                tasks.cancel_scope.cancel()
+                break
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            await run()
+            tasks.cancel_scope.cancel()
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from group
+    if interrupted:
+        raise KeyboardInterrupt
