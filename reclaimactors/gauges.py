@@ -93,9 +93,15 @@ class Gauges(Guard):
         self._values = group.values
 
     def __contains__(self, key: Hashable) -> bool:
-        return key in self._values
+        values = self._values
+        over = values.ends and self._machine.sweeper.is_over(values, key)
+        return key in values and not over
 
     def __len__(self) -> int:
+        """Return the number of keys, those included whose time is over and that wait for the sweep.
+
+        That is within a second, or an eighth of the time that the value was given.
+        """
         return len(self._values)
 
     def swaps(self) -> list[SwapInfo]:
@@ -197,8 +203,10 @@ class Gauges(Guard):
             stalled_full_seconds=pressure.full.total / 1e6,
             compress_cpu_seconds=counted["compress_usec"] / 1e6,
             direct_stalls=whole.allocstall if is_root else counted["max"],
-            pgscan_pages=counted[scan],
-            pgsteal_pages=counted[steal],
+            pgscan_pages=counted[scan] + (whole["pgscan_file"] if is_root else 0),
+            pgsteal_pages=counted[steal] + (whole["pgsteal_file"] if is_root else 0),
+            pglazyfreed_pages=counted["pglazyfreed"],
+            expired_keys=counted["expired_keys"],
             pgfault_pages=counted["pgfault"],
             pgmajfault_pages=counted["pgmajfault"],
             refault_pages=counted["workingset_refault_anon"],

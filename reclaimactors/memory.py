@@ -7,6 +7,7 @@ one step; a get never waits for room. What becomes of a folio is in `reclaimacto
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from contextlib import asynccontextmanager
@@ -36,6 +37,7 @@ from reclaimactors.cpu.breath import Away
 from reclaimactors.cpu.watch import Watch
 from reclaimactors.errors import TopologyError
 from reclaimactors.gauges import Gauges, SwapInfo, Usage
+from reclaimactors.mm.expiry import Terms
 from reclaimactors.mm.folio import DEVICE, RESIDENT, UNEVICTABLE
 from reclaimactors.offload.job import COPY_BYTES, join_in_map
 from reclaimactors.topology import checks
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.actors.machine import Machine
     from reclaimactors.callers.admission import Admission
+    from reclaimactors.callers.buffers import Source
     from reclaimactors.cpu.watch import Kind
     from reclaimactors.topology import SwapSpec, Topology
 
@@ -68,6 +71,7 @@ BUDGET_CALLS = 200  #: calls of the fast paths between two checkpoints
 MIN_CALLS = 8  #: of one caller, however many others there are
 PUT_CALLS = 8  #: what a put counts for
 BUDGET_BYTES = 64 * 1024  #: or bytes copied or decompressed
+MAX_EXPIRES_S = 1e10  #: some 300 years
 MIN_WINDOW_US, MAX_WINDOW_US = 1000, 10_000_000  #: of a pressure trigger
 _BYTES_PER_CALL = BUDGET_BYTES // BUDGET_CALLS
 _MISSING: Any = object()  # no default
@@ -191,6 +195,8 @@ class Memory(Gauges):
             return self._data[pfn]
         if not self._is_running():  # asked here, where it is small beside what follows
             self._refuse()
+        if self._values.ends:
+            self._machine.sweeper.look(self._values, key)
         try:
             value = await self._faults.get(key)
         except KeyError:
@@ -209,7 +215,8 @@ class Memory(Gauges):
             KeyError, CorruptData, BackendError: as `get`.
         """
         self._check()
-        if key in self._values.large:
+        self._machine.sweeper.look(self._values, key)
+        if len(self._values.large.get(key, ())) > 1:
             return memoryview(await self._faults.joined(key, join_in_map))
         return memoryview(bytearray(await self.get(key)))
 
@@ -270,6 +277,7 @@ class Memory(Gauges):
             if self._state[pfn] == DEVICE:
                 raise anyio.WouldBlock
             return self._faults.one(pfn)
+        self._machine.sweeper.look(self._values, key)
         pfns: Sequence[int] = self._values.large[key]
         if DEVICE in [self._state[pfn] for pfn in pfns]:
             raise anyio.WouldBlock
@@ -279,11 +287,34 @@ class Memory(Gauges):
     def keys(self) -> list[Hashable]:
         """Return a snapshot of the keys."""
         self._check()
-        return [*self._values.small, *self._values.large]
+        values = self._values
+        found = [*values.small, *values.large]
+        ended = values.expiry.ended(self._machine.loop.now()) if values.ends else ()
+        return [key for key in found if key not in ended] if ended else found
+
+    def expires_in(self, key: Hashable) -> float | None:
+        """Return the seconds after which `key` has no value any more; None: it stays.
+
+        Raises:
+            KeyError: if the key is absent.
+        """
+        self._check()
+        self._machine.sweeper.look(self._values, key)
+        if key not in self._values:
+            raise KeyError(key)
+        left = self._values.expiry.ends_at(key) - self._machine.loop.now()
+        return left if left < math.inf else None
 
     # -- writing ----------------------------------------------------------------------------------
 
-    async def put(self, key: Hashable, data: Value) -> None:
+    async def put(
+        self,
+        key: Hashable,
+        data: Value,
+        *,
+        expires_in: float | None = None,
+        discardable: bool = False,
+    ) -> None:
         """Make `data` the value of `key`.
 
         With free memory at or above *low* it does not wait. Below, it waits for memory to be freed
@@ -296,17 +327,31 @@ class Memory(Gauges):
         a copy is kept. A list or tuple of those is one value, their bytes one after the other; they
         are not joined before they are cut into folios.
 
+        Args:
+            key: anything hashable.
+            data: the value.
+            expires_in: seconds from the call on, by the event loop's clock, after which the key is
+                absent. A put without it makes the value one that stays.
+            discardable: whether reclaim may drop the value, with its key, where it would compress
+                another (MADV_FREE). Each such page counts in `pglazyfreed`. With nothing but
+                discardable values a memory is a cache, and puts never raise OutOfMemory.
+
         Raises:
+            TopologyError: if `expires_in` is no number of seconds.
             OutOfMemory: if the value can never fit, at once; or if reclaim freed nothing for it.
             TypeError: if `data` has no buffer; a str has to be encoded.
         """
         if get_ident() != self._callers or not self._is_running():
             self._refuse()
+        terms = None
+        if expires_in is not None or discardable:
+            terms = self._terms(expires_in, discardable)
         self._credit -= PUT_CALLS
         if self._credit < 0:
             await self._yield()  # before anything is changed: a cancelled put is no put
         if (
             type(data) is bytes
+            and terms is None
             and len(data) <= self._max_folio
             and not self._admission.queued
             and self._put_fast(key, data)
@@ -316,7 +361,20 @@ class Memory(Gauges):
         size = size_of(source)
         if size > self._max_folio:  # refused before it is copied
             folios = nr_pages(size, self._max_folio)
-            self._admission.must_fit(size, self._values.more_overhead(key, folios))
+            self._admission.must_fit(size, self._values.more_overhead(key, folios, terms))
+        parts = await self._cut(source)
+        if parts[0] is not data:  # it was copied
+            self._credit -= size // _BYTES_PER_CALL
+        if not self._admission.queued:
+            need = self._values.need(key, size, len(parts), terms)
+            if not self._admission.below_low(need):
+                self._commit(key, parts, 0, terms)
+                return
+        self._admission.must_fit(size, self._values.more_overhead(key, len(parts), terms))
+        await self._batches.put([(key, parts)], terms)
+
+    async def _cut(self, source: Source) -> list[bytes]:
+        """Return the folios of a value, copied in slices where it is not one as it is."""
         parts: list[bytes] = []
         parts_per_yield = max(2, COPY_BYTES // self._max_folio)
         dear = isinstance(source, memoryview) and not source.c_contiguous  # copied item by item
@@ -324,30 +382,27 @@ class Memory(Gauges):
             parts.append(part)
             if dear or len(parts) % parts_per_yield == 0:
                 await self._yield()
-        if parts[0] is not data:  # it was copied
-            self._credit -= size // _BYTES_PER_CALL
-        if not self._admission.queued:
-            need = self._values.need(key, size, len(parts))
-            if not self._admission.below_low(need):
-                self._commit(key, parts, 0)
-                return
-        self._admission.must_fit(size, self._values.more_overhead(key, len(parts)))
-        await self._batches.put([(key, parts)])
+        return parts
+
+    def _terms(self, expires_in: float | None, discardable: bool) -> Terms | None:
+        """Return what was said of a value, None if it is one that stays."""
+        checks.flag("discardable", discardable)
+        if expires_in is None:
+            return Terms(discardable=True) if discardable else None
+        seconds = checks.number("expires_in", expires_in, 0, MAX_EXPIRES_S, "(seconds)")
+        return self._machine.sweeper.terms(seconds, discardable=discardable)
 
     def _stalled(self, seconds: float) -> None:
         if self.on_stall is not None:
             self.on_stall(seconds)
 
-    def _commit(self, key: Hashable, parts: list[bytes], reserved: int) -> None:
-        """Make `parts` the value of `key`; the bytes of a large old value go in slices."""
-        old = self._bytes_of_large(key)
-        self._values.commit(key, parts, reserved)
-        self._machine.starter.let_go(old)
-
-    def _bytes_of_large(self, key: Hashable) -> list[bytes]:
-        """Return the bytes that are held for a value of several folios, [] for any other."""
-        data = self._data
-        return [data[pfn] for pfn in self._values.large.get(key, ()) if pfn in data]
+    def _commit(
+        self, key: Hashable, parts: list[bytes], reserved: int, terms: Terms | None = None
+    ) -> None:
+        """Make `parts` the value of `key`; where it ends, it is swept in time."""
+        self._values.commit(key, parts, reserved, terms)
+        if terms is not None:
+            self._machine.sweeper.noted(terms.slot)
 
     def put_nowait(self, key: Hashable, data: Value) -> None:
         """Make `data` the value of `key` without waiting; below *min* it compresses here and now.
@@ -378,7 +433,13 @@ class Memory(Gauges):
             raise
         self._admission.wake_below_low()
 
-    async def put_many(self, items: Mapping[Any, Value] | Iterable[tuple[Hashable, Value]]) -> None:
+    async def put_many(
+        self,
+        items: Mapping[Any, Value] | Iterable[tuple[Hashable, Value]],
+        *,
+        expires_in: float | None = None,
+        discardable: bool = False,
+    ) -> None:
         """Make each of `items` the value of its key, in order, with one admission for many.
 
         As so many puts, but cheaper: the batch waits once for up to 64 values, or a sixteenth of
@@ -386,6 +447,8 @@ class Memory(Gauges):
 
         Args:
             items: a mapping, or pairs of key and value; of several for one key the last counts.
+            expires_in: as of `put`, of each of them.
+            discardable: as of `put`, of each of them.
 
         Raises:
             TypeError: if one of the values has no buffer; nothing is changed.
@@ -396,23 +459,32 @@ class Memory(Gauges):
         their old ones. No key is without a value that had one.
         """
         self._check()
+        terms = self._terms(expires_in, discardable)
         sources: dict[Hashable, Any] = dict(items)
         if {*map(type, sources.values())} != {bytes}:
             sources = {key: flat(data) for key, data in sources.items()}
         for key, source in sources.items():
             if len(source) > self._max_folio:
-                self._batches.must_fit(key, len(source))
+                self._batches.must_fit(key, len(source), terms)
         for chunk in self._batches.chunks(sources):
             self._credit -= PUT_CALLS * len(chunk) // 2
             if self._credit < 0:
                 await self._yield()
-            await self._batches.put_some(chunk)
+            await self._batches.put_some(chunk, terms)
 
-    async def put_if(self, key: Hashable, data: Value, expected: bytes | None) -> bool:
+    async def put_if(
+        self,
+        key: Hashable,
+        data: Value,
+        expected: bytes | None,
+        *,
+        expires_in: float | None = None,
+        discardable: bool = False,
+    ) -> bool:
         """Put if the value of `key` is `expected`; None stands for an absent key.
 
         The value is compared and replaced in one step: compare-and-swap. As a put, it waits where
-        memory is short.
+        memory is short. `expires_in` and `discardable` are those of `put`.
 
         Returns:
             Whether it was so, and `data` is the value now. If not, nothing was changed.
@@ -425,9 +497,11 @@ class Memory(Gauges):
         self._credit -= PUT_CALLS
         if self._credit < 0:
             await self._yield()
+        terms = self._terms(expires_in, discardable)
         source = bytes_of(data)
-        self._batches.must_fit(key, size_of(source))
-        return await self._batches.put_if(key, list(split(source, self._max_folio)), expected)
+        self._batches.must_fit(key, size_of(source), terms)
+        parts = list(split(source, self._max_folio))
+        return await self._batches.put_if(key, parts, expected, terms)
 
     @overload
     async def pop(self, key: Hashable) -> bytes: ...
@@ -508,9 +582,8 @@ class Memory(Gauges):
         self._delete(key)
 
     def _delete(self, key: Hashable) -> None:
-        old = self._bytes_of_large(key)
+        self._machine.sweeper.look(self._values, key)
         self._values.delete(key)
-        self._machine.starter.let_go(old)
 
     # -- pins, advice, proactive reclaim ----------------------------------------------------------
 
@@ -527,6 +600,7 @@ class Memory(Gauges):
             OutOfMemory: as `put`, if it does not fit beside what is pinned.
         """
         self._check()
+        self._machine.sweeper.look(self._values, key)
         pfn = await self._pins.folio(key)
         if pfn is None:
             async with self._pins.copy(key) as view:
@@ -586,6 +660,7 @@ class Memory(Gauges):
         if not isinstance(advice, Advice):  # pyright: ignore[reportUnnecessaryIsInstance] # callers are not always typed
             msg = f"advice is one of {', '.join(map(str, Advice))}, not {advice!r}"
             raise TypeError(msg)
+        self._machine.sweeper.look(self._values, key)
         if advice is Advice.WILLNEED:
             self._prefetch.will_need(self._values, key)
             return

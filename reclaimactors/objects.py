@@ -74,14 +74,22 @@ class Objects(Generic[_T]):
         self._dumps: Callable[[Any], Any] = dumps or _pickled
         self._loads = loads
 
-    async def put(self, key: Hashable, value: _T) -> None:
-        """Make `value` the value of `key`; it waits for room as `Memory.put`.
+    async def put(
+        self,
+        key: Hashable,
+        value: _T,
+        *,
+        expires_in: float | None = None,
+        discardable: bool = False,
+    ) -> None:
+        """Make `value` the value of `key`, on the terms of `Memory.put`; it waits for room as that.
 
         Raises:
             OutOfMemory: as `Memory.put`.
             PicklingError: or whatever else `dumps` raises.
         """
-        await self.memory.put(key, self._dumps(value))
+        data = self._dumps(value)
+        await self.memory.put(key, data, expires_in=expires_in, discardable=discardable)
 
     async def put_many(self, items: Mapping[Any, _T] | Iterable[tuple[Hashable, _T]]) -> None:
         """Make each of `items` the value of its key, as `Memory.put_many`."""

@@ -143,7 +143,7 @@ class RecordedMemory(Memory):
 
     async def get_writable(self, key: Hashable) -> memoryview:
         """Return a value in memory of the caller's own, as `Memory.get_writable`."""
-        if key not in self._values.large:
+        if len(self._values.large.get(key, ())) < 2:
             return await super().get_writable(key)  # which asks `get`
         value = await super().get_writable(key)
         self._note("GET", key, len(value))
@@ -167,9 +167,9 @@ class RecordedMemory(Memory):
         self._note("GET", key, len(value))
         return value
 
-    async def put(self, key: Hashable, data: Any) -> None:
+    async def put(self, key: Hashable, data: Any, **terms: Any) -> None:
         """Make `data` the value of `key`, as `Memory.put`."""
-        await super().put(key, data)
+        await super().put(key, data, **terms)
         self._note("SET", key, _size(data))
 
     def put_nowait(self, key: Hashable, data: Any) -> None:
@@ -177,16 +177,18 @@ class RecordedMemory(Memory):
         super().put_nowait(key, data)
         self._note("SET", key, _size(data))
 
-    async def put_many(self, items: Mapping[Any, Any] | Iterable[tuple[Hashable, Any]]) -> None:
+    async def put_many(
+        self, items: Mapping[Any, Any] | Iterable[tuple[Hashable, Any]], **terms: Any
+    ) -> None:
         """Put several values, as `Memory.put_many`."""
         values = dict(items)
-        await super().put_many(values)
+        await super().put_many(values, **terms)
         for key, data in values.items():
             self._note("SET", key, _size(data))
 
-    async def put_if(self, key: Hashable, data: Any, expected: bytes | None) -> bool:
+    async def put_if(self, key: Hashable, data: Any, expected: bytes | None, **terms: Any) -> bool:
         """Compare and swap, as `Memory.put_if`."""
-        done = await super().put_if(key, data, expected)
+        done = await super().put_if(key, data, expected, **terms)
         self._note(*(("SET", key, _size(data)) if done else ("GET", key, len(expected or b""))))
         return done
 

@@ -54,6 +54,8 @@ class Stats:
     direct_stalls: int = _total("Puts that had to reclaim, or to wait for reclaim, below min.")
     pgscan_pages: int = _total("Pages that reclaim has looked at.")
     pgsteal_pages: int = _total("Pages whose bytes have left memory.")
+    pglazyfreed_pages: int = _total("Pages of discardable values that reclaim has dropped.")
+    expired_keys: int = _total("Keys that went because their time was over.")
     pgfault_pages: int = _total("Pages that came back, wherever they were.")
     pgmajfault_pages: int = _total("Pages that came back from a store.")
     refault_pages: int = _total("Pages that came back after reclaim had taken them.")

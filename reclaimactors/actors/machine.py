@@ -16,6 +16,7 @@ from reclaimactors.actors.base import Fifo, Signal
 from reclaimactors.actors.handover import Handover
 from reclaimactors.actors.starter import Starter
 from reclaimactors.actors.supervision import Supervisor, closed, unraised
+from reclaimactors.actors.sweeper import Sweeper
 from reclaimactors.cpu import clock
 from reclaimactors.cpu.psi import Psi
 from reclaimactors.loops import current_loop
@@ -87,6 +88,7 @@ class Machine:
         self.loop = current_loop()
         self.supervisor = Supervisor(node.vmstat, log, self.crashed)
         self.starter = Starter(self)
+        self.sweeper = Sweeper(self)
         self.handover = Handover(self, ordered=ordered)
         self.background = Background(self, node.root)  #: what kswapd carries out
         self.backgrounds = {0: self.background}  #: by group: of those that have a limit
@@ -100,6 +102,7 @@ class Machine:
         node.root.on_wake = self.want_kswapd
         node.on_pool_full = self.wake_shrinkers
         node.on_stale = self.wake_swapd
+        node.let_go = self.starter.let_go
 
     @property
     def ledger(self) -> Ledger:

@@ -36,6 +36,7 @@ class Starter:
         self.started = False  #: the actors, by somebody under pressure
         self.actors: dict[str, Callable[[], Awaitable[None]]] = {}
         self._tasks: TaskGroup | None = None
+        self._early: set[str] = set()  # those of `start_one`
         self._to_start: deque[str] = deque()
         self._to_free: deque[list[bytes] | mmap] = deque()
         self._to_trim = False
@@ -54,6 +55,12 @@ class Starter:
         self._at_once = self._at_once or at_once
         if self.started:
             self._start(name)
+
+    def start_one(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Name an actor and start it, whether there has been pressure or not."""
+        self._early.add(name)
+        self.actors[name] = run
+        self._start(name)
 
     def remove(self, name: str) -> None:
         """Forget an actor that ends by itself, has ended, or was never started."""
@@ -102,7 +109,7 @@ class Starter:
         if self.started or self._tasks is None or self._m.closing:
             return
         self.started = True
-        for name in self.actors:
+        for name in [name for name in self.actors if name not in self._early]:
             self._start(name)
 
     def let_go(self, held: list[bytes] | mmap) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping
 
     from reclaimactors.actors.machine import Machine
+    from reclaimactors.mm.expiry import Terms
     from reclaimactors.topology import Topology
 
 __all__ = ["Published", "PublishedMemory"]
@@ -36,11 +37,13 @@ class Published(Values):
     begun = 0
     done = 0
 
-    def commit(self, key: Hashable, parts: list[bytes], reserved: int) -> None:
+    def commit(
+        self, key: Hashable, parts: list[bytes], reserved: int, terms: Terms | None = None
+    ) -> None:
         """As in `Values`."""
         self.begun += 1
         try:
-            super().commit(key, parts, reserved)
+            super().commit(key, parts, reserved, terms)
         finally:
             self.done += 1
 
@@ -100,7 +103,7 @@ class PublishedMemory(Memory):
         self._check()
         pfn = self._small.get(key)
         if pfn is None:
-            if key in self._node.values.large:
+            if key in self._node.values.large:  # of several folios, or it ends at a time
                 raise anyio.WouldBlock
             raise KeyError(key)
         if self._state[pfn] == DEVICE or self._faults.expander.takes_long((pfn,)):

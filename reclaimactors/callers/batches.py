@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from reclaimactors.actors.machine import Machine
     from reclaimactors.callers.admission import Admission
     from reclaimactors.callers.faults import Faults
+    from reclaimactors.mm.expiry import Terms
 
     Item = tuple[Hashable, list[bytes]]
     Source = bytes | memoryview  # what `flat` gives
@@ -42,7 +43,7 @@ class Batches:
         machine: whose.
         admission: who lets puts in.
         faults: who reads what is not resident.
-        commit: makes parts the value of a key, spending a reservation.
+        commit: makes parts the value of a key on some terms, spending a reservation.
         stalled: is told for how many seconds a put, or a batch of them, has waited for room.
         max_folio: bytes.
     """
@@ -52,7 +53,7 @@ class Batches:
         machine: Machine,
         admission: Admission,
         faults: Faults,
-        commit: Callable[[Hashable, list[bytes], int], None],
+        commit: Callable[[Hashable, list[bytes], int, Terms | None], None],
         stalled: Callable[[float], None],
         *,
         max_folio: int,
@@ -87,11 +88,12 @@ class Batches:
             held += len(source)
         yield chunk
 
-    async def put_some(self, chunk: dict[Hashable, Source]) -> None:
+    async def put_some(self, chunk: dict[Hashable, Source], terms: Terms | None) -> None:
         """Put one chunk: at once where nothing is in the way, the rest with one admission."""
         limit = self._max_folio
         if (
-            not self._admission.queued
+            terms is None
+            and not self._admission.queued
             and {*map(type, chunk.values())} == {bytes}
             and max(map(len, chunk.values())) <= limit
             and self._values.put_new(cast("dict[Hashable, bytes]", chunk))
@@ -100,7 +102,7 @@ class Batches:
         items = [(key, [*split(source, limit)]) for key, source in chunk.items()]
         done = 0
         for key, parts in items:
-            if self._admission.queued or len(parts) > 1:
+            if terms is not None or self._admission.queued or len(parts) > 1:
                 break
             if not self._values.put_fast(key, parts[0]):
                 break
@@ -108,15 +110,15 @@ class Batches:
         if done < len(items):
             del items[:done]
             for key, parts in items:
-                self.must_fit(key, sum(map(len, parts)))
-            await self.put(items)
+                self.must_fit(key, sum(map(len, parts)), terms)
+            await self.put(items, terms)
 
-    def must_fit(self, key: Hashable, size: int) -> None:
+    def must_fit(self, key: Hashable, size: int, terms: Terms | None) -> None:
         """Raise OutOfMemory at once where a value could never fit."""
         folios = max(1, nr_pages(size, self._max_folio))
-        self._admission.must_fit(size, self._values.more_overhead(key, folios))
+        self._admission.must_fit(size, self._values.more_overhead(key, folios, terms))
 
-    async def put(self, items: Sequence[Item]) -> None:
+    async def put(self, items: Sequence[Item], terms: Terms | None) -> None:
         """Put under pressure: reserve for all of these, brake once, commit each.
 
         On failure before the first commit nothing is changed; where one of the commits fails, which
@@ -130,7 +132,7 @@ class Batches:
 
         def needs() -> list[int]:
             rows = zip(items, sizes, strict=True)
-            return [values.need(key, size, len(parts)) for (key, parts), size in rows]
+            return [values.need(key, size, len(parts), terms) for (key, parts), size in rows]
 
         def short() -> int:
             return sum(needs()) - reserved
@@ -142,18 +144,20 @@ class Batches:
                     braked = True
                     await self._admission.brake(sum(sizes), stall)
             for (key, parts), need in zip(items, needs(), strict=True):
-                self._commit(key, parts, need)
+                self._commit(key, parts, need, terms)
                 reserved -= need
         finally:
             memcg.unreserve(reserved)
             if stall.waited_s:
                 self._stalled(stall.waited_s)
 
-    async def put_if(self, key: Hashable, parts: list[bytes], expected: bytes | None) -> bool:
+    async def put_if(
+        self, key: Hashable, parts: list[bytes], expected: bytes | None, terms: Terms | None
+    ) -> bool:
         """Put if the value is `expected`, None for an absent key; return whether that was so."""
         stall = Stall(self._machine, self._group)
         try:
-            while (swapped := await self._swap(key, parts, expected, stall)) is None:
+            while (swapped := await self._swap(key, parts, expected, terms, stall)) is None:
                 pass  # it was another value by the time that there was room
             return swapped
         finally:
@@ -161,7 +165,12 @@ class Batches:
                 self._stalled(stall.waited_s)
 
     async def _swap(
-        self, key: Hashable, parts: list[bytes], expected: bytes | None, stall: Stall
+        self,
+        key: Hashable,
+        parts: list[bytes],
+        expected: bytes | None,
+        terms: Terms | None,
+        stall: Stall,
     ) -> bool | None:
         """Compare, then get room, then commit if the value is the same still; None if not."""
         values, memcg = self._values, self._memcg
@@ -169,7 +178,7 @@ class Batches:
         reserved = 0
 
         def short() -> int:
-            return values.need(key, size, len(parts)) - reserved
+            return values.need(key, size, len(parts), terms) - reserved
 
         self._admission.check_open()  # its group may have ended while it waited
         try:
@@ -184,7 +193,7 @@ class Batches:
                 same = self._is(key, pfns)
             if not same or short() > 0:
                 return None
-            self._commit(key, parts, reserved)
+            self._commit(key, parts, reserved, terms)
             reserved = 0
             return True
         finally:
@@ -217,6 +226,7 @@ class Batches:
     def _held(self, key: Hashable) -> Generator[Sequence[int]]:
         """Hold the folios of a value, none where the key is absent."""
         node = self._node
+        self._machine.sweeper.look(self._values, key)
         pfns = tuple(self._values.pfns(key)) if key in self._values else ()
         for pfn in pfns:
             node.hold(pfn)
@@ -229,6 +239,7 @@ class Batches:
     def _is(self, key: Hashable, pfns: Sequence[int]) -> bool:
         """Return whether a key has just these folios."""
         values = self._values
+        self._machine.sweeper.look(values, key)
         return (tuple(values.pfns(key)) if key in values else ()) == pfns
 
     # -- reading ----------------------------------------------------------------------------------
@@ -242,6 +253,7 @@ class Batches:
         found: dict[Hashable, bytes] = {}
         away: dict[Hashable, int] = {}
         for key in keys:
+            self._machine.sweeper.look(self._values, key)
             if key not in self._values:
                 continue
             pfns = self._values.pfns(key)

@@ -153,7 +153,8 @@ class Level:
             msg = f"a value of {format_size(size)} never fits {self._limit()}, of which "
             msg += f"{format_size(least)} stays free; raise {self._what()}, or put it in parts"
             raise OutOfMemory(msg)
-        if size + memcg.overhead + more_overhead + memcg.pinned > most:
+        kept = memcg.overhead - self.group.lazy_overhead
+        if size + kept + more_overhead + memcg.pinned > most:
             # above all where the key is long
             raise self.out_of_memory(size + max(0, more_overhead))
 

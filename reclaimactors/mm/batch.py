@@ -59,7 +59,7 @@ class FolioBatch:
     since: float = 0.0  #: when it was queued, in the clock of the actors
     queued: int = 0  #: what it adds to `Producer.in_flight`
     rows: list[int] | None = None  #: pages of each folio, where these are compressed one by one
-    nr_clean: int = 0  #: folios that were isolated with these and dropped at once: the swap cache
+    nr_clean: int = 0  #: folios that were isolated with these and dropped at once: `MemMap.clean`
     clean_bytes: int = 0  #: their bytes
     poor: bool = False  #: known not to compress: to a store, as they are
     ram_only: bool = False  #: nothing of it is written but to a store that compresses here and now

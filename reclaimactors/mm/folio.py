@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = [
+    "CACHED",
     "DEAD",
     "DEVICE",
     "FREE",
     "IN_MEMORY",
+    "LAZY",
     "RESIDENT",
     "SAME",
     "UNEVICTABLE",
@@ -56,6 +58,9 @@ UNEVICTABLE: Final = (
     7  #: its bytes are in memory, on no list: it does not compress, no store took it
 )
 
+CACHED: Final = 1  #: clean: its slots still hold the same bytes (`swap_state`)
+LAZY: Final = 2  #: clean: it may be dropped (`lazyfree`)
+
 IN_MEMORY: Final = frozenset({RESIDENT, WRITEBACK, UNEVICTABLE})  #: states with the source bytes
 
 _ROWS = 256
@@ -66,7 +71,7 @@ class MemMap:
     """Columns of folios. A pfn is handed out by `alloc` and taken back by `free`."""
 
     __slots__ = (
-        "_free", "at_store", "cached", "charge", "codec", "crc", "data", "device", "entry", "gone",
+        "_free", "at_store", "charge", "clean", "codec", "crc", "data", "device", "entry", "gone",
         "group", "key", "length", "owner", "refs", "shadow", "size", "state",
     )  # fmt: skip
 
@@ -83,7 +88,7 @@ class MemMap:
         self.crc = array("I")  #: crc32 of what is stored on the device
         self.codec = bytearray()  #: what is stored on the device: 0 = as it is, 1 = a blob
         self.charge = array("I")  #: bytes that an in-process device holds for it
-        self.cached = bytearray()  #: 1 = RESIDENT, and its slots still hold the same bytes
+        self.clean = bytearray()  #: of a RESIDENT folio: 0, or why it may go as it is, see above
         self.key = array("I")  #: bytes charged for the key beyond KEY_OVERHEAD, at its first folio
         self.group = array("H")  #: index of the group that is charged for it
         self.at_store = bytearray()  #: 1 = WRITEBACK, and a write to a store owns it
@@ -136,7 +141,7 @@ class MemMap:
         for column in (self.size, self.owner, self.refs, self.entry, self.length, self.crc,
                        self.charge, self.key, self.group):  # fmt: skip
             column.frombytes(bytes(_ROWS * column.itemsize))
-        for flags in (self.state, self.device, self.codec, self.cached, self.at_store):
+        for flags in (self.state, self.device, self.codec, self.clean, self.at_store):
             flags.extend(bytes(_ROWS))
         self.shadow.extend(array("q", [-1]) * _ROWS)
         self._free.extend(range(nr + _ROWS - 1, nr - 1, -1))

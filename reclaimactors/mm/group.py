@@ -165,6 +165,11 @@ class Group:
     # -- reclaim ----------------------------------------------------------------------------------
 
     @property
+    def lazy_overhead(self) -> int:
+        """Bytes of overhead that go with the discardable values in it, if reclaim drops them."""
+        return sum([group.values.lazy.overhead for group in self.subtree()])
+
+    @property
     def nr_evictable(self) -> int:
         """Folios of its own that are on its policy's lists."""
         return self.nr_resident - self.nr_in_flight - len(self.unevictable)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from reclaimactors.mm.folio import DEAD, DEVICE, FREE, IN_MEMORY, WRITEBACK, ZSWAP
+from reclaimactors.mm.folio import CACHED, DEAD, DEVICE, FREE, IN_MEMORY, WRITEBACK, ZSWAP
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD
 from reclaimactors.units import nr_pages
 
@@ -89,7 +89,7 @@ def _held(node: Node) -> dict[int, _Held]:
             held.nr_in_flight += 1
         if state == DEVICE or gone:
             held.in_store += mm.charge[pfn]
-        if state == DEVICE or mm.cached[pfn] or gone:
+        if state == DEVICE or mm.clean[pfn] == CACHED or gone:
             held.swapped += mm.length[pfn]
         held.overhead += mm.key[pfn] + (state != FREE) * FOLIO_OVERHEAD
     for group in node.groups.values():
@@ -111,6 +111,7 @@ def _check_group(group: Group, total: dict[int, _Held]) -> None:
     memcg.check()
     group.scan.check()
     group.unevictable.check()
+    group.values.check()
     gone = group.node.mm.gone
     assert gone or memcg.compressed == held.in_store + held.pool, f"{group}: compressed drifted"
     assert memcg.in_flight == held.in_flight, f"{group}: in-flight bytes drifted"
@@ -154,7 +155,11 @@ def _check_slots(node: Node) -> None:
             owned[device.index] += range(slot, slot + nr)
         assert len(owned[device.index]) == device.stale, "slots to be forgotten drifted"
     for pfn, state in enumerate(mm.state):
-        if state == DEVICE or mm.cached[pfn] or (state == DEAD and mm.data.get(pfn) is None):
+        if (
+            state == DEVICE
+            or mm.clean[pfn] == CACHED
+            or (state == DEAD and mm.data.get(pfn) is None)
+        ):
             owned[mm.device[pfn]] += node.slots.of(pfn)
         else:
             assert pfn not in node.slots.scattered, f"pfn {pfn}: slots without a copy in them"

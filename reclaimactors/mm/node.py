@@ -99,6 +99,8 @@ class Node:
         """folios that stores hold within the budget"""
         self.on_stale: Callable[[int], None] = _ignore
         """a device has slots to forget"""
+        self.let_go: Callable[[list[bytes]], None] = _ignore
+        """the bytes of a large value are to be freed in slices"""
         self.on_pool_full: Callable[[], None] = _ignore
         """the pool wants its coldest blobs written back"""
         self._next_id = 1

@@ -13,7 +13,16 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from reclaimactors.mm.ending import undo
-from reclaimactors.mm.folio import DEVICE, FREE, IN_MEMORY, RESIDENT, UNEVICTABLE, WRITEBACK, ZSWAP
+from reclaimactors.mm.folio import (
+    CACHED,
+    DEVICE,
+    FREE,
+    IN_MEMORY,
+    RESIDENT,
+    UNEVICTABLE,
+    WRITEBACK,
+    ZSWAP,
+)
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD
 from reclaimactors.units import nr_pages
 
@@ -92,10 +101,7 @@ def _move(group: Group, parent: Group, ledger: Ledger, key: Hashable) -> None:
         _move_folio(group, parent, pfn)
     overhead = KEY_OVERHEAD + mm.key[pfns[0]] + len(pfns) * FOLIO_OVERHEAD
     group.memcg.moved_up(resident, compressed, overhead)
-    if key in group.values.small:
-        parent.values.small[key] = group.values.small.pop(key)
-    else:
-        parent.values.large[key] = group.values.large.pop(key)
+    group.values.give(key, parent.values)
 
 
 def _move_folio(group: Group, parent: Group, pfn: int) -> None:
@@ -115,7 +121,7 @@ def _move_folio(group: Group, parent: Group, pfn: int) -> None:
         node.zswap.extend((pfn,), length, pages, parent.index)
     elif state == DEVICE:
         node.demotion.forget(pfn)
-    if state == DEVICE or mm.cached[pfn]:
+    if state == DEVICE or mm.clean[pfn] == CACHED:
         group.swapped -= mm.length[pfn]
         parent.swapped += mm.length[pfn]
     mm.owner[pfn] = 0  # what a store writes of it now comes to nothing

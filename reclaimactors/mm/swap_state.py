@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from reclaimactors.abc import Verdict
-from reclaimactors.mm.folio import DEVICE, RESIDENT
+from reclaimactors.mm.folio import CACHED, DEVICE, RESIDENT
 
 if TYPE_CHECKING:
     from reclaimactors.mm.batch import FolioBatch
@@ -27,7 +27,7 @@ __all__ = ["SwapCache", "drop_clean"]
 
 
 class SwapCache:
-    """The clean folios of each device, oldest first. `MemMap.cached` says the same by pfn."""
+    """The clean folios of each device, oldest first. `MemMap.clean` says the same by pfn."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -43,14 +43,14 @@ class SwapCache:
     def add(self, pfn: int) -> None:
         """A folio becomes resident and keeps its slots."""
         mm = self._node.mm
-        mm.cached[pfn] = 1
+        mm.clean[pfn] = CACHED
         self._clean.setdefault(mm.device[pfn], {})[pfn] = None
         self.pages += len(self._node.slots.of(pfn))
 
     def forget(self, pfn: int) -> None:
         """A clean folio is read from nowhere else any more: it leaves the cache with its slots."""
         mm = self._node.mm
-        mm.cached[pfn] = 0
+        mm.clean[pfn] = 0
         del self._clean[mm.device[pfn]][pfn]
         self.pages -= len(self._node.slots.of(pfn))
 
@@ -76,9 +76,8 @@ class SwapCache:
         """Assert that both sides say the same, and that clean folios are resident and unchanged."""
         mm = self._node.mm
         clean = {pfn for pfns in self._clean.values() for pfn in pfns}
-        assert clean == {pfn for pfn, cached in enumerate(mm.cached) if cached}, (
-            "swap cache drifted"
-        )
+        cached = {pfn for pfn, why in enumerate(mm.clean) if why == CACHED}
+        assert clean == cached, "swap cache drifted"
         assert all(mm.state[pfn] == RESIDENT for pfn in clean), "a clean folio is not resident"
         assert self.pages == sum(len(self._node.slots.of(pfn)) for pfn in clean), "slots drifted"
         as_it_is = [pfn for pfn in clean if not mm.codec[pfn] and pfn in mm.data]  # see MemMap.gone
@@ -88,7 +87,7 @@ class SwapCache:
 def drop_clean(node: Node, ledger: Ledger, batch: FolioBatch) -> None:
     """Verdict DEVICE at once for the clean folios of a batch that was just isolated."""
     mm = node.mm
-    clean = [pfn for pfn in batch.pfns if mm.cached[pfn]]
+    clean = [pfn for pfn in batch.pfns if mm.clean[pfn] == CACHED]
     if not clean:
         return
     shadows = ledger.shadows(batch.group, clean)
@@ -104,6 +103,7 @@ def drop_clean(node: Node, ledger: Ledger, batch: FolioBatch) -> None:
     batch.pfns = [pfn for pfn in batch.pfns if pfn not in gone]
     batch.nr_bytes -= source
     batch.nr_pages -= pages
-    batch.nr_clean, batch.clean_bytes = len(clean), source
+    batch.nr_clean += len(clean)
+    batch.clean_bytes += source
     node.vmstat[f"reclaim_{Verdict.DEVICE.value}"] += len(clean)
     ledger.stolen(len(clean), pages, source, 0, batch, compressed=False)

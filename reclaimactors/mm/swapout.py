@@ -15,6 +15,7 @@ from reclaimactors.errors import PluginError
 from reclaimactors.mm.batch import FolioBatch, Reclaimer
 from reclaimactors.mm.ending import end_all, undo
 from reclaimactors.mm.folio import RESIDENT, WRITEBACK, ZSWAP
+from reclaimactors.mm.lazyfree import drop_lazy
 from reclaimactors.mm.ledger import Ledger
 from reclaimactors.mm.limits import pool_left
 from reclaimactors.mm.page_io import BLOB, FAIL, NOMEM, POOR, SAME_FILLED, outcome, same_filled
@@ -76,8 +77,9 @@ class Swapout:
 
         Returns:
             A batch that owns them, or None where nothing was found: there is nothing, or more than
-            a few clusters of pinned folios came first (`Scan.exhausted` tells). Clean ones of the
-            swap cache are gone already, with nothing to do for them; the batch may be empty then.
+            a few clusters of pinned folios came first (`Scan.exhausted` tells). Clean ones, those
+            of the swap cache and of discardable values, are gone already, with nothing to do for
+            them; the batch may be empty then.
         """
         node = self._node
         for group in (within or node.root).victims():
@@ -150,7 +152,7 @@ class Swapout:
                     node.mm.owner[pfn] = 0
                 undo(exc, node.relist, self._resident(group, candidates))
                 raise
-            if batch.pfns:
+            if batch.pfns or batch.nr_clean:
                 break
         else:
             return False
@@ -168,6 +170,8 @@ class Swapout:
         size, refs = self._node.mm.size, self._node.mm.refs
         group = batch.group
         pfns = self._checked(group, candidates)
+        if group.values.lazy:
+            pfns = drop_lazy(self._node, self.ledger, batch, pfns)
         pinned: list[int] = []
         too_many: list[int] = []
         held = {refs[pfn] for pfn in pfns} != {0}

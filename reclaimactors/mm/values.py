@@ -6,14 +6,17 @@ A value is one folio, or several where it is larger than `max_folio`. `commit` s
 
 from __future__ import annotations
 
+import math
 from array import array
 from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from reclaimactors.errors import ProtocolViolation
 from reclaimactors.mm.ending import undo
+from reclaimactors.mm.expiry import LAZY_OVERHEAD, Expiry
 from reclaimactors.mm.folio import (
+    CACHED,
     DEAD,
     DEVICE,
     FREE,
@@ -25,12 +28,14 @@ from reclaimactors.mm.folio import (
     ZSWAP,
 )
 from reclaimactors.mm.keys import KEY_BYTES, MAX_EXTRA, PLAIN, key_extra
+from reclaimactors.mm.lazyfree import Lazyfree
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD
 from reclaimactors.units import nr_pages
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
+    from reclaimactors.mm.expiry import Terms
     from reclaimactors.mm.group import Group
 
 __all__ = ["Values"]
@@ -47,7 +52,12 @@ class Values:
         self._mm = group.node.mm
         self._memcg = group.memcg
         self.small: dict[Hashable, int] = {}  #: key -> pfn of a value of one folio
-        self.large: dict[Hashable, array[int]] = {}  #: key -> pfns of a value of several folios
+        self.large: dict[Hashable, array[int]] = {}
+        """key -> pfns of a value of several folios, or of one that ends at a time: a read of that
+        has to look at the clock, and a hit of `small` must not"""
+        self.expiry = Expiry()  #: when values end
+        self.ends = self.expiry.slot_of  #: the keys of these
+        self.lazy = Lazyfree(self._mm)  #: values that reclaim may drop
 
     def pfns(self, key: Hashable) -> Sequence[int]:
         """Return the pfns of a value in order.
@@ -84,25 +94,33 @@ class Values:
                 total += FOLIO_OVERHEAD + (len(data) if data is not None else 0)
         return total
 
-    def need(self, key: Hashable, size: int, nr_folios: int) -> int:
+    def need(self, key: Hashable, size: int, nr_folios: int, terms: Terms | None = None) -> int:
         """Return the bytes that a put of `size` bytes must reserve before it may commit."""
-        new = size + self.overhead_of(key, nr_folios)
+        new = size + self.overhead_of(key, nr_folios, terms)
         return max(0, new - self.frees_now(key))
 
-    def more_overhead(self, key: Hashable, nr_folios: int) -> int:
+    def more_overhead(self, key: Hashable, nr_folios: int, terms: Terms | None = None) -> int:
         """Return the overhead that a value of so many folios under `key` adds."""
         old = 0
         if key in self:
             pfns = self.pfns(key)
             old = KEY_OVERHEAD + self._mm.key[pfns[0]] + len(pfns) * FOLIO_OVERHEAD
-        return self.overhead_of(key, nr_folios) - old
+        return self.overhead_of(key, nr_folios, terms) - old
 
-    def overhead_of(self, key: Hashable, nr_folios: int) -> int:
+    def overhead_of(self, key: Hashable, nr_folios: int, terms: Terms | None = None) -> int:
         """Return the overhead of a key, and of so many folios of its value."""
-        return KEY_OVERHEAD + key_extra(key) + nr_folios * FOLIO_OVERHEAD
+        return KEY_OVERHEAD + _extra(key, terms) + nr_folios * FOLIO_OVERHEAD
 
-    def commit(self, key: Hashable, parts: list[bytes], reserved: int) -> None:
+    def commit(
+        self, key: Hashable, parts: list[bytes], reserved: int, terms: Terms | None = None
+    ) -> None:
         """Make `parts` the value of `key` in one step, spending a reservation.
+
+        Args:
+            key: of the value.
+            parts: bytes of each folio.
+            reserved: bytes of the reservation.
+            terms: when the value ends, and whether it may be dropped; None: never, and no.
 
         Raises:
             ProtocolViolation: if `reserved` is less than `need` says now and there is no room for
@@ -112,10 +130,11 @@ class Values:
         """
         size = sum(map(len, parts))
         memcg = self._memcg
-        if self.need(key, size, len(parts)) > reserved + memcg.room:
+        if self.need(key, size, len(parts), terms) > reserved + memcg.room:
             msg = f"put of {size} B with {reserved} B reserved and {memcg.room} B free"
             raise ProtocolViolation(msg)
-        extra = key_extra(key)
+        extra = _extra(key, terms)
+        old = self._bytes_of_large(key)
         pfns = self._new_folios(parts)
         try:
             resident, compressed, overhead = self._unlink(key) if key in self else (0, 0, 0)
@@ -129,10 +148,29 @@ class Values:
             overhead=overhead + KEY_OVERHEAD + extra + len(parts) * FOLIO_OVERHEAD,
         )
         self._mm.key[pfns[0]] = extra
-        if len(parts) == 1:
+        if len(parts) == 1 and (terms is None or terms.ends_at == math.inf):
             self.small[key] = pfns[0]
         else:
             self.large[key] = array("Q", pfns)
+        if terms is not None:
+            self._note(key, pfns, terms)
+        if old:
+            self._node.let_go(old)
+
+    def _note(self, key: Hashable, pfns: Sequence[int], terms: Terms) -> None:
+        """Note what is to become of a value that was just put."""
+        if terms.ends_at < math.inf:
+            self.expiry.add(key, terms.ends_at, terms.slot)
+        if terms.discardable:
+            self.lazy.add(key, pfns)
+            pages = self._node.pages(pfns)
+            self._node.vmstat["pglazyfree"] += pages
+            self._group.count("pglazyfree", pages)
+
+    def _bytes_of_large(self, key: Hashable) -> list[bytes]:
+        """Return the bytes that are held for a value of several folios, [] for any other."""
+        pfns, data = self.large.get(key, ()), self._mm.data
+        return [data[pfn] for pfn in pfns if pfn in data] if len(pfns) > 1 else []
 
     def put_fast(  # noqa: C901 - one call less is a twentieth of a put
         self, key: Hashable, data: bytes, *, may_wait: bool = True
@@ -178,8 +216,8 @@ class Values:
             return False
         if state == RESIDENT:
             self._group.policy.access(pfn)
-            if mm.cached[pfn]:
-                self._node.swapcache.drop(pfn)
+            if mm.clean[pfn]:
+                self._dirtied(pfn)
             if self._group.looked:
                 self._group.looked.discard(pfn)
             mm.data[pfn] = data
@@ -191,6 +229,15 @@ class Values:
         mm.size[pfn] = size
         memcg.charge(size, -held)
         return True
+
+    def _dirtied(self, pfn: int) -> None:
+        """A clean folio is overwritten in place."""
+        if self._mm.clean[pfn] == CACHED:
+            self._node.swapcache.drop(pfn)
+        else:
+            self.lazy.forget((pfn,))
+            self._mm.key[pfn] -= LAZY_OVERHEAD
+            self._memcg.charge(0, 0, -LAZY_OVERHEAD)
 
     def put_new(self, items: Mapping[Hashable, bytes]) -> bool:
         """Make each of `items` a new value of one folio if nothing is in the way; else do nothing.
@@ -267,7 +314,29 @@ class Values:
         """
         if key not in self:
             raise KeyError(key)
+        old = self._bytes_of_large(key)
         self._memcg.adjust(*self._unlink(key))
+        if old:
+            self._node.let_go(old)
+
+    def give(self, key: Hashable, other: Values) -> None:
+        """Make a key, whose folios are in another group by now, a key of that group."""
+        pfns = self.pfns(key)
+        if key in self.small:
+            other.small[key] = self.small.pop(key)
+        else:
+            other.large[key] = self.large.pop(key)
+        terms = self.expiry.forget(key)
+        if terms is not None:
+            other.expiry.add(key, terms.ends_at, terms.slot)
+        if self.lazy.forget(pfns):
+            other.lazy.add(key, pfns)
+
+    def expire(self, key: Hashable) -> None:
+        """Forget a key whose time is over; on failure it is there as before."""
+        self.delete(key)
+        self._node.vmstat["expired_keys"] += 1
+        self._group.count("expired_keys")
 
     def _new_folios(self, parts: list[bytes]) -> list[int]:
         pfns: list[int] = []
@@ -335,6 +404,9 @@ class Values:
             raise
         if self.small.pop(key, None) is None:
             del self.large[key]
+            self.expiry.forget(key)
+        if self.lazy:
+            self.lazy.forget(pfns)
         resident = compressed = 0
         overhead = -KEY_OVERHEAD - self._mm.key[pfns[0]]
         self._mm.key[pfns[0]] = 0
@@ -365,7 +437,7 @@ class Values:
         if state in IN_MEMORY:
             self._group.nr_resident -= 1
             self._group.looked.discard(pfn)
-        if mm.cached[pfn]:
+        if mm.clean[pfn]:
             self._node.swapcache.drop(pfn)
         if state == DEVICE:
             self._node.demotion.forget(pfn)
@@ -397,3 +469,17 @@ class Values:
                 undo(exc, self._node.relist, resident)
                 raise
         return self._mm.bytes_of(resident)
+
+    def check(self) -> None:
+        """Assert that what is noted of values is noted of values that there are."""
+        self.expiry.check(cast("dict[Hashable, object]", self.large))
+        self.lazy.check()
+        of_keys = {pfn for key in set(self.lazy.keys.values()) for pfn in self.pfns(key)}
+        assert of_keys == self.lazy.keys.keys(), "a value that is partly discardable"
+
+
+def _extra(key: Hashable, terms: Terms | None) -> int:
+    """Return what is charged for a key and its terms beyond KEY_OVERHEAD."""
+    if terms is None:
+        return key_extra(key)
+    return min(key_extra(key) + terms.overhead, MAX_EXTRA)

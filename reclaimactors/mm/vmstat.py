@@ -42,7 +42,7 @@ unevictable_pgs_culled unevictable_pgs_rescued nr_unevictable
 nr_vmscan_write nr_vmscan_immediate_reclaim nr_throttled_written nr_writeback nr_swapcached
 pswpin pswpout swap_ra swap_ra_hit
 zswpin zswpout zswpwb swpin_zero swpout_zero thp_swpout thp_swpout_fallback
-pgfault pgmajfault oom_kill
+pgfault pgmajfault pglazyfree pglazyfreed oom_kill
 workingset_refault_anon workingset_activate_anon workingset_restore_anon
 workingset_refault_file workingset_activate_file workingset_restore_file workingset_nodereclaim
 """
@@ -68,6 +68,7 @@ OURS = (
     "zswap_shrink_gave_up",  # shrink workers that failed 16 times in a row
     "zswpwb_proactive",  # of zswpwb: somebody asked for just that (proposed for the kernel)
     "compress_usec",  # microseconds of CPU that compressing took, whoever's
+    "expired_keys",  # keys whose time was over
     "senpai_freed",  # bytes that senpai has freed
     "swap_demoted",  # pages that moved from a store in the budget to one outside it
     "swapout_error",  # writes that a store did not take
@@ -90,6 +91,8 @@ OF_GROUPS = (  # as memory.stat and memory.events
     "pgfault",
     "pgmajfault",
     "pgactivate",
+    "pglazyfree",
+    "pglazyfreed",
     "workingset_refault_anon",
     "workingset_activate_anon",
     "zswpin",
@@ -99,6 +102,7 @@ OF_GROUPS = (  # as memory.stat and memory.events
     "pswpin",
     "pswpout",
     "compress_usec",
+    "expired_keys",
     "high",  # times that it was above its high, and reclaim of it was woken
     "max",  # times that a caller had to reclaim or to wait for its max
     "oom",  # times that nothing of it was left to reclaim

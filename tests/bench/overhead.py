@@ -18,13 +18,31 @@ from pathlib import Path
 import anyio
 
 import reclaimactors as ra
+from reclaimactors.mm.expiry import EXPIRY_OVERHEAD, LAZY_OVERHEAD
 from reclaimactors.mm.memcg import FOLIO_OVERHEAD, KEY_OVERHEAD
+
+TERMS: dict[str, dict[str, object]] = {
+    "resident": {},
+    "resident, it ends": {"expires_in": 3600},
+    "resident, discardable": {"discardable": True},
+}
 
 
 def anonymous_bytes() -> int:
     ctypes.CDLL(None).malloc_trim(0)
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+
+async def measure_resident(nr: int, terms: dict[str, object]) -> float:
+    """Return bytes a value beside its own, of values that are put on some terms."""
+    async with ra.open_memory(
+        budget=nr * 2000, watermarks={"min": 1, "low": 2, "high": 3}, swap=[]
+    ) as memory:
+        before = anonymous_bytes()
+        for i in range(nr):
+            await memory.put(f"key:{i:07}", os.urandom(48) + b"%d " % i * 10, **terms)
+        return (anonymous_bytes() - before - memory.usage().resident) / nr
 
 
 async def measure(nr: int, *, swapped: bool) -> float:
@@ -52,8 +70,12 @@ async def measure(nr: int, *, swapped: bool) -> float:
 
 def main(nr: int, *where: str) -> None:
     print(f"charged: {KEY_OVERHEAD + FOLIO_OVERHEAD} B ({KEY_OVERHEAD} + {FOLIO_OVERHEAD})")
-    for name in where or ("compressed", "swapped"):
-        if where:
+    print(f"beside: {EXPIRY_OVERHEAD} B where it ends, {LAZY_OVERHEAD} B where it is discardable")
+    for name in where or ("compressed", "swapped", *TERMS):
+        if name in TERMS and where:
+            cost = anyio.run(measure_resident, nr, TERMS[name])
+            print(f"{name}: {cost:.0f} B a value")
+        elif where:
             cost = anyio.run(partial(measure, nr, swapped=name == "swapped"))
             print(f"{name}: {cost:.0f} B a value")
         else:  # each in a process of its own: malloc remembers

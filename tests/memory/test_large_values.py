@@ -323,7 +323,7 @@ async def test_a_large_value_that_goes_is_freed_in_slices(turns, call, monkeypat
     async with open_memory(turns) as memory:
         await memory.put("k", text())
         given = []
-        monkeypatch.setattr(memory._machine.starter, "let_go", lambda held: given.append(len(held)))
+        monkeypatch.setattr(memory._node, "let_go", lambda held: given.append(len(held)))
         if call == "delete":
             await memory.delete("k")
         elif call == "put":

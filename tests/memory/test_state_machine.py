@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 import reclaimactors as ra
 from reclaimactors.backends.memory import MemoryBackend
 from reclaimactors.backends.zram import ZramBackend
-from reclaimactors.mm.folio import DEVICE, RESIDENT, SAME, UNEVICTABLE, WRITEBACK, ZSWAP
+from reclaimactors.mm.folio import CACHED, DEVICE, RESIDENT, SAME, UNEVICTABLE, WRITEBACK, ZSWAP
 from reclaimactors.mm.page_io import expand
 from reclaimactors.policies.active_inactive import ActiveInactive
 from reclaimactors.policies.mglru import Mglru
@@ -267,6 +267,9 @@ async def refused(memory: ra.Memory, call: str, why: str) -> None:
         await STRANGE[call](memory)
 
 
+FIRST_FLEETING = 100
+FLEETING = st.integers(FIRST_FLEETING, FIRST_FLEETING + 9)  # keys of values that may end
+
 OPS = ["put", "put", "get", "get", "delete", "advise", "pin", "reclaim", "tune", "pop", "put_if"]
 
 
@@ -283,6 +286,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def open(self, shape, stores) -> None:
         self.runner = asyncio.Runner(loop_factory=VirtualClockLoop)
         self.model: dict[int, bytes] = {}
+        self.fleeting: dict[int, tuple[bytes, float, bool]] = {}  # value, when it ends, may go
         self.crashes = 0
         self.faults: list[Fault] = []
         self.pinned: list[tuple] = []
@@ -340,6 +344,62 @@ class MemoryMachine(RuleBasedStateMachine):
         self.run(self.compare(key))
         self.check()
         self.put(key, value[::-1])
+
+    @rule(
+        key=FLEETING,
+        value=VALUES,
+        expires_in=st.none() | st.sampled_from([0.1, 3, 1000]),
+        discardable=st.booleans(),
+    )
+    def put_on_terms(self, key, value, expires_in, discardable) -> None:
+        async def call():
+            until = asyncio.get_running_loop().time() + (expires_in or 1e9)
+            with suppress(ra.OutOfMemory, Told):
+                await self.memory.put(key, value, expires_in=expires_in, discardable=discardable)
+                self.fleeting[key] = value, until, discardable
+
+        self.run(call())
+
+    @rule(key=FLEETING, op=st.sampled_from(["get", "get", "pop", "put_if", "delete"]))
+    def what_may_have_ended(self, key, op) -> None:
+        async def call():
+            time = asyncio.get_running_loop().time
+            value, until, discardable = self.fleeting.get(key, (None, 0.0, False))
+            begun = time()
+            try:
+                got = await self.fleet(op, key, value)
+            except Told:
+                return
+            except (ra.BackendError, ra.CorruptData) as exc:
+                self.explain(exc)
+                return
+            assert got in (None, value)
+            if got is not None:
+                assert begun < until
+            elif not discardable:
+                assert until <= time(), "it went before its time"
+            if got is None or op != "get":
+                self.fleeting.pop(key, None)
+
+        self.run(call())
+
+    async def fleet(self, op: str, key: int, value: bytes | None) -> bytes | None:
+        """Do it; return the value that the key had, None if it had none."""
+        match op:
+            case "get":
+                return await self.memory.get(key, None)
+            case "pop":
+                return await self.memory.pop(key, None)
+            case "put_if":
+                new = b"" if value is None else value[:100]
+                done = value is not None and await self.memory.put_if(key, new, value, expires_in=0)
+                return value if done else None
+            case _:
+                return value if await self.memory.delete_many([key]) else None
+
+    @rule(seconds=st.sampled_from([0.5, 5, 2000]))
+    def time_passes(self, seconds) -> None:
+        self.runner.run(asyncio.sleep(seconds))
 
     @rule(key=KEYS, value=VALUES)
     def put_nowait(self, key, value) -> None:
@@ -773,7 +833,8 @@ class MemoryMachine(RuleBasedStateMachine):
             try:
                 await refused(self.memory, call, "before the fork")
                 await self.memory.aclose()  # does nothing
-                status = int(len(self.memory) != len(self.model))
+                keys = [*self.memory._values.small, *self.memory._values.large]
+                status = int({key for key in keys if key < FIRST_FLEETING} != set(self.model))
             finally:
                 os._exit(status)
 
@@ -816,7 +877,8 @@ class MemoryMachine(RuleBasedStateMachine):
             assert self.memory._node.check()
             for zram in self.zrams():
                 zram.table.check()
-            assert set(self.memory.keys()) == set(self.model)
+            keys = self.memory.keys()
+            assert {key for key in keys if key < FIRST_FLEETING} == set(self.model)
             self.check_copies()
             self.check_lists()
             assert self.memory.vmstat["actor_restarts"] <= self.crashes, "nobody made it crash"
@@ -864,7 +926,7 @@ class MemoryMachine(RuleBasedStateMachine):
             return node.compressor.decompress(data, mm.size[pfn])
         if mm.state[pfn] == SAME:
             return expand(mm.entry[pfn], mm.size[pfn])
-        if mm.state[pfn] == DEVICE or mm.cached[pfn]:
+        if mm.state[pfn] == DEVICE or mm.clean[pfn] == CACHED:
             stored = self.stored(pfn)
             assert data is None or stored in (None, data), f"pfn {pfn}: clean, but not the same"
             return stored if data is None else data

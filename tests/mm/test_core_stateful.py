@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 from reclaimactors import CorruptData, ProtocolViolation
 from reclaimactors.compressors.lz4 import Lz4
 from reclaimactors.mm.batch import Reclaimer
+from reclaimactors.mm.expiry import Terms, terms_of
 from reclaimactors.mm.folio import DEVICE
 from reclaimactors.mm.limits import Limits
 from reclaimactors.mm.memcg import Memcg
@@ -102,6 +103,8 @@ class CoreMachine(RuleBasedStateMachine):
         self.names = count()
         self.model = {self.node.root: {}}  # group -> its values
         self.freed_total = 0
+        self.now = 0.0
+        self.discardable = {}  # group -> keys that may be dropped from now on
 
     def pick(self, things, index):
         return things.pop(index % len(things))
@@ -169,6 +172,48 @@ class CoreMachine(RuleBasedStateMachine):
         group = self.group(at)
         if group.values.put_fast(key, value, may_wait=may_wait):
             self.model[group][key] = value
+
+    @rule(
+        at=GROUPS,
+        key=KEYS,
+        value=VALUES,
+        seconds=st.none() | st.sampled_from([0.5, 20, 900]),
+        discardable=st.booleans(),
+    )
+    def put_on_terms(self, *, at, key, value, seconds, discardable):
+        """One that ends, or may be dropped, or both; in two folios where it is not small."""
+        group = self.group(at)
+        half = -(-len(value) // 2)
+        cut = [value] if len(value) < PAGE else [value[:half], value[half:]]
+        terms = Terms(discardable=discardable)
+        if seconds is not None:
+            terms = terms_of(self.now, seconds, discardable=discardable)
+        if group.values.need(key, len(value), len(cut), terms) <= group.memcg.room:
+            group.values.commit(key, cut, 0, terms)
+            self.model[group][key] = value
+
+    @rule(seconds=st.sampled_from([0.3, 5, 1000]))
+    def time_passes(self, seconds):
+        """What has ended, and nothing else, is swept, later by an eighth of its time at most."""
+        self.now += seconds
+        for group, values in self.model.items():
+            expiry = group.values.expiry
+            ended = expiry.ended(self.now)
+            while expiry.next <= self.now:
+                key = expiry.first()
+                assert key in ended
+                group.values.expire(key)
+                del values[key]
+
+    @invariant()
+    def only_what_is_discardable_is_dropped(self):
+        if not hasattr(self, "node"):
+            return
+        for group, values in self.model.items():
+            for key in [key for key in values if key not in group.values]:
+                assert key in self.discardable.get(group, ()), key
+                del values[key]
+            self.discardable[group] = set(group.values.lazy.keys.values())
 
     @rule(at=GROUPS, key=KEYS)
     def delete(self, at, key):

@@ -118,6 +118,9 @@ async def batches(memory: ra.Memory) -> None:
     assert_type(await memory.pop("key"), bytes)
     assert_type(await memory.pop("key", None), bytes | None)
     assert_type(await memory.delete_many(["key", 8]), int)
+    await memory.put("key", b"bytes", expires_in=60, discardable=True)
+    await memory.put_many({"key": b"bytes"}, expires_in=0.5)
+    assert_type(memory.expires_in("key"), float | None)
 
 
 async def objects(memory: ra.Memory) -> None:
