@@ -48,6 +48,8 @@ class Usage:
         staging: buffers shared with worker processes or an offload plugin, outside the budget.
         oldest_queued_s: how many seconds the oldest page in the FIFO has waited by now; 0.0 where
             nothing waits.
+        oldest_undelivered_s: how many seconds the oldest batch of kswapd has waited by now that is
+            compressed, and not in its turn; 0.0 unless the topology is `ordered`.
     """
 
     budget: int
@@ -59,6 +61,7 @@ class Usage:
     swapped: int
     staging: int
     oldest_queued_s: float = 0.0
+    oldest_undelivered_s: float = 0.0
 
 
 @attrs.frozen
@@ -163,6 +166,8 @@ class Gauges(Guard):
         # Another thread may look in the middle of a step, in which a folio is counted twice.
         resident = min(memcg.resident, budget - compressed - overhead)
         since = self._machine.fifo.oldest_since()
+        early = self._machine.oldest_undelivered()
+        now = self._machine.loop.now()
         return Usage(
             budget=budget,
             resident=resident,
@@ -172,7 +177,8 @@ class Gauges(Guard):
             free=budget - resident - compressed - overhead,
             swapped=sum([group.swapped for group in list(self._group.subtree())]),
             staging=self._machine.offload.staging,
-            oldest_queued_s=self._machine.loop.now() - since if since is not None else 0.0,
+            oldest_queued_s=now - since if since is not None else 0.0,
+            oldest_undelivered_s=now - early if early is not None else 0.0,
         )
 
     def stats(self) -> Stats:

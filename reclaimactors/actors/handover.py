@@ -113,7 +113,7 @@ class Handover:
         turns = [(batch, out)]
         order = batch.producer.order if batch.producer is not None else None
         if order is not None and batch.seq is not None:
-            turns = order.push(batch.seq, (batch, out))
+            turns = order.push(batch.seq, (batch, out), self._m.loop.now())
         for ready, _ in turns:
             _left_the_queue(ready)
         try:

@@ -366,6 +366,12 @@ class Machine:
             if compressed and not writeback.awaits_writes_of(group, of_late=True):
                 return False
 
+    def oldest_undelivered(self) -> float | None:
+        """Return since when a finished batch has waited for its turn, the oldest; or None."""
+        orders = [background.stream.order for background in list(self.backgrounds.values())]
+        waits = [order.oldest_early for order in orders if order is not None]
+        return min([since for since in waits if since is not None], default=None)
+
     # -- stores -----------------------------------------------------------------------------------
 
     def revive(self) -> None:

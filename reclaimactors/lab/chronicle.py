@@ -112,6 +112,12 @@ def _reclaim(measured: Measurement, timeline: Timeline, most: Mapping[str, float
             stalls = sum(bucket.counted["allocstall_normal"] for bucket in timeline.buckets)
             says += f"; {stalls:,} allocstalls" * (stalls > 0)
         yield _row(row, draw.drawing([draw.area(values, most[row])], NR_BUCKETS, says), says)
+    early = [bucket.early_s for bucket in timeline.buckets]
+    if any(early):
+        says = f"the oldest that was finished and not delivered: {max(early) * 1e3:.1f} ms at most"
+        yield _row(
+            "out of turn", draw.drawing([draw.area(early, max(early))], NR_BUCKETS, says), says
+        )
     some = [_share(bucket, bucket.some_s) for bucket in timeline.buckets]
     full = [_share(bucket, bucket.full_s) for bucket in timeline.buckets]
     says = (

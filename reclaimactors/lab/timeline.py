@@ -44,7 +44,7 @@ class Bucket:
         seconds: between the first and the last of its looks and the one before.
         looks: how many there were; in a part of which the loop was held, none.
         least_free, most_free: bytes that nothing held, at the looks.
-        in_flight: bytes on their way out at the looks, added up.
+        early_s: for how long, at most, something compressed had waited for its turn.
         some_s, full_s: seconds of stall (PSI).
         counted: by how much each of `COUNTERS` grew.
         ran_s, waited_s: seconds of CPU, and of waiting for one, of each of the actors.
@@ -54,7 +54,7 @@ class Bucket:
     looks: int = 0
     least_free: int = 0
     most_free: int = 0
-    in_flight: int = 0
+    early_s: float = 0.0
     some_s: float = 0.0
     full_s: float = 0.0
     counted: Counter[str] = attrs.field(factory=Counter[str])
@@ -154,7 +154,7 @@ class Timeline:
         usage = memory.usage()
         bucket.least_free = min(bucket.least_free, usage.free) if bucket.looks else usage.free
         bucket.most_free = max(bucket.most_free, usage.free)
-        bucket.in_flight += usage.in_flight
+        bucket.early_s = max(bucket.early_s, usage.oldest_undelivered_s)
         bucket.looks += 1
         bucket.seconds += now - self._last
         self._last = now

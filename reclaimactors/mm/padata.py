@@ -24,7 +24,7 @@ class Reorder(Generic[T]):
     def __init__(self) -> None:
         self._given = 0
         self._emitted = 0
-        self._early: dict[int, T] = {}
+        self._early: dict[int, tuple[float, T]] = {}  # when it was finished, and what
 
     @property
     def pending(self) -> int:
@@ -36,8 +36,13 @@ class Reorder(Generic[T]):
         self._given += 1
         return self._given - 1
 
-    def push(self, seq: int, item: T) -> list[T]:
-        """Hand in a finished job; return all that are now in turn, in order.
+    @property
+    def oldest_early(self) -> float | None:
+        """When the job was handed in that has waited longest for its turn, None where none does."""
+        return next((at for at, _ in list(self._early.values())), None)
+
+    def push(self, seq: int, item: T, now: float = 0.0) -> list[T]:
+        """Hand in a job that is finished `now`; return all that are in turn then, in order.
 
         Raises:
             ProtocolViolation: if that turn was never given, or was handed in before.
@@ -45,10 +50,10 @@ class Reorder(Generic[T]):
         if not self._emitted <= seq < self._given or seq in self._early:
             msg = f"turn {seq} handed in twice or never given (given {self._given})"
             raise ProtocolViolation(msg)
-        self._early[seq] = item
+        self._early[seq] = now, item
         ready: list[T] = []
         while self._emitted in self._early:
-            ready.append(self._early.pop(self._emitted))
+            ready.append(self._early.pop(self._emitted)[1])
             self._emitted += 1
         return ready
 

@@ -129,9 +129,13 @@ async def test_ordered_verdicts_come_in_the_order_of_submission(kit, machine_of,
         tasks.start_soon(KcompressdActor(machine).run)
         await kit.settle()
         assert ends == []  # the head of the line blocks all that are done
+        since = machine.oldest_undelivered()
+        assert since is not None
+        assert since <= machine.loop.now()
         steered.gates[1].set()
         await kit.settle()
     assert ends == [(batch.id, "done") for batch in sent]
+    assert machine.oldest_undelivered() is None
 
 
 async def test_ordered_a_handed_back_batch_ends_in_its_turn(kit, machine_of, running, verdicts):

@@ -15,10 +15,10 @@ from reclaimactors.mm.vmstat import Vmstat
 class FakeMemory:
     def __init__(self) -> None:
         self.vmstat = dict.fromkeys(COUNTERS, 5)
-        self.free, self.in_flight, self.stalled_us = 100, 0, 10**6
+        self.free, self.early_s, self.stalled_us = 100, 0.25, 10**6
 
     def usage(self):
-        return SimpleNamespace(free=self.free, in_flight=self.in_flight)
+        return SimpleNamespace(free=self.free, oldest_undelivered_s=self.early_s)
 
     def pressure(self):
         total = SimpleNamespace(total=self.stalled_us)
@@ -41,6 +41,7 @@ def test_what_happens_between_looks_is_added_to_the_bucket_of_the_second():
     assert first.counted["pgscan_kswapd"] == 3, "what was before the round does not count"
     assert first.seconds == pytest.approx(0.8)
     assert first.some_s == first.full_s == pytest.approx(0.2)
+    assert (first.early_s, second.early_s) == (0.25, 0.0)
     assert (second.looks, second.seconds) == (0, 0.0), "the loop was held"
     assert third.counted["pgscan_kswapd"] == 4
     assert last.counted["pgscan_kswapd"] == 8, "what comes too late is in the last"

@@ -9,11 +9,14 @@ from reclaimactors.mm.padata import Reorder, chunks
 def test_a_slow_job_holds_up_those_behind_it():
     order = Reorder[str]()
     first, second, third = (order.next_seq() for _ in range(3))
-    assert order.push(third, "c") == []
-    assert order.push(second, "b") == []
+    assert order.oldest_early is None
+    assert order.push(third, "c", 7.0) == []
+    assert order.push(second, "b", 8.0) == []
     assert order.pending == 3
-    assert order.push(first, "a") == ["a", "b", "c"]
+    assert order.oldest_early == 7.0
+    assert order.push(first, "a", 9.0) == ["a", "b", "c"]
     assert order.pending == 0
+    assert order.oldest_early is None
 
 
 @given(st.permutations(range(12)))

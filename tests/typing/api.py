@@ -98,6 +98,7 @@ def look(memory: ra.Memory) -> None:
     assert_type(usage.budget - usage.resident - usage.free, int)
     assert_type(usage.swapped + usage.staging, int)
     assert_type(usage.oldest_queued_s, float)
+    assert_type(usage.oldest_undelivered_s, float)
     stats = memory.stats()
     assert_type(stats, ra.Stats)
     assert_type(stats.free_bytes - stats.keys, int)
