@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from reclaimactors.mm.batch import SWAP_CLUSTER_MAX
-
 __all__ = ["SHARE", "Pipeline", "least_batches"]
 
 SHARE = 8  #: the part of the budget that may be in flight at most
@@ -17,9 +15,10 @@ def least_batches(workers: int) -> int:
 class Pipeline:
     """How much may be in flight, fitted to what lies between *min* and *low*.
 
-    Where that is less than the FIFO and the workers' batches, batches shrink to 32 pages, then
-    there are fewer of them: `least_batches`, so that each worker has one, and one alone has the
-    next at hand. Then both shrink, the FIFO to half at least of what may be in flight.
+    Where that is less than the FIFO and the workers' batches, there are fewer batches, down to
+    `least_batches`: each worker has one, and one alone has the next at hand. Then the FIFO shrinks,
+    to half of what may be in flight at least, and batches share the rest: a batch of a quarter of
+    the pages costs the event loop twice as much a page.
 
     Args:
         max_bytes: that may be queued or compressed at a time.
@@ -47,21 +46,17 @@ class Pipeline:
     ) -> None:
         self.max_bytes = max_bytes
         self.share_bytes = share_bytes
-        limit = max_bytes // page_size
+        limit, widest = max_bytes // page_size, widest_bytes // page_size
         in_flight = max(in_flight, workers)
         least = least_batches(workers)
-        while fifo + batch * in_flight > limit:
-            if batch > SWAP_CLUSTER_MAX:
-                batch = max(SWAP_CLUSTER_MAX, batch // 2)
-            elif in_flight > least:
-                in_flight -= 1
-            else:
-                in_flight = min(in_flight, max(1, limit // 2))
-                batch = min(batch, max(1, limit // 2 // in_flight))
-                fifo = min(fifo, max(1, limit - batch * in_flight))
-                break
+        longest = max(widest // 2, widest - batch * least)
+        while in_flight > least and fifo + batch * in_flight > limit:
+            in_flight -= 1
+        if fifo + batch * in_flight > limit:
+            in_flight = max(1, min(in_flight, limit // 2))
+            fifo = max(1, min(fifo, max(limit // 2, limit - batch * in_flight)))
+            batch = max(1, min(batch, (limit - fifo) // in_flight))
         self.fifo_pages = fifo
-        longest = widest_bytes // page_size - least * SWAP_CLUSTER_MAX
         self.most_fifo_pages = max(fifo, longest)  #: what the FIFO may be made at run time
         self.batch_pages = batch
         self.batch_bytes = batch * page_size

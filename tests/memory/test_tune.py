@@ -17,7 +17,7 @@ def text(seed):
     return (b"value %d of the tuning, " % seed * (PAGE // 8 + 1))[:PAGE]
 
 
-def open_memory(topology="kcompressd", budget=1 << 20, **compress):
+def open_memory(topology="kcompressd", budget=1 << 21, **compress):
     compress = {"offload": "inline", "fifo": 32, "batch": 32} | compress
     return ra.open_memory(topology, budget=budget, page_size=PAGE, swap=[], compress=compress)
 
@@ -166,7 +166,7 @@ async def test_the_depth_that_the_budget_allows_is_taken_and_no_more():
         most = memory._machine.fifo.most
         memory.tune(fifo=most)
         pipeline, marks = memory._machine.pipeline, memory._node.marks
-        assert (most + pipeline.batch_pages * pipeline.in_flight) * PAGE <= (1 << 20) // 8
+        assert (most + pipeline.batch_pages * pipeline.in_flight) * PAGE <= (1 << 21) // 8
         assert pipeline.max_bytes <= marks.low - marks.min
         assert memory._machine.kswapd.max_in_flight == pipeline.max_bytes
         with pytest.raises(

@@ -51,8 +51,10 @@ def test_low_goes_up_for_a_fifo_that_was_asked_for_and_for_nothing_else():
     assert default == Watermarks(*resolve("kcompressd").watermarks.resolve(64 * MIB))
     long, pipeline = fit(resolve("kcompressd", budget=64 * MIB, compress={"fifo": 1000}))
     assert pipeline.fifo_pages == 1000
-    assert long.low - long.min == pipeline.max_bytes == (1000 + 2 * 32) * PAGE
+    assert long.low - long.min == pipeline.max_bytes == (1000 + 2 * 128) * PAGE
     assert long.high - long.low == default.high - default.low
+    short, _ = fit(resolve("kcompressd", budget=16 * MIB, compress={"fifo": 64}))
+    assert short == Watermarks(*resolve("kcompressd").watermarks.resolve(16 * MIB))
 
 
 def test_every_worker_has_a_batch_where_the_fifo_must_shrink():
