@@ -193,7 +193,8 @@ async def test_where_kswapd_has_filled_the_fifo_the_caller_compresses(kit, machi
     machine.starter.started = True
     kit.fill(machine)
     kswapds = machine.swapout.isolate(32, EVERYTHING, Reclaimer.KSWAPD, machine.background.stream)
-    enqueue(machine, kswapds)
+    while kswapds is not None:
+        kswapds = enqueue(machine, kswapds)
     assert await Proactive(machine, 10 * kit.page).run() >= 10 * kit.page
     vm = machine.node.vmstat
     assert vm["kcompressd_bypassed"] == vm["pgsteal_proactive"] > 0
