@@ -15,6 +15,7 @@ from reclaimactors.commands.options import (
     Budget,
     Inputs,
     Json,
+    PerfettoTrace,
     Report,
     Rounds,
     Seconds,
@@ -35,6 +36,7 @@ from reclaimactors.lab.compare import MIN_ROUND_S, Comparison
 from reclaimactors.lab.data import load as load_input
 from reclaimactors.lab.page import as_page
 from reclaimactors.lab.run import Load, RunFailed
+from reclaimactors.lab.tracks import as_trace, need_perfetto
 from reclaimactors.lab.workload import set_budgets
 from reclaimactors.topology import builtin_names, resolve
 from reclaimactors.topology.memory_limit import too_large
@@ -103,12 +105,13 @@ def run(
     seed: Seed = 0,
     rounds: Rounds = None,
     report: Report = None,
+    trace: PerfettoTrace = None,
     as_json: Json = False,
 ) -> None:
     """Run one topology, verify every value, and show what it did."""
     load = _load(inputs, workload, seconds, seed)
     comparison = _comparison([topology], load, budget, seconds, rounds)
-    _measure(comparison, as_json=as_json, report=report)
+    _measure(comparison, as_json=as_json, report=report, trace=trace)
 
 
 def compare(
@@ -127,6 +130,7 @@ def compare(
     seed: Seed = 0,
     rounds: Rounds = None,
     report: Report = None,
+    trace: PerfettoTrace = None,
     as_json: Json = False,
 ) -> None:
     """Run several topologies in interleaved rounds and say what differed.
@@ -135,7 +139,7 @@ def compare(
     """
     load = _load(inputs, workload, seconds, seed)
     comparison = _comparison(topologies or DEFAULT_COMPARED, load, budget, seconds, rounds)
-    _measure(comparison, as_json=as_json, report=report)
+    _measure(comparison, as_json=as_json, report=report, trace=trace)
 
 
 def _load(inputs: Sequence[Path] | None, workload: str, seconds: float, seed: int) -> Load:
@@ -193,11 +197,15 @@ def _fits(topology: Topology) -> None:
         raise typer.BadParameter(f"budget is {format_size(topology.budget)}; {why}")
 
 
-def _measure(comparison: Comparison, *, as_json: bool, report: Path | None) -> None:
+def _measure(
+    comparison: Comparison, *, as_json: bool, report: Path | None, trace: Path | None
+) -> None:
     """Run topologies and print what was measured, also if one fails or Ctrl-C comes."""
-    if report is not None:
-        check_writable(report)
+    for path in filter(None, (report, trace)):
+        check_writable(path)
         comparison.timelines = True
+    if trace is not None:
+        need_perfetto()
     ended: KeyboardInterrupt | RunFailed | None = None
     try:
         with progress() as on_step:
@@ -214,6 +222,8 @@ def _measure(comparison: Comparison, *, as_json: bool, report: Path | None) -> N
         encoding = getattr(sys.stdout, "encoding", None) or "ascii"
         show(table.as_text(comparison, width=width(), encoding=encoding))
     if report is not None:
-        write(report, as_page(comparison, interrupted=interrupted))
+        write(report, as_page(comparison, interrupted=interrupted).encode())
+    if trace is not None:
+        write(trace, as_trace(comparison))
     if ended:
         raise ended

@@ -15,6 +15,7 @@ __all__ = [
     "Budget",
     "Inputs",
     "Json",
+    "PerfettoTrace",
     "Report",
     "Rounds",
     "Seconds",
@@ -75,6 +76,15 @@ Report = Annotated[
         "--report",
         metavar="FILE",
         help="Also write a page of HTML with all figures, latencies and a timeline.",
+        show_default=False,
+    ),
+]
+PerfettoTrace = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE",
+        help="Also write the timeline of every round for ui.perfetto.dev.",
         show_default=False,
     ),
 ]

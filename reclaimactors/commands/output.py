@@ -57,10 +57,10 @@ def check_writable(path: Path) -> None:
         raise typer.BadParameter(f"cannot write {path}: permission denied")
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, data: bytes) -> None:
     """Write a file beside the result."""
     try:
-        path.write_text(text, "utf-8")
+        path.write_bytes(data)
     except OSError as exc:
         msg = f"cannot write {path}: {exc.strerror}"
         raise StdoutLost(msg) from exc

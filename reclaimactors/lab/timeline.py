@@ -131,7 +131,7 @@ class Timeline:
 
     seconds: float
     buckets: list[Bucket] = attrs.field(init=False)
-    _began: float = attrs.field(init=False, default=0.0)
+    began: float = attrs.field(init=False, default=0.0)  #: seconds of the clock
     _last: float = attrs.field(init=False, default=0.0)
     _totals: Counter[str] = attrs.field(init=False, factory=Counter[str])
     _psi: tuple[int, int] = attrs.field(init=False, default=(0, 0))
@@ -143,13 +143,13 @@ class Timeline:
     def begin(self, memory: Memory) -> None:
         """The round begins."""
         self._tasks.find()
-        self._began = self._last = clock.perf_counter()
+        self.began = self._last = clock.perf_counter()
         self._note(memory, Bucket())
 
     def look(self, memory: Memory) -> None:
         """Add what has happened since the last look."""
         now = clock.perf_counter()
-        number = int((now - self._began) / self.seconds * NR_BUCKETS)
+        number = int((now - self.began) / self.seconds * NR_BUCKETS)
         bucket = self.buckets[min(number, NR_BUCKETS - 1)]
         usage = memory.usage()
         bucket.least_free = min(bucket.least_free, usage.free) if bucket.looks else usage.free
