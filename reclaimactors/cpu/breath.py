@@ -21,6 +21,7 @@ SLICE_S = 0.001  #: how long one step may hold the event loop
 TURN_S = 0.15 * SLICE_S  #: how long all tasks with a Breath work in one turn of the loop
 FAIR_S = SLICE_S / 4  #: once other tasks keep the loop for longer than this, slices grow
 MOST = 4  #: times TURN_S, at most
+LEAST = 2  #: times TURN_S: the most of a `Share` whose weight is 4 or less
 _AT_ONCE = 1 << 20  #: bytes of a map that are freed in one go
 
 
@@ -63,7 +64,9 @@ class Share:
     """What the reclaim of one memory may work in a turn of the event loop, all its tasks together.
 
     Where others leave something of TURN_S, it is that. Where they are busier, it is `weight` times
-    what they worked in the last turn. The tasks go one after the other, first come first served; a
+    what they worked in the last turn, and no more than LEAST to MOST times TURN_S, as the weight
+    says: until it is heavy, every request in line waits less for each turn of reclaim, and reclaim
+    has more of them. The tasks go one after the other, first come first served; a
     step that takes longer than what is left is paid for in the turns that follow. After a rest, in
     which reclaim waited for its workers, say, TURN_S is there at once.
     """
@@ -103,8 +106,10 @@ class Share:
         await checkpoint_if_cancelled()  # in line behind others, too, one may be cancelled
 
     def _add(self, by_others: float) -> None:
-        more = max(TURN_S - by_others, by_others * self.weight())
-        self.left_s = min(MOST * TURN_S, self.left_s + more)
+        weight = self.weight()
+        more = max(TURN_S - by_others, by_others * weight)
+        most = TURN_S * min(MOST, max(LEAST, weight / 2))
+        self.left_s = min(most, self.left_s + more)
 
 
 async def _turn_of_others() -> float:

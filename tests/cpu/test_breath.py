@@ -7,7 +7,7 @@ import anyio.lowlevel
 import pytest
 
 from reclaimactors.cpu import breath
-from reclaimactors.cpu.breath import FAIR_S, MOST, TURN_S, Away, Breath, Share
+from reclaimactors.cpu.breath import FAIR_S, LEAST, MOST, TURN_S, Away, Breath, Share
 
 
 @pytest.fixture
@@ -146,7 +146,9 @@ async def other(clock, seconds, turns):
         (0.0, 1.0, 1.0),  # nobody else is at work: all of it
         (0.4, 0.25, 0.6),  # what others leave
         (2.0, 0.25, 0.5),  # they leave nothing: in proportion
-        (2.0, 1.5, 3.0),
+        (1.2, 1.5, 1.8),
+        (2.0, 1.5, LEAST),  # light, and so no more than that in one turn
+        (2.0, 6.0, 3.0),  # heavier: more
         (2.0, 99.0, MOST),
     ],
 )
