@@ -16,7 +16,7 @@ from reclaimactors.lab.figures import FIGURES
 from reclaimactors.lab.measure import Measurement
 from reclaimactors.lab.run import Result, RunFailed, limit_of, measure_round
 from reclaimactors.lab.timeline import Timeline
-from reclaimactors.lab.verdict import verdicts
+from reclaimactors.lab.verdict import rounds_needed, verdicts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -32,6 +32,7 @@ T = TypeVar("T")
 MOST_ROUNDS = 12  # where nobody asks for more: a pair is told apart well by so many
 MIN_ROUND_S = 0.1
 MAX_SHARE = 2.75  # all time, with filling and verifying, over that in which clients work
+PATIENT_SHARE = 4.0  # the same, until there are rounds enough to tell a difference at all
 
 
 @attrs.define(eq=False)
@@ -73,14 +74,18 @@ class Comparison:
             limit = await self._named(first, limit_of(self.topologies[first], self.load))
             self.load = attrs.evolve(self.load, limit=limit)
         for turn in range(nr_rounds):
-            elapsed = clock.perf_counter() - started
-            late = turn and elapsed * (turn + 1) > MAX_SHARE * self.seconds * turn
-            if late and self.nr_rounds is None:
+            if self.nr_rounds is None and self._too_late(turn, clock.perf_counter() - started):
                 break
             for number, name in enumerate(order, turn * len(order)):
                 self.on_round(number, nr_rounds * len(order), name)
                 await self._round(name, seconds)
             order.reverse()
+
+    def _too_late(self, turn: int, elapsed: float) -> bool:
+        """Return whether another round of each would take too long, as long as those before."""
+        enough = turn >= rounds_needed(list(self.topologies))
+        share = MAX_SHARE if enough else PATIENT_SHARE
+        return turn > 0 and elapsed * (turn + 1) > share * self.seconds * turn
 
     def _rounds_in_time(self) -> int:
         round_s = len(self.topologies) * WORKLOADS[self.load.workload].round_s

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.lab.run import Result
 
-__all__ = ["Difference", "Verdict", "verdicts"]
+__all__ = ["Difference", "Verdict", "rounds_needed", "verdicts"]
 
 WAITS = ("late p50 ms", "late p99 ms", "stall p99 ms", "PSI some %", "allocstall")
 IN_LOOP_PERCENT = 10  # of kswapd's pages: what differs by less is no reason
@@ -133,6 +133,11 @@ class Verdict:
         }
 
 
+def rounds_needed(names: Sequence[str]) -> int:
+    """Return how many rounds it takes to tell a difference between these topologies, if any."""
+    return enough_rounds(len(list(_pairs(names))))
+
+
 def verdicts(
     results: Mapping[str, Result], rounds: Mapping[str, Sequence[Result]]
 ) -> list[Verdict]:
@@ -144,7 +149,7 @@ def verdicts(
     """
     pairs = list(_pairs(list(results)))
     nr_rounds = min(map(len, rounds.values()), default=0)
-    needed = enough_rounds(len(pairs))
+    needed = rounds_needed(list(results))
     found: list[Verdict] = []
     for name, other in pairs:
         one, against = results[name], results[other]

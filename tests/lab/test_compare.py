@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import attrs
 import pytest
 
+from reclaimactors.cpu import clock
 from reclaimactors.errors import BackendError, OutOfMemory
 from reclaimactors.lab import run
 from reclaimactors.lab.compare import Comparison
@@ -98,6 +99,28 @@ def test_where_nothing_differs_another_workload_is_named(source):
 def test_there_are_as_many_rounds_as_there_is_time_for(source, seconds, nr):
     topologies = {name: fake() for name in "abc"}
     assert Comparison(topologies, Load(source), seconds)._rounds_in_time() == nr
+
+
+@pytest.mark.parametrize(
+    ("round_s", "nr"),
+    [(2.0, 6), (2.6, 5), (3.2, 5), (5.0, 4), (30.0, 1)],
+)
+async def test_a_slow_machine_runs_as_many_rounds_as_tell_a_difference(
+    source, monkeypatch, round_s, nr
+):
+    """Four topologies in 20 s: 55 s are the aim, and 80 s the end."""
+    now = 0.0
+
+    async def measure(_topology, _load, _seconds, measured):
+        nonlocal now
+        now += round_s
+        measured.finished = True
+
+    monkeypatch.setattr("reclaimactors.lab.compare.measure_round", measure)
+    comparison = Comparison({name: fake() for name in "abcd"}, Load(source), 20.0)
+    with clock.modelled(lambda: now):
+        await comparison.run()
+    assert {len(rounds) for rounds in comparison.rounds.values()} == {nr}
 
 
 async def test_a_value_that_differs_fails_the_run_and_names_the_topology(opened, source):
