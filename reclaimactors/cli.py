@@ -15,7 +15,7 @@ import anyio
 import typer
 
 from reclaimactors import __version__
-from reclaimactors.commands import measure, plugins, probe, replay
+from reclaimactors.commands import measure, plugins, probe, replay, simulate
 from reclaimactors.commands.options import WHICH, one_line
 from reclaimactors.commands.output import StdoutLost, show
 from reclaimactors.errors import ReclaimError
@@ -88,6 +88,7 @@ def story(
 measure.add_to(app)
 probe.add_to(app)
 replay.add_to(app)
+simulate.add_to(app)
 
 
 @app.command()

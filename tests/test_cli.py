@@ -56,7 +56,7 @@ def test_help_tells_the_story_and_gives_examples():
     assert run().stdout == ended.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "compare", "check", "plugins"])
+@pytest.mark.parametrize("command", ["run", "compare", "simulate", "check", "plugins"])
 def test_each_command_has_help(command):
     ended = run(command, "--help")
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -336,3 +336,10 @@ class Started:
         stdout, _ = self.process.communicate(timeout=50)
         self._read()
         return stdout, self.seen
+
+
+def test_simulate_refuses_a_machine_file_without_a_cost(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('actors = "threads"\n[[cpu]]\ncapacity = 1\n')
+    ended = run("simulate", "kcompressd", "--machine", path)
+    assert_one_line(ended, 2, "mine.toml", "cpu[0].watts is missing; give { value = NUMBER, source")

@@ -14,18 +14,20 @@ A trim takes milliseconds (1 to 9 were seen), so it runs in a thread.
 from __future__ import annotations
 
 import ctypes
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, to_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from reclaimactors.mm.memcg import Memcg
 
-__all__ = ["MallocTrim"]
+__all__ = ["MallocTrim", "never"]
 
 STEP = 16  #: parts of the budget that overhead grows by
+_never: list[None] = []  # one for each block of `never` that is entered
 FALL = 4  #: parts of the most that was held, by which it falls
 WORTH = 1 << 20  #: bytes that are worth a trim
 
@@ -39,7 +41,7 @@ class MallocTrim:
         self._next = memcg.budget // STEP
         self._most = 0  # bytes that were held, since the last trim
         self._held_much = False  # at any time
-        self._trim = _malloc_trim()
+        self._trim = None if _never else _malloc_trim()
 
     def due(self) -> bool:
         """Return whether it is to be trimmed now; once for each reason."""
@@ -65,6 +67,16 @@ class MallocTrim:
             await to_thread.run_sync(self._trim, 0, limiter=self._limiter)
         except RuntimeError:  # this process may not start another thread
             self._trim(0)
+
+
+@contextmanager
+def never() -> Generator[None]:
+    """Have no memory that is opened within the block trim the heap: its threads take real time."""
+    _never.append(None)
+    try:
+        yield
+    finally:
+        _never.pop()
 
 
 def _malloc_trim() -> Callable[[int], int] | None:

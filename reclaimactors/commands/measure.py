@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from reclaimactors.topology import Topology
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "load_of", "resolve_all"]
 
 DEFAULT_COMPARED = ("kswapd_only", "kcompressd", "padata", "kswapd_only_inline")
 RUN_S, COMPARE_S = 10.0, 20.0
@@ -109,7 +109,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run one topology, verify every value, and show what it did."""
-    load = _load(inputs, workload, seconds, seed)
+    load = load_of(inputs, workload, seconds, seed)
     comparison = _comparison([topology], load, budget, seconds, rounds)
     _measure(comparison, as_json=as_json, report=report, trace=trace)
 
@@ -137,12 +137,12 @@ def compare(
 
     Every value is verified byte for byte at the end of each round.
     """
-    load = _load(inputs, workload, seconds, seed)
+    load = load_of(inputs, workload, seconds, seed)
     comparison = _comparison(topologies or DEFAULT_COMPARED, load, budget, seconds, rounds)
     _measure(comparison, as_json=as_json, report=report, trace=trace)
 
 
-def _load(inputs: Sequence[Path] | None, workload: str, seconds: float, seed: int) -> Load:
+def load_of(inputs: Sequence[Path] | None, workload: str, seconds: float, seed: int) -> Load:
     """Return what is done to each topology, from options that are checked here."""
     if workload not in WORKLOADS:
         msg = f"no workload {workload!r}; known: {', '.join(WORKLOADS)}"
@@ -158,7 +158,7 @@ def _comparison(
 ) -> Comparison:
     """Return what is to be run, refused where it could not be told apart."""
     in_ram = WORKLOADS[load.workload].scheduled and not set(names) - set(builtin_names())
-    named = _resolve(names, budget, in_ram=in_ram)
+    named = resolve_all(names, budget, in_ram=in_ram)
     if len({topology.budget for topology in named.values()}) > 1:
         each = ", ".join(f"{name} {format_size(one.budget)}" for name, one in named.items())
         msg = f"budgets differ, so the topologies are not comparable: {each}; give all --budget"
@@ -174,7 +174,7 @@ def _comparison(
     return Comparison(named, load, seconds, rounds)
 
 
-def _resolve(names: Sequence[str], budget: str | None, *, in_ram: bool) -> dict[str, Topology]:
+def resolve_all(names: Sequence[str], budget: str | None, *, in_ram: bool) -> dict[str, Topology]:
     """Return topologies by the names that results give them; one may be compared with itself."""
     overrides: dict[str, Any] = {} if budget is None else {"budget": budget}
     if in_ram:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -12,10 +12,10 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from reclaimactors.cpu import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from mmap import mmap
 
-__all__ = ["FAIR_S", "MOST", "SLICE_S", "TURN_S", "Away", "Breath", "Share", "let_go"]
+__all__ = ["FAIR_S", "MOST", "SLICE_S", "TURN_S", "Away", "Breath", "Share", "anew", "let_go"]
 
 SLICE_S = 0.001  #: how long one step may hold the event loop
 TURN_S = 0.15 * SLICE_S  #: how long all tasks with a Breath work in one turn of the loop
@@ -34,6 +34,18 @@ class _Breathing(threading.local):
 
 
 _breathing = _Breathing()
+
+
+@contextmanager
+def anew() -> Generator[None]:
+    """Within the block, an event loop of this thread begins without what others have measured."""
+    before = vars(_breathing).copy()
+    vars(_breathing).clear()
+    try:
+        yield
+    finally:
+        vars(_breathing).clear()
+        vars(_breathing).update(before)
 
 
 class Away:
