@@ -68,12 +68,15 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "policies": {
         "active_inactive": "reclaimactors.policies.active_inactive:ActiveInactive",
         "mglru": "reclaimactors.policies.mglru:Mglru",
+        "s3fifo": "reclaimactors.policies.s3fifo:S3Fifo",
+        "sieve": "reclaimactors.policies.sieve:Sieve",
     },
     "offloads": {},  # those of this package are wired to the machine in `topology.build`
 }
 
 # Plugins of this project that are installed apart, by (kind, name).
 _ELSEWHERE = {
+    ("backends", "lmdb"): "reclaimactors-lmdb",
     ("compressors", "zstd"): "reclaimactors-zstd",
     ("offloads", "native"): "reclaimactors-native",
 }

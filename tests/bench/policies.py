@@ -4,8 +4,8 @@
 
 The trace is what people asked for on a web shop's product pages (data/README.md says whose it is);
 any other of its format can be named. Each key is one folio, and a cache of so many per cent of all
-keys evicts one folio for each that comes in. Each policy is run as the core runs it, and once more
-with the refault distance ignored: whatever comes back is taken for new. LRU and FIFO are the
+keys evicts one folio for each that comes in. Each policy is run as the core runs it, and those with
+refault distance once more without it: whatever comes back is taken for new. LRU and FIFO are the
 yardsticks; nobody can be above *compulsory*, in which every key misses once.
 """
 
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 from reclaimactors.mm.batch import SWAP_CLUSTER_MAX
 from reclaimactors.policies.active_inactive import ActiveInactive
 from reclaimactors.policies.mglru import Mglru
+from reclaimactors.policies.s3fifo import S3Fifo
+from reclaimactors.policies.sieve import Sieve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +34,10 @@ PERCENTS = (2, 5, 10, 20, 40)  #: of the keys of the trace
 POLICIES: dict[str, Callable[[int], Policy]] = {
     "active_inactive": lambda pages: ActiveInactive(pages=pages),
     "mglru": lambda pages: Mglru(pages=pages),
+    "s3fifo": lambda _pages: S3Fifo(),
+    "sieve": lambda _pages: Sieve(),
 }
+WITH_DISTANCE = ("active_inactive", "mglru")  #: which remember how long a folio was away
 
 
 def read(path: Path) -> list[int]:
@@ -87,8 +92,10 @@ def ratios(trace: Sequence[int], percents: Sequence[int] = PERCENTS) -> dict[str
     sizes = [max(1, keys * percent // 100) for percent in percents]
     hits: dict[str, list[int]] = {}
     for name, make in POLICIES.items():
-        for refaults, row in ((True, name), (False, f"{name}, refaults ignored")):
-            hits[row] = [replay(make(n), trace, n, refaults=refaults) for n in sizes]
+        hits[name] = [replay(make(n), trace, n, refaults=True) for n in sizes]
+        if name in WITH_DISTANCE:
+            row = f"{name}, refaults ignored"
+            hits[row] = [replay(make(n), trace, n, refaults=False) for n in sizes]
     hits["LRU"] = [ordered(trace, n, lru=True) for n in sizes]
     hits["FIFO"] = [ordered(trace, n, lru=False) for n in sizes]
     hits["compulsory"] = [len(trace) - keys for _ in sizes]

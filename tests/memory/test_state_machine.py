@@ -35,6 +35,8 @@ from reclaimactors.mm.folio import CACHED, DEVICE, RESIDENT, SAME, UNEVICTABLE, 
 from reclaimactors.mm.page_io import expand
 from reclaimactors.policies.active_inactive import ActiveInactive
 from reclaimactors.policies.mglru import Mglru
+from reclaimactors.policies.s3fifo import S3Fifo
+from reclaimactors.policies.sieve import Sieve
 from reclaimactors.testing import FaultyBackend, Gate, VirtualClockLoop
 from reclaimactors.testing.faults import Damage
 from reclaimactors.topology import builtin_names, resolve
@@ -68,7 +70,13 @@ VALUES = st.builds(
     st.sampled_from(["text", "text", "same", "random"]),
 )
 PAGE = 1 << 10
-POLICIES = {"mglru": Mglru, "active_inactive": ActiveInactive}
+POLICIES = {
+    "mglru": Mglru,
+    "active_inactive": ActiveInactive,
+    "s3fifo": lambda **_: S3Fifo(),
+    "sieve": lambda **_: Sieve(),
+}
+ISOLATED, GONE = {"_ISOLATED", "_FROM_SMALL", "_FROM_MAIN"}, {"_GHOST", "_GONE"}
 CALLS = ["insert", "access", "remove", "isolate", "putback", "shadow", "age", "deactivate"]
 CALLS += ["insert_many"]
 TIMEOUT_S = 2.0  # of a store
@@ -79,7 +87,7 @@ TOPOLOGIES = st.fixed_dictionaries(
         "offload": st.sampled_from(["inline", "thread"]),
         "on_full": st.sampled_from(["inline", "steal_oldest", "wait"]),
         "ordered": st.booleans(),
-        "policy": st.sampled_from(["mglru", "active_inactive"]),
+        "policy": st.sampled_from([*POLICIES]),
         "pool": st.sampled_from([0, 5, 20, 60]),  # percent of the budget; 0 = zswap is off
     }
 )
@@ -907,12 +915,14 @@ class MemoryMachine(RuleBasedStateMachine):
         if self.policy.has_lost:
             return
         known = vars(sys.modules[type(policy).__module__])
-        isolated, gone = known["_ISOLATED"], known["_GONE"]
+        isolated = {known[name] for name in ISOLATED & known.keys()}
+        gone = {known[name] for name in GONE & known.keys()}
         for pfn, was in enumerate(state):
-            where = policy._where[pfn] if pfn < len(policy._where) else gone
-            assert (where < isolated) == (was == RESIDENT), f"pfn {pfn}: {where} in state {was}"
+            where = policy._where[pfn] if pfn < len(policy._where) else known["_GONE"]
+            listed = where not in isolated | gone
+            assert listed == (was == RESIDENT), f"pfn {pfn}: {where} in state {was}"
             in_hand = was in {WRITEBACK, UNEVICTABLE}
-            assert (where == isolated) == in_hand, f"pfn {pfn}: {where} in state {was}"
+            assert (where in isolated) == in_hand, f"pfn {pfn}: {where} in state {was}"
 
     def is_held(self, pfn: int) -> bool:
         return self.memory._node.mm.state[pfn] in {RESIDENT, UNEVICTABLE}

@@ -6,6 +6,7 @@ isolated has had one verdict or is in flight.
 """
 
 import zlib
+from functools import partial
 from itertools import count
 
 import hypothesis.strategies as st
@@ -36,6 +37,8 @@ from reclaimactors.mm.watermark import Watermarks
 from reclaimactors.mm.zswap import Zswap
 from reclaimactors.policies.active_inactive import ActiveInactive
 from reclaimactors.policies.mglru import Mglru
+from reclaimactors.policies.s3fifo import S3Fifo
+from reclaimactors.policies.sieve import Sieve
 from reclaimactors.testing import FaultyCompressor
 
 PAGE = 512
@@ -44,6 +47,10 @@ KEYS = st.one_of(
     st.integers(0, 25), st.sampled_from(["long" * 50, ("tuple", "long" * 99), b"b" * 300])
 )
 GROUPS = st.integers(0, 9)
+POLICIES = (
+    partial(ActiveInactive, pages=BUDGET // PAGE), partial(Mglru, pages=BUDGET // PAGE),
+    S3Fifo, Sieve,
+)  # fmt: skip
 VERDICTS = ("stored", "zero", "device", "activate", "keep", "cancelled", "error")
 
 
@@ -68,7 +75,7 @@ class CoreMachine(RuleBasedStateMachine):
     """Keys, kswapd, workers and stores, each step of them a rule."""
 
     @initialize(
-        policy=st.sampled_from([ActiveInactive, Mglru]),
+        policy=st.sampled_from(POLICIES),
         pool=st.sampled_from([1, 5, 20]),
         enabled=st.sampled_from([True, True, True, False]),
         capacities=st.lists(st.sampled_from([None, 6, 40]), max_size=2),
@@ -77,11 +84,12 @@ class CoreMachine(RuleBasedStateMachine):
     def build(self, policy, pool, enabled, capacities, charged):
         devices = (SwapDevice(i, f"store{i}", -i, nr) for i, nr in enumerate(capacities))
         self.compressor = FaultyCompressor(Lz4())
+        self.policy = policy
         self.node = Node(
             page_size=PAGE,
             memcg=Memcg(BUDGET),
             marks=Watermarks(BUDGET // 20, BUDGET // 8, BUDGET // 4),
-            policy=policy(pages=BUDGET // PAGE),
+            policy=policy(),
             zswap=Zswap(
                 BUDGET, enabled=enabled, max_pool_percent=pool, accept_threshold_percent=80
             ),
@@ -132,7 +140,7 @@ class CoreMachine(RuleBasedStateMachine):
             zswap_writeback=writeback, swap=swap,
         )  # fmt: skip
         marks = Watermarks(top // 20, top // 8, top // 4) if top else Watermarks(1, 2, 3)
-        policy = type(self.node.root.policy)(pages=BUDGET // PAGE)
+        policy = self.policy()
         name = f"group{next(self.names)}"
         group = self.node.add_group(name, self.group(parent), policy, limits, marks)
         self.model[group] = {}
