@@ -16,7 +16,7 @@ from reclaimactors.topology import resolve
 
 ROOT = Path(__file__).parents[2]
 # But for examples/README.md, whose blocks are no scripts: see test_recipes.
-PLACES = ["README.md", "examples/*/README.md", "plugins/README.md", "tests/bench/README.md"]
+PLACES = ["README.md", "examples/*/README.md", "plugins/*.md", "tests/bench/README.md"]
 READMES = [path.read_text("utf-8") for place in PLACES for path in sorted(ROOT.glob(place))]
 README = "\n".join(READMES)
 

@@ -96,6 +96,10 @@ def test_the_guide_names_checks_that_there_are():
     assert len(rows) > 20
     for kind, check in rows:
         assert f"test_{check}" in checks_of(suites[kind]), check
+    page = Path(__file__).parents[2].joinpath("plugins", "network-stores.md").read_text("utf-8")
+    checks = re.findall(r"^\| .* \| `(\w+)` \|$", page, re.MULTILINE)
+    assert len(checks) > 7
+    assert {f"test_{check}" for check in checks} <= {*checks_of(BackendTests)}
     for kind, suite in suites.items():
         assert re.search(rf"\b{len(checks_of(suite))}( checks)?\sof a {kind}", guide), kind
 
