@@ -15,7 +15,7 @@ import anyio
 import typer
 
 from reclaimactors import __version__
-from reclaimactors.commands import measure, plugins, probe, replay, simulate
+from reclaimactors.commands import measure, plugins, probe, replay, simulate, sweep
 from reclaimactors.commands.options import WHICH, one_line
 from reclaimactors.commands.output import StdoutLost, show
 from reclaimactors.errors import ReclaimError
@@ -89,6 +89,7 @@ measure.add_to(app)
 probe.add_to(app)
 replay.add_to(app)
 simulate.add_to(app)
+sweep.add_to(app)
 
 
 @app.command()

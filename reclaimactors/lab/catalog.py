@@ -86,6 +86,12 @@ WORKLOADS: Mapping[str, Workload] = {
         " work is storing, which is the same in all designs.",
         _LAUNCH,
     ),
+    "writer": Workload(
+        workload.writer,
+        "Clients of writer put as fast as they are served, and read nothing: that shows how much"
+        " reclaim frees at its limit, and cannot show what a reader finds.",
+        _LAUNCH,
+    ),
     "scan": Workload(
         workload.scan,
         "Clients of scan read all keys in order, again and again: that shows what reading back"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLIENTS", "Keys", "ValueDiffers", "all_in_ram", "eater", "phases", "scan", "set_budgets",
-    "zipf",
+    "writer", "zipf",
 ]  # fmt: skip
 
 CLIENTS = 8
@@ -175,6 +175,18 @@ async def eater(keys: Keys) -> None:
                 return
 
     await keys.each_client(eat, range(len(keys.versions)))
+
+
+async def writer(keys: Keys) -> None:
+    """Put as fast as the memory takes it, round and round, and read nothing."""
+
+    async def write(share: range, _: random.Random) -> None:
+        for turn in count():
+            await keys.put(share[turn % len(share)])
+            if keys.stop():
+                return
+
+    await keys.each_client(write, range(len(keys.versions)))
 
 
 async def scan(keys: Keys) -> None:

@@ -245,18 +245,25 @@ class _Charged(Coroutine[Any, Any, Any]):
 
 
 class _Alone(Share):
-    """The time slices of threads that have no event loop to share: each works as it likes."""
+    """The time slices of threads that have no event loop to share: each ends a step as it can.
+
+    What a step changes is seen at its beginning, so steps are to be short.
+    """
+
+    def __init__(self, loop: ModelledLoop) -> None:
+        super().__init__()
+        self._meter = loop.meter
 
     def begin(self, now: float) -> float:  # noqa: ARG002 - as of any share
-        self.left_s = TURN_S
+        """Return the slice of whoever begins."""
         return TURN_S
 
     def worked(self, now: float, seconds: float) -> bool:  # noqa: ARG002 - the same
-        self.left_s -= seconds
-        return self.left_s > 0
+        """Return whether the step has no cost yet that it could end with."""
+        return not self._meter.s
 
     async def turn(self) -> None:
-        self.left_s = TURN_S
+        """End the step."""
         await asyncio.sleep(0)
 
 
@@ -265,7 +272,7 @@ class _OfThreads(LoopCpu):
 
     def __init__(self, page_size: int, loop: Any = None) -> None:
         super().__init__(page_size, loop)
-        self.share = _Alone()
+        self.share = _Alone(loop)
 
     def worked(self, started: float) -> float:
         return self.now() - started
