@@ -25,6 +25,7 @@ from reclaimactors.callers import grouping
 from reclaimactors.callers.batches import Batches
 from reclaimactors.callers.buffers import bytes_of, flat, size_of, split
 from reclaimactors.callers.faults import Faults
+from reclaimactors.callers.mapped import Loader, Mapped
 from reclaimactors.callers.pins import Pins
 from reclaimactors.callers.prefetch import Prefetch
 from reclaimactors.callers.pressure import Headroom, PressureTrigger
@@ -129,6 +130,9 @@ class Memory(Gauges):
         #: called in the task of a put that has waited for room, with its seconds, as it ends
         self.on_stall: Callable[[float], None] | None = None
         self._faults = Faults(machine, group, self._admission.check_open)
+        self._mapped = Mapped(
+            machine, self._admission, self._admission.check_open, topology.max_folio
+        )
         self._pins = Pins(machine, group, self._admission, self._faults)
         self._batches = Batches(
             machine,
@@ -198,13 +202,21 @@ class Memory(Gauges):
         if self._values.ends:
             self._machine.sweeper.look(self._values, key)
         try:
-            value = await self._faults.get(key)
+            value = await (self._faults.get(key) if not self._mapped else self._get_mapped(key))
         except KeyError:
             if default is _MISSING or key in self:
                 raise
             return default
         self._credit -= len(value) // _BYTES_PER_CALL
         return value
+
+    async def _get_mapped(self, key: Hashable) -> bytes:
+        try:
+            return await self._faults.get(key)
+        except KeyError:
+            if key not in self._mapped:
+                raise
+        return await self._mapped.get(key)
 
     async def get_writable(self, key: Hashable) -> memoryview:
         """Return the value of `key` in memory of the caller's own, which may be written to.
@@ -252,6 +264,10 @@ class Memory(Gauges):
                 more = await self._batches.get(dict.fromkeys(rest))
                 self._credit -= sum(map(len, more.values())) // _BYTES_PER_CALL
                 found |= more
+        if self._mapped:
+            loaded = [key for key in keys if key not in found and key in self._mapped]
+            found |= await self._mapped.get_many(loaded)
+            away += len(loaded)
         return {key: found[key] for key in keys if key in found} if away else found
 
     def get_nowait(self, key: Hashable) -> bytes:
@@ -259,7 +275,7 @@ class Memory(Gauges):
 
         Raises:
             KeyError: if the key is absent.
-            WouldBlock: if only a store has it.
+            WouldBlock: if only a store has it, or a loader would be asked for it.
             CorruptData: if a blob of the pool is damaged.
         """
         if get_ident() != self._callers:
@@ -278,6 +294,8 @@ class Memory(Gauges):
                 raise anyio.WouldBlock
             return self._faults.one(pfn)
         self._machine.sweeper.look(self._values, key)
+        if key in self._mapped and key not in self._values:
+            raise anyio.WouldBlock
         pfns: Sequence[int] = self._values.large[key]
         if DEVICE in [self._state[pfn] for pfn in pfns]:
             raise anyio.WouldBlock
@@ -525,6 +543,10 @@ class Memory(Gauges):
         try:
             return await self._batches.pop(key, self._delete)
         except KeyError:
+            if key in self._mapped:
+                value = await self._mapped.get(key)
+                self._delete(key)
+                return value
             if default is _MISSING or key in self:
                 raise
             return default
@@ -540,7 +562,7 @@ class Memory(Gauges):
             self._credit -= 1
             if self._credit < 0:
                 await self._yield()
-            if key in self:
+            if key in self or key in self._mapped:
                 self._delete(key)
                 nr += 1
         return nr
@@ -552,7 +574,7 @@ class Memory(Gauges):
     async def delete(self, *, reparent: bool) -> None: ...
 
     async def delete(self, key: Any = _MISSING, *, reparent: bool | None = None) -> None:
-        """Forget `key` and its value, wherever it is; or, without a key, end this group.
+        """Forget `key`, its value and its loader; or, without a key, end this group.
 
         Whoever is in a call of a group that ends gets `anyio.ClosedResourceError`, pins stay valid.
         Where its policy raises meanwhile, what is left of it is ended by another call.
@@ -583,7 +605,36 @@ class Memory(Gauges):
 
     def _delete(self, key: Hashable) -> None:
         self._machine.sweeper.look(self._values, key)
-        self._values.delete(key)
+        if not self._mapped or key in self._values:
+            self._values.delete(key)
+        elif key not in self._mapped:
+            raise KeyError(key)
+        self._mapped.discard(key)
+
+    # -- mapped keys ------------------------------------------------------------------------------
+
+    def map(self, key: Hashable, loader: Loader) -> None:
+        """Have `loader` asked for the value of `key` whenever a get finds none.
+
+        What it gives is held as a discardable value: where memory is short it is dropped, not
+        compressed or written, and loaded again by the next get. Gets of one key at the same time
+        have it loaded once. Below *low* it is handed out and not held. A value that is put under
+        the key is kept as any other, and the loader is asked again once that is gone: it has ended,
+        or was discardable. `delete` forgets the loader, too. Mapped anew, what the loader before
+        gave is forgotten. `in`, `len` and `keys` are about values that are held.
+
+        Args:
+            key: any hashable.
+            loader: ``async def loader(key)``; it returns what `put` takes. What it raises reaches
+                whoever waits for it, and nobody else: the next get asks it again. KeyError says
+                that there is no value now: a get with a default returns that.
+
+        Raises:
+            TypeError: if the loader cannot be called.
+        """
+        self._check()
+        hash(key)
+        self._mapped.add(key, loader)
 
     # -- pins, advice, proactive reclaim ----------------------------------------------------------
 
@@ -601,6 +652,8 @@ class Memory(Gauges):
         """
         self._check()
         self._machine.sweeper.look(self._values, key)
+        while key in self._mapped and key not in self._values:
+            await self.put(key, await self._mapped.get(key), discardable=True)
         pfn = await self._pins.folio(key)
         if pfn is None:
             async with self._pins.copy(key) as view:

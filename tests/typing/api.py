@@ -37,6 +37,10 @@ def give() -> AbstractAsyncContextManager[ra.Memory]:
     return ra.open_memory({"budget": "8MiB", "swap": []})
 
 
+async def load(key: str) -> bytearray:
+    return bytearray(key, "utf-8")
+
+
 async def embed() -> None:
     """Open a memory and use all of its surface."""
     async with ra.open_memory("kcompressd", budget="64MiB") as memory:
@@ -122,6 +126,7 @@ async def batches(memory: ra.Memory) -> None:
     await memory.put("key", b"bytes", expires_in=60, discardable=True)
     await memory.put_many({"key": b"bytes"}, expires_in=0.5)
     assert_type(memory.expires_in("key"), float | None)
+    assert_type(memory.map("key", load), None)
 
 
 async def objects(memory: ra.Memory) -> None:
