@@ -156,7 +156,8 @@ async def test_topology_keeps_more_than_its_budget(path: Path):
     budget = 1 << 20
     swap = [{"backend": spec.backend, "priority": spec.priority} for spec in resolve(path).swap]
     async with ra.open_memory(str(path), budget=budget, swap=swap) as memory:
-        values = [f"{path.stem} {i} ".encode() * 300 for i in range(budget * 3 // 2 // 4500)]
+        names = [f"{path.stem} {i} ".encode() for i in range(budget * 3 // 2 // 4500)]
+        values = [(name * 1000)[:4500] for name in names]
         for i, value in enumerate(values):
             await memory.put(i, value)
         assert [await memory.get(i) for i in range(len(values))] == values
