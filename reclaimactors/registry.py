@@ -76,6 +76,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
 
 # Plugins of this project that are installed apart, by (kind, name).
 _ELSEWHERE = {
+    ("backends", "fsspec"): "reclaimactors-fsspec",
     ("backends", "lmdb"): "reclaimactors-lmdb",
     ("compressors", "zstd"): "reclaimactors-zstd",
     ("offloads", "native"): "reclaimactors-native",
