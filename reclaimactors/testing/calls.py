@@ -104,6 +104,33 @@ class CallTests(BackendSuite):
                     return
 
     @rule(
+        "Backend.store_many",
+        "If this raises, none of the items may ever be returned by a later load",
+        "name the new contents as the last thing before store_many returns, with no await after it",
+    )
+    async def test_cancelled_replacement_leaves_nothing_of_itself(self) -> None:
+        """Cancelled at each of its awaits, a store to slots in use is never loaded."""
+        async with self.opened() as backend:
+            for at, late in each_await():
+                slots = [(16 * at + nr) % 256 for nr in range(8)]
+                await backend.store_many(pages(slots, 500))
+                before = _going_on()
+                call = cancelled(partial(backend.store_many, pages(slots, at)), at, late=late)
+                waits, done = await call
+                await settled(before)
+                for slot in () if done else slots:
+                    with suppress(BackendError):  # what it held may be lost
+                        held = await backend.load(slot)
+                        fail_unless(
+                            held[:4096] != page(slot + at),
+                            f"slot {slot}, which was in use, has what a store that was cancelled "
+                            f"at its await {at} gave it",
+                        )
+                await backend.invalidate_many(slots)
+                if waits < at:
+                    return
+
+    @rule(
         "Backend.invalidate_many",
         "Returning says that no call that was cancelled before can change them any more",
         _WAIT_FOR_IT,

@@ -132,6 +132,14 @@ class OneAtATime(Raw):
         await super().store_many(items)
 
 
+class ReplacesThenTidiesUp(Raw):
+    async def store_many(self, items):
+        replaced = [slot for slot, _ in items if slot in self._slots]
+        await super().store_many(items)
+        if replaced:
+            await anyio.sleep(0)
+
+
 class StoresThenWaits(Raw):
     async def store_many(self, items):
         await super().store_many(items)
@@ -470,6 +478,11 @@ def _what_they_leave():
         (BlocksInLoad, "leaves_the_event_loop_free", "anyio.to_thread.run_sync, once for"),
         (BlocksInATaskOfItsOwn, "leaves_the_event_loop_free", "`time.sleep(0.02)`"),
         (ComputesInTheLoop, "leaves_the_event_loop_free", "each of 5 calls of invalidate_many"),
+        (
+            ReplacesThenTidiesUp,
+            "cancelled_replacement_leaves_nothing_of_itself",
+            "name the new contents as the last thing",
+        ),
         (StoresThenWaits, "cancelled_store_leaves_nothing_of_itself", "note a slot as stored as"),
         (Swallows, "cancelled_store_leaves_nothing_of_itself", "let the cancellation through"),
         (AbandonsItsThread, "invalidated_after_a_cancelled_store_stays_gone", "abandon_on_cancel"),
