@@ -47,6 +47,8 @@ _ACTORS = {
 }  # fmt: skip
 
 
+LOOKS = 1000  #: at the clock in one step, after which each costs LOOK_S: somebody spins
+LOOK_S = 1e-6
 YIELD_S = 5e-6  #: until a thread that yields, and has done nothing, goes on
 
 
@@ -87,11 +89,19 @@ class ModelledLoop(asyncio.SelectorEventLoop):
         main, where = ("callers", "callers") if self._threads else ("loop", "loop")
         self._main = self._new_thread(main, where)
         self.running: Thread = self._main  #: whose step runs
+        self._looks = 0  # at the clock, in this step
         super().__init__(_Selector(self))
 
     def time(self) -> float:
         """Return the seconds since this loop was made, when what was charged so far is done."""
         return self.cpus.now + self.meter.s / self.running.speed
+
+    def look(self) -> float:
+        """Return `time`, to who looks at the clock: whoever does nothing else spends time so."""
+        self._looks += 1
+        if self._looks > LOOKS:
+            self.meter.s += LOOK_S
+        return self.time()
 
     def create_task(
         self, coro: Any, *, name: Any = None, context: Context | None = None, **more: Any
@@ -126,6 +136,7 @@ class ModelledLoop(asyncio.SelectorEventLoop):
         """Run a step of a task, charged to its thread."""
         self.running = thread
         self.meter.s = 0.0
+        self._looks = 0
         return send(value)
 
     def pay(self, thread: Thread, *, yields: bool = False) -> asyncio.Future[None] | None:

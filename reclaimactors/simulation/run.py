@@ -194,7 +194,7 @@ def _run(machine: Machine, main: Any) -> Any:
     try:
         with (
             asyncio.Runner(loop_factory=lambda: loop) as runner,
-            clock.modelled(loop.time),
+            clock.modelled(loop.look),
             breath.anew(),
             malloc_trim.never(),
         ):
