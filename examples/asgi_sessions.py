@@ -127,12 +127,16 @@ def basket(client: int, number: int) -> bytes:
     return json.dumps({"user": f"{client}-{number}", "basket": goods}).encode()
 
 
+async def put(http: httpx.AsyncClient, name: str, content: bytes) -> httpx.Response:
+    """Put a session, again as long as the service is busy."""
+    while (answer := await http.put(f"/sessions/{name}", content=content)).status_code == 503:
+        await asyncio.sleep(0.01)  # as we are both one process; a client would wait longer
+    return answer
+
+
 async def shop(http: httpx.AsyncClient, client: int) -> None:
     for number in range(SESSIONS_EACH):
-        answer = await http.put(f"/sessions/{client}-{number}", content=basket(client, number))
-        while answer.status_code == 503:
-            await asyncio.sleep(0.01)  # as we are both one process; a client would wait longer
-            answer = await http.put(f"/sessions/{client}-{number}", content=basket(client, number))
+        answer = await put(http, f"{client}-{number}", basket(client, number))
         assert answer.status_code == 204, answer.text
     for number in range(SESSIONS_EACH):
         answer = await http.get(f"/sessions/{client}-{number}")
@@ -149,7 +153,7 @@ async def try_it_out() -> None:
             for client in range(CLIENTS):
                 clients.create_task(shop(http, client))
         assert (await http.get("/sessions/nobody")).status_code == 404
-        assert (await http.put("/sessions/big", content=bytes(5 << 20))).status_code == 507
+        assert (await put(http, "big", bytes(5 << 20))).status_code == 507
         stats = (await http.get("/stats")).json()
         assert (await http.get("/health")).status_code == 200
     size = sum(len(basket(c, n)) for c in range(CLIENTS) for n in range(SESSIONS_EACH))
