@@ -129,9 +129,11 @@ def basket(client: int, number: int) -> bytes:
 
 async def put(http: httpx.AsyncClient, name: str, content: bytes) -> httpx.Response:
     """Put a session, again as long as the service is busy."""
-    while (answer := await http.put(f"/sessions/{name}", content=content)).status_code == 503:
+    while True:
+        answer = await http.put(f"/sessions/{name}", content=content)
+        if answer.status_code != 503:
+            return answer
         await asyncio.sleep(0.01)  # as we are both one process; a client would wait longer
-    return answer
 
 
 async def shop(http: httpx.AsyncClient, client: int) -> None:
