@@ -56,7 +56,8 @@ When memory runs low, Linux compresses what is cold. The thread that looks for c
 did the compressing too, and phones stalled; so that work moved to a second thread (kcompressd), and
 one may ask whether a pool of them (padata) does better. This program builds each of these designs,
 a [b]topology[/b], lets clients put more data than the memory budget allows, and shows in the
-kernel's own words how each one fared. It needs no root, and changes nothing outside."""
+kernel's own words how each one fared. It needs no root, and leaves no file
+but those that you ask for."""
 
 _EXAMPLES = """[b]Examples[/b]
 

@@ -21,6 +21,7 @@ from reclaimactors.commands.options import (
     Seconds,
     Seed,
     WorkloadName,
+    one_line,
 )
 from reclaimactors.commands.output import (
     check_writable,
@@ -91,8 +92,8 @@ says that. [b](partial)[/b]: no round of it came to its end."""
 
 def add_to(app: typer.Typer) -> None:
     """Add `run` and `compare`."""
-    app.command(epilog=_ROWS_HELP)(run)
-    app.command(epilog=_ROWS_HELP)(compare)
+    app.command(epilog=one_line(_ROWS_HELP))(run)
+    app.command(epilog=one_line(_ROWS_HELP))(compare)
 
 
 def run(

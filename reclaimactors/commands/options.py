@@ -44,7 +44,7 @@ Seconds = Annotated[
     typer.Option(
         "--seconds",
         metavar="N",
-        help="How long clients work, all topologies together; verifying comes on top.",
+        help="How long clients work, in all rounds together; verifying comes on top.",
     ),
 ]
 Budget = Annotated[
