@@ -236,6 +236,7 @@ async def test_nothing_but_discardable_values_is_a_cache_without_out_of_memory()
     async with ra.open_memory(**SPEC) as memory:
         for i in range(2000):
             await memory.put(i, b"%d " % i * 1000, discardable=True)
+        await memory.drain()  # kswapd is done
         stats = memory.stats()
         assert stats.pglazyfreed_pages == memory.vmstat["pglazyfreed"] > 0
         assert stats.zswpout_pages == stats.pswpout_pages == 0

@@ -197,7 +197,8 @@ async def test_large_values_keep_the_kinds_of_their_pages_apart():
 
 async def test_what_does_not_compress_leaves_ram_if_there_is_somewhere_to_go():
     other = Elsewhere()
-    async with open_zram(below=[other]) as memory:
+    one = {"offload": "inline", "batch": 8, "in_flight": 1}  # what each comes to is known in time
+    async with open_zram(below=[other], compress=one) as memory:
         for key in range(500):
             await memory.put(key, noise(key))
         zram = await settled(memory)
