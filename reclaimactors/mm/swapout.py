@@ -307,7 +307,10 @@ class Swapout:
             node.vmstat["pool_limit_hit"] += len(to_device)
             batch.group.shrink_pool()
             node.on_pool_full()
-        writes = self.pageout.to_devices(to_device, batch, Verdict.ACTIVATE, poor=batch.poor)
+        failed = self.zram.elsewhere() if batch.poor else frozenset[int]()
+        writes = self.pageout.to_devices(
+            to_device, batch, Verdict.ACTIVATE, failed=failed, poor=batch.poor
+        )
         batch.pfns = []
         return writes
 

@@ -96,7 +96,7 @@ class ZramOut:
         try:
             for kind, pfns in placed.items():
                 otherwise = outcome(kind, pool_accepts=False, swap_has_room=False)
-                failed = frozenset[int]() if kind == BLOB else self._elsewhere()
+                failed = frozenset[int]() if kind == BLOB else self.elsewhere()
                 writes += self._pageout.to_devices(
                     pfns, batch, otherwise, failed=failed, kept=kept, poor=kind == POOR
                 )
@@ -134,7 +134,7 @@ class ZramOut:
             nr_bytes += len(what)
         return kept, kind if nr_bytes * 16 > len(source) * 15 else BLOB
 
-    def _elsewhere(self) -> frozenset[int]:
+    def elsewhere(self) -> frozenset[int]:
         """Return the devices that compress, if there is another one that has room."""
         swap = self._node.swap
         if any(d.takes_writes and d.free_slots and not d.takes_squeezed for d in swap):

@@ -197,8 +197,7 @@ async def test_large_values_keep_the_kinds_of_their_pages_apart():
 
 async def test_what_does_not_compress_leaves_ram_if_there_is_somewhere_to_go():
     other = Elsewhere()
-    one = {"offload": "inline", "batch": 8, "in_flight": 1}  # what each comes to is known in time
-    async with open_zram(below=[other], compress=one) as memory:
+    async with open_zram(below=[other]) as memory:
         for key in range(500):
             await memory.put(key, noise(key))
         zram = await settled(memory)
@@ -206,6 +205,23 @@ async def test_what_does_not_compress_leaves_ram_if_there_is_somewhere_to_go():
         assert len(other._slots) > 200
         for key in range(500):
             assert await memory.get(key) == noise(key)
+
+
+async def test_what_a_store_had_no_time_for_does_not_go_to_zram_either():
+    async with open_zram(below=[Elsewhere()]) as memory:
+        for key in range(8):
+            memory.put_nowait(key, noise(key))
+        machine, node = memory._machine, memory._node
+        batch = machine.swapout.isolate(8, 1 << 20, Reclaimer.PROACTIVE)
+        batch.poor = True  # as it is known to be once a write of it was refused
+        pages, writes = machine.swapout.begin(batch, hold=False)
+        assert pages == []
+        assert sum(len(write.pfns) for write in writes) == 8
+        assert not any(node.swap[write.device].takes_squeezed for write in writes)
+        for write in writes:
+            machine.pageout.refuse(write)
+        assert len(node.root.unevictable) == 8
+        assert node.check()
 
 
 async def test_what_does_not_compress_is_kept_as_it_is_where_there_is_nothing_else():
