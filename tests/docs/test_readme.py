@@ -84,9 +84,11 @@ def test_what_is_installed_exists():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     installs = [step for step in steps() if step[1:4] == ["-m", "pip", "install"]]
     assert installs
+    begun = [step[3] for step in steps() if step[1:2] == ["new-plugin"]]  # each writes a folder
+    written = {f"./reclaimactors-{name.replace('_', '-')}" for name in begun}
     for step in installs:
         for before, word in pairwise(step):
-            if before == "-e":
+            if before == "-e" and word.partition("[")[0] not in written:
                 assert (ROOT / word / "pyproject.toml").is_file(), word
             if before == "--group":
                 assert word in project["dependency-groups"], word
