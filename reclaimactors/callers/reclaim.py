@@ -79,6 +79,9 @@ class Proactive:
                     SWAP_CLUSTER_MAX, mine.who, max_bytes=missing, producer=mine, within=self._group
                 )
                 await self._judge()
+            else:
+                await checkpoint()  # a lane takes what fills the FIFO when its turn comes
+                breath.begin()
             await breath.take()
             machine.check_open()
         while mine.in_flight:

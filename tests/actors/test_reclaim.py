@@ -202,6 +202,28 @@ async def test_where_kswapd_has_filled_the_fifo_the_caller_compresses(kit, machi
     assert machine.node.check()
 
 
+async def test_who_finds_the_fifo_full_gives_way_to_the_lane_that_takes_from_it(
+    kit, machine_of, running, monkeypatch
+):
+    monkeypatch.setattr(clock, "perf_counter", lambda: 1.0)  # no slice is ever used up
+    machine = await machine_of(fifo=32)
+    machine.starter.started = True
+    kit.fill(machine)
+    kswapds = machine.swapout.isolate(32, EVERYTHING, Reclaimer.KSWAPD, machine.background.stream)
+    while kswapds is not None:
+        kswapds = enqueue(machine, kswapds)
+    machine.fifo.takers += 1  # a lane whose turn has yet to come
+    answer = Answer()
+    async with running() as tasks:
+        tasks.start_soon(answer.of, Proactive(machine, 10 * kit.page).run)
+        await kit.settle()
+        assert answer.value is None
+        machine.fifo.takers -= 1  # it has gone elsewhere
+        await kit.settle()
+        assert answer.value is not None
+        assert answer.value >= 10 * kit.page
+
+
 async def test_a_folio_larger_than_the_share_still_goes(kit):
     async with ra.open_memory(**kit.spec(fifo=16)) as memory:
         put_many(kit, memory, 6, size=60 * kit.page)
