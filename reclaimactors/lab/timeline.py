@@ -84,7 +84,7 @@ class _Tasks:
         me = get_native_id()
         threads, workers = 0, 0
         self._ran_s = clock.thread_time()
-        with suppress(OSError):
+        with suppress(OSError):  # no Linux, or a thread has just ended: it is not in the timeline
             for folder in sorted(_TASKS.iterdir(), key=lambda folder: int(folder.name)):
                 if int(folder.name) == me:
                     self._add(LOOP, folder)
@@ -96,7 +96,7 @@ class _Tasks:
                     self._add(f"worker {workers}", Path("/proc", pid))
 
     def _add(self, name: str, folder: Path) -> None:
-        with suppress(OSError):
+        with suppress(OSError):  # it has just ended
             fd = os.open(folder / "schedstat", os.O_RDONLY | os.O_CLOEXEC)
             self._tasks.append(_Task(name, fd))
 

@@ -53,14 +53,13 @@ class Kswapd:
         group: what it balances; its recent gain says what that which is in flight will free.
         max_in_flight: bytes that may be queued or compressed at once, no more than lies between
             *min* and *low*; one folio may always be.
-        max_of_all: the same of the whole memory; None for that of the root.
     """
 
-    def __init__(self, group: Group, *, max_in_flight: int, max_of_all: int | None = None) -> None:
+    def __init__(self, group: Group, *, max_in_flight: int) -> None:
         self._group = group
         self._node = group.node
         self.max_in_flight = max_in_flight
-        self.max_of_all = max_in_flight if max_of_all is None else max_of_all
+        self.max_of_all = max_in_flight  #: the same of the whole memory
         self.running = False
         self.throttled = False  #: a store refused a write; cleared once it has room again
         self.late = False  #: the worker has not answered for a while: nothing is covered
