@@ -7,14 +7,15 @@ import anyio
 import pytest
 
 import reclaimactors as ra
+from reclaimactors.topology import builtin_names
 
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 PAGE = 4096
 
 
-def open_memory(**spec):
+def open_memory(topology="kcompressd", **spec):
     spec = {"budget": "256KiB", "swap": [], "compress": {"offload": "inline"}} | spec
-    return ra.open_memory("kcompressd", **spec)
+    return ra.open_memory(topology, **spec)
 
 
 def page(key, size=PAGE):
@@ -37,6 +38,22 @@ class Files:
         if self.error is not None:
             raise self.error
         return page(key, self.size)
+
+
+class Gets:
+    """What gets of one key that are made at the same time came to."""
+
+    def __init__(self, memory, key="a"):
+        self._memory = memory
+        self._key = key
+        self.values = []
+        self.errors = []
+
+    async def get(self):
+        try:
+            self.values.append(await self._memory.get(self._key))
+        except (OSError, anyio.ClosedResourceError) as exc:
+            self.errors.append(exc)
 
 
 async def turns(nr=20):
@@ -65,6 +82,23 @@ async def test_what_was_loaded_is_held_and_loaded_again_once_reclaim_has_dropped
         gone = next(key for key in range(200) if key not in memory)
         assert await memory.get(gone) == page(gone)
         assert files.reads[200:] == [gone]
+        assert memory._node.check()
+
+
+@pytest.mark.parametrize("topology", builtin_names())
+async def test_in_every_topology_it_is_dropped_beside_values_that_are_kept(topology):
+    swap = [{"backend": "zram" if topology == "zram" else "memory"}]
+    async with open_memory(topology, swap=swap) as memory:
+        files = Files()
+        for key in range(100):
+            memory.map(key, files.load)
+            await memory.put(f"own {key}", b"%d of mine " % key * 300)
+            assert await memory.get(key) == page(key)
+        await memory.drain()
+        assert memory.vmstat["pglazyfreed"] > 0
+        for key in range(100):
+            assert await memory.get(key) == page(key)
+            assert await memory.get(f"own {key}") == b"%d of mine " % key * 300
         assert memory._node.check()
 
 
@@ -102,40 +136,29 @@ async def test_a_loader_gives_what_put_takes(given):
 
 async def test_gets_at_the_same_time_have_it_loaded_once():
     async with open_memory() as memory:
-        files, got = Files(), []
+        files, gets = Files(), Gets(memory)
         files.gate = anyio.Event()
         memory.map("a", files.load)
-
-        async def get():
-            got.append(await memory.get("a"))
-
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
-                tasks.start_soon(get)
+                tasks.start_soon(gets.get)
             await turns()
             files.gate.set()
-        assert got == [page("a")] * 5
+        assert gets.values == [page("a")] * 5
         assert files.reads == ["a"]
 
 
 async def test_an_error_reaches_all_who_wait_and_poisons_nothing():
     async with open_memory() as memory:
-        files, errors = Files(), []
+        files, gets = Files(), Gets(memory)
         files.gate, files.error = anyio.Event(), OSError("no such disk")
         memory.map("a", files.load)
-
-        async def get():
-            try:
-                await memory.get("a")
-            except OSError as exc:
-                errors.append(exc)
-
         async with anyio.create_task_group() as tasks:
             for _ in range(3):
-                tasks.start_soon(get)
+                tasks.start_soon(gets.get)
             await turns()
             files.gate.set()
-        assert errors == [files.error] * 3
+        assert gets.errors == [files.error] * 3
         files.error = None
         assert await memory.get("a") == page("a")
         assert files.reads == ["a", "a"]
@@ -143,26 +166,22 @@ async def test_an_error_reaches_all_who_wait_and_poisons_nothing():
 
 async def test_who_waits_for_a_get_that_is_cancelled_loads_for_himself():
     async with open_memory() as memory:
-        files, got = Files(), []
+        files, gets = Files(), Gets(memory)
         files.gate = anyio.Event()
         memory.map("a", files.load)
-
-        async def get():
-            got.append(await memory.get("a"))
-
         async with anyio.create_task_group() as tasks:
             with anyio.CancelScope() as first:
                 async with anyio.create_task_group() as firsts:
-                    firsts.start_soon(get)
+                    firsts.start_soon(gets.get)
                     await turns()
-                    tasks.start_soon(get)
-                    tasks.start_soon(get)
+                    tasks.start_soon(gets.get)
+                    tasks.start_soon(gets.get)
                     await turns()
                     first.cancel()
             await turns()
             assert files.reads == ["a", "a"]
             files.gate.set()
-        assert got == [page("a")] * 2
+        assert gets.values == [page("a")] * 2
 
 
 async def test_a_put_while_it_is_loaded_wins():
@@ -324,22 +343,15 @@ async def test_a_group_has_loaders_of_its_own():
 async def test_a_get_that_waits_for_a_loader_ends_with_its_memory():
     files = Files()
     files.gate = anyio.Event()
-    said = []
-
-    async def get():
-        try:
-            await memory.get("a")
-        except anyio.ClosedResourceError as exc:
-            said.append(exc)
-
     async with anyio.create_task_group() as tasks:
         async with open_memory() as memory:
+            gets = Gets(memory)
             memory.map("a", files.load)
-            tasks.start_soon(get)
-            tasks.start_soon(get)
+            tasks.start_soon(gets.get)
+            tasks.start_soon(gets.get)
             await turns()
         files.gate.set()
-    assert len(said) == 2
+    assert [type(error) for error in gets.errors] == [anyio.ClosedResourceError] * 2
 
 
 async def test_random_calls_always_read_what_was_put_or_what_the_loader_gives():
