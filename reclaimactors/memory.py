@@ -541,15 +541,23 @@ class Memory(Gauges):
         if self._credit < 0:
             await self._yield()
         try:
-            return await self._batches.pop(key, self._delete)
+            return await (self._batches.pop(key, self._delete) if not self._mapped
+                          else self._pop_mapped(key))  # fmt: skip
         except KeyError:
-            if key in self._mapped:
-                value = await self._mapped.get(key)
-                self._delete(key)
-                return value
             if default is _MISSING or key in self:
                 raise
             return default
+
+    async def _pop_mapped(self, key: Hashable) -> bytes:
+        while True:
+            try:
+                return await self._batches.pop(key, self._delete)
+            except KeyError:
+                if key not in self._mapped:
+                    raise
+            value = await self._mapped.get(key)
+            if key not in self._values and self._mapped.discard(key):
+                return value  # else what is held goes: one that was put meanwhile is newer
 
     async def delete_many(self, keys: Iterable[Hashable]) -> int:
         """Forget these keys and their values; return how many there were. Absent ones are skipped.
@@ -621,7 +629,7 @@ class Memory(Gauges):
         have it loaded once. Below *low* it is handed out and not held. A value that is put under
         the key is kept as any other, and the loader is asked again once that is gone: it has ended,
         or was discardable. `delete` forgets the loader, too. Mapped anew, what the loader before
-        gave is forgotten. `in`, `len` and `keys` are about values that are held.
+        gave is forgotten. `in`, `len`, `keys` and `put_if` are about values that are held.
 
         Args:
             key: any hashable.
@@ -635,6 +643,12 @@ class Memory(Gauges):
         self._check()
         hash(key)
         self._mapped.add(key, loader)
+
+    async def _hold(self, key: Hashable, data: bytes) -> None:
+        """Wait for room for what was loaded, and hold it; what is put meanwhile stays."""
+        done = await Memory.put_if(self, key, data, None, discardable=True)
+        if done and key not in self._mapped:
+            self._values.delete(key)  # somebody has deleted it while this waited
 
     # -- pins, advice, proactive reclaim ----------------------------------------------------------
 
@@ -653,7 +667,7 @@ class Memory(Gauges):
         self._check()
         self._machine.sweeper.look(self._values, key)
         while key in self._mapped and key not in self._values:
-            await self.put(key, await self._mapped.get(key), discardable=True)
+            await self._hold(key, await self._mapped.get(key))
         pfn = await self._pins.folio(key)
         if pfn is None:
             async with self._pins.copy(key) as view:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from reclaimactors.callers.buffers import bytes_of, size_of, split
+from reclaimactors.callers.buffers import bytes_of, split
 from reclaimactors.cpu.breath import Breath
 from reclaimactors.mm.expiry import Terms
 from reclaimactors.offload.job import join
@@ -197,7 +197,7 @@ class Mapped:
     def _keep(self, key: Hashable, loader: Loader, parts: list[bytes]) -> None:
         """Hold what was loaded, if there is room for it above *low*, as a fault does."""
         group, values = self._group, self._values
-        size = sum(map(size_of, parts))
+        size = sum(map(len, parts))
         pages = nr_pages(size, group.node.page_size)
         for name in ("pgfault", "pgmajfault"):
             group.node.vmstat[name] += pages

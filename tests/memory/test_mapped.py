@@ -197,6 +197,48 @@ async def test_a_put_while_it_is_loaded_wins():
         assert await memory.get("a") == b"mine"
 
 
+async def test_a_put_while_it_is_loaded_for_a_pop_is_what_is_popped():
+    async with open_memory() as memory:
+        files, popped = Files(), []
+        files.gate = anyio.Event()
+        memory.map("a", files.load)
+
+        async def pop():
+            popped.append(await memory.pop("a"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(pop)
+            await turns()
+            await memory.put("a", b"mine")
+            files.gate.set()
+        assert popped == [b"mine"]
+        with pytest.raises(KeyError):
+            await memory.get("a")
+
+
+@pytest.mark.parametrize("ends", ["put", "delete"])
+async def test_a_pin_that_waits_for_room_overwrites_and_revives_nothing(ends, monkeypatch):
+    async with open_memory() as memory:
+        memory.map("a", Files().load)
+        real = memory._batches.put_if
+        monkeypatch.setattr(memory._mapped, "_keep", lambda *_: None)  # there is no room
+
+        async def waits(*args):
+            await (memory.put("a", b"mine") if ends == "put" else memory.delete("a"))
+            return await real(*args)
+
+        monkeypatch.setattr(memory._batches, "put_if", waits)
+        if ends == "put":
+            async with memory.pin("a") as view:
+                assert bytes(view) == b"mine"
+            assert await memory.get("a") == b"mine"
+        else:
+            with pytest.raises(KeyError):
+                async with memory.pin("a"):
+                    pass
+            assert "a" not in memory
+
+
 async def test_a_value_that_is_put_is_kept_as_any_other():
     async with open_memory() as memory:
         files = Files()
@@ -285,6 +327,7 @@ async def test_a_loader_without_a_value_says_so_by_key_error():
             await memory.get("a")
         assert await memory.get("a", 7) == 7
         assert await memory.get_many(["a"]) == {}
+        assert await memory.pop("a", 7) == 7
 
 
 async def test_the_first_error_of_many_is_raised():
